@@ -1,0 +1,127 @@
+"""Observation blocks: the columnar form in which rows travel from the join to the detectors.
+
+One block holds rows of one model, of any of its versions and roles, cut from one input partition. Wire form: one
+msgpack map whose arrays are raw little-endian bytes; no pickle, a schema version first. Key on the topic: the model
+(later: model and feature group).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.errors import BadMessage
+from schemas.ids import ROLES
+
+BLOCK_SCHEMA = 1
+#: Column name to its dtype on the wire. Every column has shape ``(n,)`` but ``features``, ``(n, k)`` row-major.
+DTYPES: dict[str, str] = {
+    "partition": "<i4",
+    "offset": "<i8",
+    "row": "<i4",
+    "identity": "<u8",
+    "event_time_ms": "<i8",
+    "version": "<i4",
+    "role": "|i1",
+    "score": "<f8",
+    "latency_ms": "<f8",
+    "status": "|i1",
+    "features": "<f8",
+    "label": "<f8",
+    "label_time_ms": "<i8",
+    "loss": "<f8",
+    "sign": "|i1",
+}
+Kind = Literal["predictions", "outcomes"]
+
+
+@dataclass(slots=True)
+class ObservationBlock:
+    """``n`` rows of one model.
+
+    ``identity``: 64-bit hash of the prediction id; with event time it orders rows the same way in every run.
+    ``version``: index into ``versions``. ``role``: index into ``schemas.ids.ROLES``. ``features``: contract order,
+    categoricals as their index in the contract's categories (unknown: ``len(categories)``), null as NaN.
+    ``kind`` predictions: a row is a prediction; label, label_time_ms, loss, sign are empty ``(0,)``.
+    ``kind`` outcomes: a row is a joined label; ``loss`` is the log loss, ``sign`` +1, or -1 for a row that takes back an
+    outcome a revision replaced. ``event_time_ms`` stays the prediction's; order of arrival is ``label_time_ms``.
+    ``row addresses`` are (predictions topic, partition, offset, row). ``contract_hash`` says how features were coded.
+    """
+
+    kind: Kind
+    model: str
+    versions: tuple[str, ...]
+    contract_hash: str
+    partition: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    row: NDArray[np.int32]
+    identity: NDArray[np.uint64]
+    event_time_ms: NDArray[np.int64]
+    version: NDArray[np.int32]
+    role: NDArray[np.int8]
+    score: NDArray[np.float64]
+    latency_ms: NDArray[np.float64]
+    status: NDArray[np.int8]
+    features: NDArray[np.float64]
+    label: NDArray[np.float64]
+    label_time_ms: NDArray[np.int64]
+    loss: NDArray[np.float64]
+    sign: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.event_time_ms)
+
+    @property
+    def order_ms(self) -> NDArray[np.int64]:
+        """The time by which rows of this kind are ordered: event time, or label time for outcomes."""
+        return self.event_time_ms if self.kind == "predictions" else self.label_time_ms
+
+    def take(self, index: NDArray[Any]) -> ObservationBlock:
+        """The rows selected by ``index`` (positions or mask), as a new block."""
+        columns = {name: getattr(self, name) for name in DTYPES}
+        cut = {name: (column[index] if len(column) else column) for name, column in columns.items()}
+        return ObservationBlock(self.kind, self.model, self.versions, self.contract_hash, **cut)
+
+
+def encode_block(block: ObservationBlock) -> bytes:
+    """Wire form of ``block``."""
+    head: dict[str, Any] = {
+        "schema": BLOCK_SCHEMA,
+        "kind": block.kind,
+        "model": block.model,
+        "versions": list(block.versions),
+        "contract_hash": block.contract_hash,
+        "rows": len(block),
+        "width": int(block.features.shape[1]) if block.features.ndim == 2 else 0,
+    }
+    for name, dtype in DTYPES.items():
+        head[name] = np.ascontiguousarray(getattr(block, name), dtype).tobytes()
+    return msgspec.msgpack.encode(head)
+
+
+def decode_block(data: bytes) -> ObservationBlock:
+    """Inverse of :func:`encode_block`; arrays are read-only views. Raises BadMessage on anything else."""
+    try:
+        head = msgspec.msgpack.decode(data)
+        if head["schema"] != BLOCK_SCHEMA:
+            raise BadMessage("invalid-value", f"observation block schema {head['schema']}, this code reads {BLOCK_SCHEMA}")
+        rows, width = head["rows"], head["width"]
+        columns: dict[str, Any] = {name: np.frombuffer(head[name], dtype) for name, dtype in DTYPES.items()}
+        columns["features"] = columns["features"].reshape(-1, width) if width else np.empty((0, 0))
+        block = ObservationBlock(
+            head["kind"], head["model"], tuple(head["versions"]), head["contract_hash"], **columns
+        )
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+        raise BadMessage("invalid-value", f"not an observation block: {error}") from error
+    if any(len(getattr(block, f.name)) not in (0, rows) for f in fields(block) if f.name in DTYPES):
+        raise BadMessage("invalid-value", "observation block: columns of different lengths")
+    return block
+
+
+def role_code(role: str) -> int:
+    """Index of ``role`` in ``ROLES``."""
+    return ROLES.index(role)  # type: ignore[arg-type]

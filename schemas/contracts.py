@@ -1,0 +1,300 @@
+"""What a model's owner writes down once: its features, its label, and how it is to be watched.
+
+YAML or JSON, published on the compacted topic ``models`` (key ``model`` for the contract, ``model/version`` for a
+version). Frozen pydantic models; unknown keys are errors, so a typo in a threshold cannot pass silently.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from schemas.errors import ContractError
+from schemas.events import Name
+from schemas.ids import content_hash
+from schemas.verdicts import Family, State
+
+_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+
+
+def parse_duration_ms(value: Any) -> Any:
+    """``"90s"``, ``"1h30m"``, ``"30d"`` or a number of milliseconds, as milliseconds. Raises ValueError."""
+    if isinstance(value, str):
+        parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", value.replace(" ", ""))
+        if not parts or "".join(n + u for n, u in parts) != value.replace(" ", ""):
+            raise ValueError(f"{value!r} is not a duration; write for example 500ms, 90s, 15m, 6h, 30d")
+        return round(sum(float(n) * _UNITS_MS[u] for n, u in parts))
+    return value
+
+
+DurationMs = Annotated[int, BeforeValidator(parse_duration_ms), Field(ge=0)]
+
+
+class Document(BaseModel):
+    """Base of everything people write: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Feature(Document):
+    """One input column. A numeric feature is a float; a categorical one a string out of ``categories`` or unknown."""
+
+    name: Name
+    kind: Literal["numeric", "categorical"] = "numeric"
+    nullable: bool = False
+    low: float | None = Field(default=None, description="Smallest value that is in range; below counts as invalid.")
+    high: float | None = None
+    categories: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Feature:
+        if self.kind == "numeric" and self.categories:
+            raise ValueError(f"feature {self.name}: a numeric feature has no categories")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"feature {self.name}: low must be below high")
+        if len(set(self.categories)) != len(self.categories):
+            raise ValueError(f"feature {self.name}: a category is listed twice")
+        return self
+
+
+class FalsePages(Document):
+    """The user's promise to itself: at most ``max`` false pages in any ``per``, for the whole model."""
+
+    max: float = Field(default=1, gt=0)
+    per: DurationMs = 30 * 86_400_000
+
+
+class DetectorConfig(Document):
+    """One detector of a model: which kind, on which stream and columns, with which options.
+
+    ``stream`` is ``features`` (one row a prediction), ``score`` (its score), ``loss`` (one row a joined label) or
+    ``comparison`` (outcomes of the canary beside those of the stable version). ``columns`` names features (``["*"]``:
+    all that the kind can read); options are the kind's own, checked against its spec.
+    """
+
+    name: Name
+    kind: Name
+    stream: Literal["features", "score", "loss", "comparison"]
+    columns: tuple[str, ...] = ("*",)
+    options: dict[str, Any] = Field(default_factory=dict)
+    roles: tuple[Literal["stable", "canary", "shadow"], ...] = ("stable",)
+    sample_every: int = Field(default=1, ge=1, description="Reads rows whose identity hash is 0 modulo this number.")
+
+
+class Rule(Document):
+    """Policy: which signals mean what. The first rule that matches a signal decides."""
+
+    name: Name
+    detectors: tuple[str, ...] = ("*",)
+    families: tuple[Family, ...] = ()
+    roles: tuple[Literal["stable", "canary", "shadow"], ...] = ("stable", "canary")
+    states: tuple[State, ...] = (State.DRIFT,)
+    severity: Literal["info", "ticket", "page"] = "ticket"
+    action: Literal["none", "retrain", "rollback"] = "none"
+    streak: int = Field(default=1, ge=1, description="Distinct detectors that must agree before the rule acts.")
+    cooldown: DurationMs = 86_400_000
+    runbook: str = ""
+
+
+class Policy(Document):
+    """Rules and their limits. ``retrain_interval``: the least event time between two retrain requests of a model."""
+
+    rules: tuple[Rule, ...] = ()
+    retrain_interval: DurationMs = 30 * 86_400_000
+    commands_per_day_max: int = Field(default=20, ge=1)
+    command_ttl: DurationMs = 7 * 86_400_000
+
+
+class Monitoring(Document):
+    """How a model is watched."""
+
+    window: DurationMs = 3_600_000
+    allowed_lateness: DurationMs = 600_000
+    label_horizon: DurationMs = 7 * 86_400_000
+    event_age_max: DurationMs = 30 * 86_400_000
+    event_ahead_max: DurationMs = 600_000
+    segments: tuple[str, ...] = Field(default=(), description="Categorical features whose values are segments.")
+    segments_max: int = Field(default=200, ge=1, description="Further segment values count under ``other``.")
+    histogram_bins: int = Field(default=20, ge=2, le=200)
+    false_pages: FalsePages = FalsePages()
+    detectors: tuple[DetectorConfig, ...] = ()
+    bad_share_max: float = Field(default=0.5, gt=0, le=1, description="Above it the consumer halts and alerts.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Monitoring:
+        names = [d.name for d in self.detectors]
+        if len(set(names)) != len(names):
+            raise ValueError("monitoring.detectors: two detectors have the same name")
+        if self.window <= 0:
+            raise ValueError("monitoring.window must be positive")
+        return self
+
+
+class CanaryStep(Document):
+    """One step of a rollout: ``weight`` of the traffic for at least ``bake`` of event time."""
+
+    weight: float = Field(gt=0, le=1)
+    bake: DurationMs
+
+
+class Rollout(Document):
+    """How a new version gets traffic: steps, the analysis between them, what happens when data is missing."""
+
+    strategy: Literal["canary"] = "canary"
+    steps: tuple[CanaryStep, ...] = (
+        CanaryStep(weight=0.05, bake=86_400_000),
+        CanaryStep(weight=0.25, bake=86_400_000),
+    )
+    labels_min: int = Field(default=50, ge=0, description="Joined canary outcomes a step needs before it may pass.")
+    deadline: DurationMs = Field(default=21 * 86_400_000, description="A step without enough data pauses, then fails.")
+    failures_max: int = Field(default=0, ge=0)
+    watch_after: DurationMs = Field(
+        default=14 * 86_400_000, description="How long the replaced version is kept warm as rollback target."
+    )
+
+
+class Training(Document):
+    """What a retrain may use: the span of labelled predictions before the request, and the least rows."""
+
+    span: DurationMs = 60 * 86_400_000
+    rows_min: int = Field(default=1_000, ge=10)
+    holdout: float = Field(default=0.2, gt=0, lt=0.9)
+    trainer: str = "sklearn"
+    seed: int = 7
+
+
+class ModelContract(Document):
+    """Everything a model's owner declares. The hash of its JSON names it in every decision."""
+
+    model: Name
+    task: Literal["binary"] = "binary"
+    description: str = ""
+    owner: str = ""
+    features: tuple[Feature, ...]
+    threshold: float = Field(default=0.5, description="A score at or above it is a positive decision.")
+    fallback_score: float = Field(default=0.5, description="The heuristic's answer when no version is healthy.")
+    monitoring: Monitoring = Monitoring()
+    policy: Policy = Policy()
+    rollout: Rollout = Rollout()
+    training: Training = Training()
+    revision: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelContract:
+        names = [f.name for f in self.features]
+        if not names:
+            raise ValueError("a contract needs at least one feature")
+        if len(set(names)) != len(names):
+            raise ValueError("two features have the same name")
+        kinds = {f.name: f.kind for f in self.features}
+        for segment in self.monitoring.segments:
+            if kinds.get(segment) != "categorical":
+                raise ValueError(f"segment {segment!r} is not a categorical feature of this contract")
+        for detector in self.monitoring.detectors:
+            for column in detector.columns:
+                if column != "*" and detector.stream == "features" and column not in kinds:
+                    raise ValueError(f"detector {detector.name}: no feature {column!r} in this contract")
+        return self
+
+    @property
+    def hash(self) -> str:
+        """Content hash of the whole contract."""
+        return content_hash(self.model_dump_json().encode())
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return tuple(f.name for f in self.features)
+
+
+class ColumnReference(Document):
+    """What one column looked like in the reference the version was validated on.
+
+    Numeric: ``quantiles`` at evenly spaced probabilities 0..1 (101 of them by default) of the ``rows`` that were not
+    null. Categorical: ``shares`` by category, in the contract's order, the last one for unknown values.
+    """
+
+    rows: int = Field(ge=0)
+    missing: float = 0.0
+    quantiles: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
+    mean: float | None = None
+    sd: float | None = None
+
+
+class Reference(Document):
+    """The reference of one version, made by its training: what "no drift" means.
+
+    ``loss_blocks`` are the mean losses of consecutive time blocks (``loss_block_ms`` of event time each) of the
+    held-out span in time order: their spread is the reference's own block-to-block variation, which no detector may
+    page on. ``rows_npy`` in the version's artifact directory holds a bounded sample of whole rows for multivariate
+    detectors; here as ``sample``, row-major, NaN as null.
+    """
+
+    columns: dict[str, ColumnReference] = Field(default_factory=dict)
+    score: ColumnReference | None = None
+    loss_mean: float | None = None
+    loss_sd: float | None = None
+    loss_rows: int = 0
+    loss_blocks: tuple[float, ...] = ()
+    loss_block_ms: int = 86_400_000
+    column_blocks: dict[str, tuple[float, ...]] = Field(
+        default_factory=dict, description="Per column, the mean probability transform of each time block."
+    )
+    sample: tuple[tuple[float | None, ...], ...] = ()
+
+
+class ModelVersion(Document):
+    """One immutable version: where its artifact is, what it must hash to, where it came from."""
+
+    model: Name
+    version: Name
+    uri: str = Field(description="Directory of the artifact, relative to the registry's root.")
+    sha256: str = Field(min_length=64, max_length=64)
+    contract_revision: int = 1
+    parent: str | None = None
+    snapshot: str | None = Field(default=None, description="Content hash of the training data.")
+    trained_from_ms: int | None = None
+    trained_to_ms: int | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    reference: Reference = Reference()
+    risk: Literal["low", "medium", "high"] = "low"
+    cause: str = Field(default="", description="Request id or person that asked for it.")
+    created_event_ms: int = 0
+    signature: str = ""
+    key_id: str = ""
+
+
+class ModelRecord(Document):
+    """Value on topic ``models``: exactly one of the two."""
+
+    contract: ModelContract | None = None
+    version: ModelVersion | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> ModelRecord:
+        if (self.contract is None) == (self.version is None):
+            raise ValueError("a record on `models` carries a contract or a version, not both and not neither")
+        return self
+
+    @property
+    def key(self) -> str:
+        if self.contract is not None:
+            return self.contract.model
+        assert self.version is not None
+        return f"{self.version.model}/{self.version.version}"
+
+
+def load_contract(path: Path) -> ModelContract:
+    """Read a contract from YAML or JSON. Raises ContractError that names the file and every wrong key."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ContractError(f"{path}: cannot be read as YAML: {error}") from error
+    try:
+        return ModelContract.model_validate(data)
+    except ValueError as error:
+        raise ContractError(f"{path}: {error}") from error

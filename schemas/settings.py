@@ -1,0 +1,339 @@
+"""One settings model for each service, read from the environment and a file; unknown keys are errors.
+
+Environment variables start with ``DRIFTLINE_`` and use ``__`` between levels (``DRIFTLINE_KAFKA__BOOTSTRAP``). The file
+is YAML, named by ``DRIFTLINE_CONFIG``; the environment wins. Secrets are masked wherever settings are printed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from schemas.contracts import DurationMs
+from schemas.errors import ConfigurationError
+
+ENV_PREFIX = "DRIFTLINE_"
+CONFIG_FILE = "DRIFTLINE_CONFIG"
+#: Environment keys that are read outside the settings models (and so are no unknown keys).
+OTHER_KEYS = frozenset({CONFIG_FILE, "DRIFTLINE_CACHE", "DRIFTLINE_FAILPOINT"})
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KafkaSettings(Section):
+    """How to reach Kafka; every client of every service is built from this."""
+
+    bootstrap: str = "127.0.0.1:9092"
+    security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    username: str | None = None
+    password: SecretStr | None = None
+    ca_file: Path | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    key_password: SecretStr | None = None
+    client_id: str = "driftline"
+    topic_prefix: str = Field(default="", description="Put before every topic name, group and transactional id.")
+    input_partitions: int = Field(default=4, ge=1, le=1024)
+    replication: int = Field(default=1, ge=1)
+    session_timeout: DurationMs = 10_000
+
+    def topic(self, name: str) -> str:
+        """The name on the broker of logical topic ``name``."""
+        return self.topic_prefix + name
+
+    def librdkafka(self, **extra: Any) -> dict[str, Any]:
+        """Configuration of a confluent-kafka client."""
+        config: dict[str, Any] = {
+            "bootstrap.servers": self.bootstrap,
+            "client.id": self.client_id,
+            "security.protocol": self.security.lower(),
+            "log.connection.close": False,
+        }
+        if self.sasl_mechanism:
+            config["sasl.mechanism"] = self.sasl_mechanism
+            config["sasl.username"] = self.username or ""
+            config["sasl.password"] = self.password.get_secret_value() if self.password else ""
+        for key, value in (
+            ("ssl.ca.location", self.ca_file),
+            ("ssl.certificate.location", self.certificate_file),
+            ("ssl.key.location", self.key_file),
+        ):
+            if value is not None:
+                config[key] = str(value)
+        if self.key_password is not None:
+            config["ssl.key.password"] = self.key_password.get_secret_value()
+        return config | extra
+
+    def producer(self, **extra: Any) -> dict[str, Any]:
+        """Configuration of a producer: murmur2 as partitioner, acks from all, idempotent."""
+        base = self.librdkafka(
+            **{
+                "partitioner": "murmur2_random",
+                "enable.idempotence": True,
+                "acks": "all",
+                "linger.ms": 5,
+                "compression.type": "lz4",
+                "message.max.bytes": 4_194_304,
+            }
+        )
+        return base | extra
+
+    def consumer(self, group: str | None = None, **extra: Any) -> dict[str, Any]:
+        """Configuration of a consumer that sees committed records only and commits nothing by itself."""
+        base = self.librdkafka(
+            **{
+                "group.id": self.topic_prefix + (group or "driftline-assigned"),
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "isolation.level": "read_committed",
+                "session.timeout.ms": self.session_timeout,
+                "enable.partition.eof": False,
+                "fetch.wait.max.ms": 50,
+                "allow.auto.create.topics": False,
+            }
+        )
+        return base | extra
+
+
+class ClickHouseSettings(Section):
+    """How to reach ClickHouse over HTTP(S)."""
+
+    host: str = "127.0.0.1"
+    port: int = 8123
+    username: str = "default"
+    password: SecretStr = SecretStr("")
+    database: str = "driftline"
+    secure: bool = False
+    verify: bool = True
+    ca_file: Path | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    timeout: DurationMs = 30_000
+
+    def client(self, **extra: Any) -> dict[str, Any]:
+        """Keyword arguments of ``clickhouse_connect.get_client``."""
+        arguments: dict[str, Any] = {
+            "host": self.host,
+            "port": self.port,
+            "username": self.username,
+            "password": self.password.get_secret_value(),
+            "database": self.database,
+            "secure": self.secure,
+            "verify": self.verify,
+            "connect_timeout": max(1, self.timeout // 1000),
+            "send_receive_timeout": max(1, self.timeout // 1000),
+            "autogenerate_session_id": False,
+        }
+        if self.ca_file:
+            arguments["ca_cert"] = str(self.ca_file)
+        if self.certificate_file:
+            arguments["client_cert"] = str(self.certificate_file)
+        if self.key_file:
+            arguments["client_cert_key"] = str(self.key_file)
+        return arguments | extra
+
+
+class SigningSettings(Section):
+    """The key this service signs with and the public keys (base64) it believes."""
+
+    key_file: Path | None = None
+    trusted: tuple[str, ...] = ()
+
+
+class ServiceSettings(BaseSettings):
+    """What every service has. Each service subclasses it with its own section."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, env_parse_none_str="null"
+    )
+
+    kafka: KafkaSettings = KafkaSettings()
+    clickhouse: ClickHouseSettings = ClickHouseSettings()
+    signing: SigningSettings = SigningSettings()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_json: bool = True
+    metrics_port: int = Field(default=0, ge=0, le=65535, description="Scrape endpoint; 0 turns it off.")
+    metrics_host: str = "127.0.0.1"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """Read file and environment. Raises ConfigurationError that names every wrong or unknown key.
+
+        One file and one environment serve all services: sections of other services are allowed and ignored here, names
+        that no service knows are errors.
+        """
+        path = os.environ.get(CONFIG_FILE)
+        data: dict[str, Any] = {}
+        if path:
+            try:
+                data = yaml.safe_load(Path(path).read_text()) or {}
+            except (OSError, yaml.YAMLError) as error:
+                raise ConfigurationError(f"{CONFIG_FILE}={path}: {error}") from error
+        known = known_sections()
+        unknown = sorted(set(data) - known)
+        unknown += sorted(
+            key
+            for key in os.environ
+            if key.startswith(ENV_PREFIX)
+            and key not in OTHER_KEYS
+            and key.removeprefix(ENV_PREFIX).split("__")[0].lower() not in known
+        )
+        if unknown:
+            raise ConfigurationError(f"unknown settings: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        mine = {key: value for key, value in data.items() if key in cls.model_fields}
+        try:
+            return cls(**_below_environment(mine), **overrides)
+        except ValidationError as error:
+            raise ConfigurationError(f"settings of {cls.__name__}: {error}") from error
+
+    def shown(self) -> dict[str, Any]:
+        """All values as JSON types, secrets masked."""
+        return self.model_dump(mode="json")
+
+
+def _below_environment(data: dict[str, Any]) -> dict[str, Any]:
+    """File values minus those the environment sets, because constructor arguments would win over it."""
+    kept: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            name = ENV_PREFIX + key.upper()
+            if name in os.environ:
+                continue
+            inner: dict[str, Any] = dict(value)
+            for field in list(inner):
+                if f"{name}__{field.upper()}" in os.environ:
+                    del inner[field]
+            kept[key] = inner
+        elif ENV_PREFIX + key.upper() not in os.environ:
+            kept[key] = value
+    return kept
+
+
+class MonitorSection(Section):
+    """The monitor: how often it commits, how much it holds."""
+
+    commit_rows_max: int = Field(default=50_000, ge=1)
+    commit_interval: DurationMs = 500
+    chunk_records: int = Field(default=2_000, ge=1, description="Records in one batch handed to an agent.")
+    fetch_records_max: int = Field(default=20_000, ge=1)
+    ticker: Literal["wall", "off"] = "wall"
+    tick_interval: DurationMs = 1_000
+    tick_delay: DurationMs = Field(default=2_000, description="How far behind the clock a tick's time is.")
+    hot_index_bytes_max: int = Field(default=1_073_741_824, ge=1_000_000)
+    early_labels_max: int = Field(default=1_000_000, ge=0)
+    ready_timeout: DurationMs = 60_000
+    queue_batches_max: int = Field(default=64, ge=1)
+    warehouse: bool = Field(default=True, description="Write aggregates to ClickHouse.")
+    seed: int = 7
+
+
+class ArchiveSection(Section):
+    """The archive: copies logs to ClickHouse on its own cursor."""
+
+    batch_rows_max: int = Field(default=50_000, ge=1)
+    flush_interval: DurationMs = 500
+
+
+class ScorerSection(Section):
+    """The scoring consumer."""
+
+    instance: str = "scorer-0"
+    batch_rows_max: int = Field(default=512, ge=1)
+    batch_deadline: DurationMs = 5
+    provider: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=1, ge=1)
+    registry: Path = Path("registry")
+    trip_answer_timeout: DurationMs = 30_000
+    event_age_max: DurationMs = Field(default=0, description="Requests older than this are refused; 0: no limit.")
+
+
+class ControllerSection(Section):
+    """The deployment controller and its HTTP API."""
+
+    registry: Path = Path("registry")
+    api_host: str = "127.0.0.1"
+    api_port: int = Field(default=8080, ge=0, le=65535)
+    api_token: SecretStr | None = Field(default=None, description="Bearer token of every call that changes anything.")
+    activation_delay: DurationMs = Field(
+        default=0,
+        description="Planned changes take effect this much event time later; a paced replay sets its span here, so "
+        "that what is scored by which version does not depend on the machine's speed.",
+    )
+
+
+class TrainerSection(Section):
+    """The trainer."""
+
+    registry: Path = Path("registry")
+    archive_timeout: DurationMs = Field(default=120_000, description="Longest wait for the archive to catch up.")
+
+
+class NotifierSection(Section):
+    """Where alerts go. Console is on by default."""
+
+    console: bool = True
+    webhook_url: SecretStr | None = None
+    slack_url: SecretStr | None = None
+    pagerduty_key: SecretStr | None = None
+    pagerduty_url: str = "https://events.pagerduty.com/v2/enqueue"
+    retries_max: int = Field(default=5, ge=0)
+    timeout: DurationMs = 5_000
+
+
+class MonitorSettings(ServiceSettings):
+    monitor: MonitorSection = MonitorSection()
+
+
+class ArchiveSettings(ServiceSettings):
+    archive: ArchiveSection = ArchiveSection()
+
+
+class ScorerSettings(ServiceSettings):
+    scorer: ScorerSection = ScorerSection()
+
+
+class ControllerSettings(ServiceSettings):
+    controller: ControllerSection = ControllerSection()
+
+
+class TrainerSettings(ServiceSettings):
+    trainer: TrainerSection = TrainerSection()
+
+
+class NotifierSettings(ServiceSettings):
+    notifier: NotifierSection = NotifierSection()
+
+
+#: Service name (as in ``driftline SERVICE``) to its settings model.
+SERVICES: dict[str, type[ServiceSettings]] = {
+    "monitor": MonitorSettings,
+    "archive": ArchiveSettings,
+    "scorer": ScorerSettings,
+    "controller": ControllerSettings,
+    "trainer": TrainerSettings,
+    "notifier": NotifierSettings,
+}
+
+
+def known_sections() -> set[str]:
+    """Top-level names that some service knows."""
+    return {name for model in SERVICES.values() for name in model.model_fields}
