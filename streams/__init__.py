@@ -1,0 +1,1 @@
+"""The monitor: a pure core (``streams.core``) and the thin shells that carry it on Kafka and ClickHouse."""
