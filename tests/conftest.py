@@ -1,0 +1,44 @@
+"""What every integration test shares: one real Kafka and one real ClickHouse engine a session, and names of one's own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from deploy.local.kafka import LocalKafka
+from deploy.local.warehouse import LocalWarehouse
+
+_counter = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
+    """A running, empty Kafka; ``kafka.bootstrap`` is its address. Topics are not created by use."""
+    with LocalKafka() as broker:
+        broker.start(tmp_path_factory.mktemp("kafka"))
+        broker.wait_ready()
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalWarehouse]:
+    """A running, empty warehouse; ``warehouse.url``, ``.host`` and ``.port`` are its address."""
+    with LocalWarehouse() as server:
+        server.start(tmp_path_factory.mktemp("warehouse"))
+        server.wait_ready()
+        yield server
+
+
+@pytest.fixture
+def unique_name() -> str:
+    """A name no other test of this run uses: letters, digits, underscores; for databases, tables, groups."""
+    return f"t{os.getpid()}_{next(_counter)}"
+
+
+@pytest.fixture
+def topic_prefix(unique_name: str) -> str:
+    """A prefix for this test's topics and consumer groups."""
+    return f"{unique_name}-"
