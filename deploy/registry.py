@@ -1,0 +1,305 @@
+"""Where model versions are kept: directories that are written once, checked before every use, and never changed.
+
+``<root>/<model>/<version>/`` holds ``model.onnx``, ``encoder.json``, ``golden.json``, ``reference.json``, ``card.md``,
+``manifest.json`` and, when a key is at hand, ``signature.json``. The manifest lists the SHA-256 of every file and the
+version's lineage; the SHA-256 of the manifest is the version's digest, and the signature covers the manifest's bytes.
+A version appears by one rename, so a reader sees all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from schemas.contracts import ModelContract, ModelVersion, Reference
+from schemas.errors import RegistryError, SignatureError
+from schemas.ids import content_hash
+from schemas.signing import Signer, Verifier
+
+MANIFEST_SCHEMA = 1
+GOLDEN_SCHEMA = 1
+#: Outputs of the same version on the same rows may differ by this much between processors; more is another model.
+GOLDEN_TOLERANCE = 1e-5
+FILES = ("model.onnx", "encoder.json", "golden.json", "reference.json", "card.md")
+MANIFEST = "manifest.json"
+SIGNATURE = "signature.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Input rows as callers send them, and the scores, shape ``(n,)``, recorded for them at registration."""
+
+    inputs: tuple[Mapping[str, Any], ...]
+    scores: tuple[float, ...]
+
+    def agrees(self, scores: Sequence[float] | NDArray[Any], tolerance: float = GOLDEN_TOLERANCE) -> bool:
+        """Whether ``scores`` equal those on record within ``tolerance``; NaN and a wrong length never do."""
+        answered = np.asarray(scores, np.float64)
+        if len(answered) != len(self.scores):
+            return False
+        return bool(np.all(np.abs(answered - np.asarray(self.scores)) <= tolerance))
+
+    def to_json(self) -> str:
+        """Text form, canonical."""
+        return _canonical(
+            {
+                "schema": GOLDEN_SCHEMA,
+                "inputs": [dict(row) for row in self.inputs],
+                "scores": list(self.scores),
+            }
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Golden:
+        """Inverse of :meth:`to_json`. Raises RegistryError."""
+        try:
+            data = json.loads(text)
+            if data["schema"] != GOLDEN_SCHEMA:
+                raise RegistryError(f"golden set of schema {data['schema']}, this code reads {GOLDEN_SCHEMA}")
+            return Golden(tuple(data["inputs"]), tuple(float(s) for s in data["scores"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RegistryError(f"golden set cannot be read: {error!r}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What one version consists of. ``encoder_json`` is :meth:`deploy.training.features.Encoder.to_json`."""
+
+    onnx: bytes
+    encoder_json: str
+    golden: Golden
+    reference: Reference
+    card: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where a version came from. ``cause`` is the request id or person that asked for it."""
+
+    parent: str | None = None
+    snapshot: str | None = None
+    trained_from_ms: int | None = None
+    trained_to_ms: int | None = None
+    cause: str = ""
+    created_event_ms: int = 0
+    risk: Literal["low", "medium", "high"] = "low"
+
+
+class Registry:
+    """Versions below ``root``. With a ``signer`` what is registered is signed; with a ``verifier`` only signed versions
+    load."""
+
+    def __init__(self, root: Path, signer: Signer | None = None, verifier: Verifier | None = None) -> None:
+        self.root = root
+        self._signer = signer
+        self._verifier = verifier
+
+    def versions(self, model: str) -> list[str]:
+        """Registered versions of ``model``, numbers in their order, then names."""
+        directory = self.root / model
+        if not directory.is_dir():
+            return []
+        names = [p.name for p in directory.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        return sorted(
+            names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
+        )
+
+    def next_version(self, model: str) -> str:
+        """The number after the highest numbered version; ``"1"`` first."""
+        return str(max((int(name) for name in self.versions(model) if name.isdecimal()), default=0) + 1)
+
+    def register(
+        self,
+        contract: ModelContract,
+        artifact: Artifact,
+        lineage: Lineage,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        version: str | None = None,
+    ) -> ModelVersion:
+        """Write a version that did not exist and return its record. Raises RegistryError if it exists already."""
+        if version is None:
+            while True:
+                with suppress(_Taken):
+                    return self._register(
+                        contract, artifact, lineage, metrics or {}, self.next_version(contract.model)
+                    )
+        return self._register(contract, artifact, lineage, metrics or {}, version)
+
+    def record(self, model: str, version: str) -> ModelVersion:
+        """The record of a version, after its manifest's and reference's checksums and its signature were checked."""
+        return self._open(model, version, ("reference.json",))[0]
+
+    def load(self, model: str, version: str, sha256: str | None = None) -> tuple[ModelVersion, Artifact]:
+        """A version, every byte checked first. ``sha256``: the digest the version must have, if one is known.
+
+        Raises RegistryError when it is missing or altered, SignatureError when its signature is not by a trusted key.
+        """
+        record, files = self._open(model, version, FILES)
+        if sha256 is not None and record.sha256 != sha256:
+            raise RegistryError(
+                f"{model}/{version}: the registry holds {record.sha256[:12]}, but {sha256[:12]} was announced: "
+                "the directory was replaced; do not serve it"
+            )
+        return record, Artifact(
+            files["model.onnx"],
+            files["encoder.json"].decode(),
+            Golden.from_json(files["golden.json"].decode()),
+            record.reference,
+            files["card.md"].decode(),
+        )
+
+    def find_by_cause(self, model: str, cause: str) -> ModelVersion | None:
+        """The version that was registered for ``cause``, so that a request that was worked on twice yields one."""
+        for version in reversed(self.versions(model)):
+            record = self.record(model, version)
+            if record.cause == cause:
+                return record
+        return None
+
+    def _register(
+        self,
+        contract: ModelContract,
+        artifact: Artifact,
+        lineage: Lineage,
+        metrics: Mapping[str, float],
+        version: str,
+    ) -> ModelVersion:
+        files = {
+            "model.onnx": artifact.onnx,
+            "encoder.json": artifact.encoder_json.encode(),
+            "golden.json": artifact.golden.to_json().encode(),
+            "reference.json": artifact.reference.model_dump_json().encode(),
+            "card.md": artifact.card.encode(),
+        }
+        try:
+            draft = ModelVersion(
+                model=contract.model,
+                version=version,
+                uri=f"{contract.model}/{version}",
+                sha256="0" * 64,
+                contract_revision=contract.revision,
+                parent=lineage.parent,
+                snapshot=lineage.snapshot,
+                trained_from_ms=lineage.trained_from_ms,
+                trained_to_ms=lineage.trained_to_ms,
+                # JSON has no infinity: what is not finite cannot be carried by a record and is left out.
+                metrics={name: float(value) for name, value in metrics.items() if math.isfinite(value)},
+                reference=artifact.reference,
+                risk=lineage.risk,
+                cause=lineage.cause,
+                created_event_ms=lineage.created_event_ms,
+            )
+        except ValidationError as error:
+            raise RegistryError(f"{contract.model}/{version} cannot be registered: {error}") from error
+        manifest = _canonical(
+            {
+                "schema": MANIFEST_SCHEMA,
+                "version": draft.model_dump(
+                    mode="json", exclude={"sha256", "signature", "key_id", "reference"}
+                ),
+                "files": {name: content_hash(data) for name, data in files.items()},
+            }
+        ).encode()
+        files[MANIFEST] = manifest
+        record = draft.model_copy(update={"sha256": content_hash(manifest)})
+        if self._signer is not None:
+            record = record.model_copy(
+                update={"signature": self._signer.sign_bytes(manifest), "key_id": self._signer.key_id}
+            )
+            files[SIGNATURE] = _canonical({"signature": record.signature, "key_id": record.key_id}).encode()
+        self._publish(contract.model, version, files)
+        return record
+
+    def _publish(self, model: str, version: str, files: Mapping[str, bytes]) -> None:
+        directory = self.root / model
+        directory.mkdir(parents=True, exist_ok=True)
+        target = directory / version
+        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=directory))
+        try:
+            for name, data in files.items():
+                with (draft / name).open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            try:
+                # A rename onto a directory that has files in it fails, so two writers cannot both win.
+                draft.rename(target)
+            except OSError as error:
+                raise _Taken(
+                    f"{model}/{version} is registered already; a version never changes: use a new one"
+                ) from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def _open(self, model: str, version: str, names: Sequence[str]) -> tuple[ModelVersion, dict[str, bytes]]:
+        """Check the signature first, then the checksums, and only then hand out bytes."""
+        directory = self.root / model / version
+        try:
+            manifest = (directory / MANIFEST).read_bytes()
+        except OSError as error:
+            raise RegistryError(
+                f"{model}/{version} is not in the registry at {self.root}: {error}"
+            ) from error
+        signature = _signature(directory)
+        if self._verifier is not None:
+            if signature is None:
+                raise SignatureError(f"{model}/{version} is not signed, and only signed versions are trusted")
+            self._verifier.verify_bytes(manifest, signature["signature"], signature["key_id"])
+        try:
+            content = json.loads(manifest)
+            if content["schema"] != MANIFEST_SCHEMA:
+                raise RegistryError(
+                    f"{model}/{version}: manifest schema {content['schema']} is not {MANIFEST_SCHEMA}"
+                )
+            sums: dict[str, str] = content["files"]
+            files = {name: (directory / name).read_bytes() for name in {*names, "reference.json"}}
+            wrong = sorted(name for name, data in files.items() if content_hash(data) != sums[name])
+            if wrong:
+                raise RegistryError(
+                    f"{model}/{version}: {', '.join(wrong)} is not what was registered: altered or torn"
+                )
+            reference = Reference.model_validate_json(files["reference.json"])
+            known: dict[str, Any] = {
+                "sha256": content_hash(manifest),
+                "reference": reference,
+                **(signature or {}),
+            }
+            record = ModelVersion(**content["version"], **known)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RegistryError(f"{model}/{version}: manifest or files cannot be read: {error!r}") from error
+        if (record.model, record.version) != (model, version):
+            raise RegistryError(
+                f"{model}/{version}: its manifest is of {record.model}/{record.version}: moved by hand"
+            )
+        return record, files
+
+
+class _Taken(RegistryError):
+    """Somebody registered this version first."""
+
+
+def _signature(directory: Path) -> dict[str, str] | None:
+    try:
+        data = json.loads((directory / SIGNATURE).read_text())
+        return {"signature": str(data["signature"]), "key_id": str(data["key_id"])}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SignatureError(f"{directory}/{SIGNATURE} cannot be read: {error!r}") from error
+
+
+def _canonical(data: Any) -> str:
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))

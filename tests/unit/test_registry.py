@@ -1,0 +1,129 @@
+"""The registry writes once, hands out nothing that was altered, and finds a version by what asked for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deploy.registry import Artifact, Golden, Lineage, Registry
+from schemas.contracts import Feature, ModelContract, Reference
+from schemas.errors import RegistryError, SignatureError
+from schemas.ids import content_hash
+from schemas.signing import Signer, Verifier
+
+CONTRACT = ModelContract(model="delay", features=(Feature(name="x"),))
+
+
+def _artifact(onnx: bytes = b"model") -> Artifact:
+    return Artifact(
+        onnx, "{}", Golden(({"x": 1.0}, {"x": None}), (0.25, 0.5)), Reference(loss_mean=0.4), "# card\n"
+    )
+
+
+def _verifier(signer: Signer) -> Verifier:
+    import base64
+
+    return Verifier([base64.b64encode(signer.public).decode()])
+
+
+def test_a_version_comes_back_as_it_was_registered(tmp_path: Path) -> None:
+    """Bytes, golden set, reference, lineage and finite metrics survive; infinities are left out of the record."""
+    registry = Registry(tmp_path)
+    lineage = Lineage(parent="0", cause="r-1", snapshot="s", created_event_ms=9)
+    record = registry.register(
+        CONTRACT, _artifact(), lineage, metrics={"auc": 0.7, "half_life": float("inf")}
+    )
+    loaded, artifact = registry.load("delay", "1", record.sha256)
+    assert loaded == record
+    assert artifact == _artifact()
+    assert (record.parent, record.cause, record.metrics) == ("0", "r-1", {"auc": 0.7})
+    assert record.sha256 == content_hash((tmp_path / "delay" / "1" / "manifest.json").read_bytes())
+
+
+def test_versions_are_numbered_and_never_replaced(tmp_path: Path) -> None:
+    """Numbers go up past names that are no numbers; a second registration of a version is refused and leaves no draft."""
+    registry = Registry(tmp_path)
+    for version in (None, None, "hotfix", "10", None):
+        registry.register(CONTRACT, _artifact(), Lineage(), version=version)
+    assert registry.versions("delay") == ["1", "2", "10", "11", "hotfix"]
+    with pytest.raises(RegistryError, match="registered already"):
+        registry.register(CONTRACT, _artifact(b"other"), Lineage(), version="2")
+    assert registry.load("delay", "2")[1].onnx == b"model"
+    assert not [p for p in (tmp_path / "delay").iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "encoder.json", "golden.json", "reference.json", "card.md"])
+def test_an_altered_file_is_found(tmp_path: Path, name: str) -> None:
+    """One changed byte in any file makes the version unusable."""
+    registry = Registry(tmp_path)
+    registry.register(CONTRACT, _artifact(), Lineage())
+    file = tmp_path / "delay" / "1" / name
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(RegistryError, match=name):
+        registry.load("delay", "1")
+
+
+def test_an_announced_digest_must_be_the_one_on_disk(tmp_path: Path) -> None:
+    """A directory that was replaced as a whole passes its own checksums but not the announced digest."""
+    registry = Registry(tmp_path)
+    registry.register(CONTRACT, _artifact(), Lineage())
+    with pytest.raises(RegistryError, match="announced"):
+        registry.load("delay", "1", "f" * 64)
+
+
+def test_signatures_are_checked_before_the_bytes(tmp_path: Path) -> None:
+    """Signed by a trusted key loads; unsigned, foreign or with a manifest changed after signing does not."""
+    mine, other = Signer.create(tmp_path / "a.pem"), Signer.create(tmp_path / "b.pem")
+    root = tmp_path / "registry"
+    Registry(root, mine).register(CONTRACT, _artifact(), Lineage())
+    Registry(root).register(CONTRACT, _artifact(), Lineage())
+    Registry(root, other).register(CONTRACT, _artifact(), Lineage())
+    strict = Registry(root, verifier=_verifier(mine))
+    assert strict.load("delay", "1")[0].key_id == mine.key_id
+    for version in ("2", "3"):
+        with pytest.raises(SignatureError):
+            strict.load("delay", version)
+    manifest = root / "delay" / "1" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["version"]["risk"] = "high"
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(SignatureError):
+        strict.load("delay", "1")
+
+
+def test_a_version_moved_to_another_name_does_not_load(tmp_path: Path) -> None:
+    """A copy under another version's name is refused: the manifest says whose it is."""
+    registry = Registry(tmp_path)
+    registry.register(CONTRACT, _artifact(), Lineage())
+    (tmp_path / "delay" / "1").rename(tmp_path / "delay" / "2")
+    with pytest.raises(RegistryError, match="moved"):
+        registry.load("delay", "2")
+    with pytest.raises(RegistryError, match="not in the registry"):
+        registry.load("delay", "1")
+
+
+def test_a_version_is_found_by_its_cause(tmp_path: Path) -> None:
+    """A request that was worked on before a crash leads to its version, an unknown one to none."""
+    registry = Registry(tmp_path)
+    registry.register(CONTRACT, _artifact(), Lineage(cause="r-1"))
+    registry.register(CONTRACT, _artifact(), Lineage(cause="r-2"))
+    found = registry.find_by_cause("delay", "r-1")
+    assert found is not None and found.version == "1"
+    assert registry.find_by_cause("delay", "r-3") is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "same"),
+    [
+        ([0.25, 0.5], True),
+        ([0.25, 0.500001], True),
+        ([0.25, 0.51], False),
+        ([0.25], False),
+        ([0.25, float("nan")], False),
+    ],
+)
+def test_golden_comparison(scores: list[float], same: bool) -> None:
+    """Equal within the stated tolerance; a NaN, a wrong length or a difference is a mismatch."""
+    assert Golden(({}, {}), (0.25, 0.5)).agrees(scores) is same
