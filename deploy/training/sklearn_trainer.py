@@ -21,6 +21,7 @@ from schemas.errors import TrainingError
 DAY_MS = 86_400_000
 ONNX_TOLERANCE = 1e-5
 _TREES, _LEAVES, _LEARNING_RATE, _LEAF_ROWS = 80, 15, 0.1, 100
+_BINS = 127
 _PARITY_ROWS = 2_000
 _ROWS_MIN = 200
 
@@ -146,17 +147,28 @@ def auc(labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> float:
 
 
 def _fit(matrix: npt.NDArray[np.float32], labels: npt.NDArray[Any], weights: Floats, seed: int) -> Any:
+    """Fit on rows repeated in proportion to their weights.
+
+    The library's own weighted binning took five times as long as growing all the trees. Systematic resampling gives
+    each row its expected number of copies, rounded up or down, and costs nothing.
+    """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
+    if not np.all(weights == weights[0]):
+        mass = np.cumsum(weights)
+        points = (np.arange(len(weights)) + np.random.default_rng(seed).random()) * (mass[-1] / len(weights))
+        chosen = np.minimum(np.searchsorted(mass, points, side="right"), len(weights) - 1)
+        matrix, labels = matrix[chosen], labels[chosen]
     return HistGradientBoostingClassifier(
         max_iter=_TREES,
         max_leaf_nodes=_LEAVES,
+        max_bins=_BINS,
         learning_rate=_LEARNING_RATE,
         min_samples_leaf=min(_LEAF_ROWS, max(5, len(labels) // 100)),
         l2_regularization=1.0,
         early_stopping=False,
         random_state=seed,
-    ).fit(matrix, labels, sample_weight=weights)
+    ).fit(matrix, labels)
 
 
 def _age_weights(event_ms: npt.NDArray[np.int64] | None, part: slice, half_life_days: float | None) -> Any:
