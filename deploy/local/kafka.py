@@ -154,13 +154,12 @@ def prepare(spec: KafkaSpec) -> None:
         raise PlatformError(f"cannot write Kafka's data directory {spec.data_dir}: {error}") from error
     if (spec.data_dir / "log" / _META).exists():
         return
-    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     command = java_command(
         spec,
         "kafka.tools.StorageTool",
         "format",
         "-t",
-        cluster,
+        cluster_id(uuid.uuid4()),
         "-c",
         str(spec.properties_file),
         "--ignore-formatted",
@@ -174,6 +173,12 @@ def prepare(spec: KafkaSpec) -> None:
             f"Kafka's storage in {spec.data_dir} could not be formatted (exit status {done.returncode}): "
             f"{(done.stderr or done.stdout).strip()[-1500:]}"
         )
+
+
+def cluster_id(identity: uuid.UUID) -> str:
+    """Kafka's spelling of a UUID; never starts with a dash, which its own command line takes for an option."""
+    raw = identity.bytes
+    return base64.urlsafe_b64encode(bytes([raw[0] & 0x7F]) + raw[1:]).decode().rstrip("=")
 
 
 class LocalKafka:

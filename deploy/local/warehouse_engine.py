@@ -2,7 +2,7 @@
 
 Each request without a session gets a connection of its own (0.1 ms), so that settings and temporary tables cannot
 leak from one to the next; a session keeps its connection between requests. Connections work in parallel: the
-engine releases the interpreter while it runs. Times (``now_s``) are monotonic seconds, given by the caller.
+engine releases the interpreter while it runs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import fcntl
 import re
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,10 @@ class Session:
     connection: Any
     database: str = "default"  # what USE chose; a request's own database does not change it
     active: str = "default"
+    #: settings of the last request, still in force; None while they change
+    applied: dict[str, str] | None = field(default_factory=dict)
+    undo: list[str] = field(default_factory=list)
+    passing: bool = False
     expires_s: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -81,7 +86,7 @@ Opened = AbstractContextManager[Session]
 class Engine:
     """The ClickHouse engine over one data directory. Thread-safe."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
         """Open or create ``data_dir``. Raises :class:`PlatformError` if another process has it or it cannot be read."""
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
@@ -95,6 +100,7 @@ class Engine:
             raise PlatformError(f"cannot write the warehouse directory {data_dir}: {error}") from error
         from chdb.state.sqlitelike import connect
 
+        self._clock = clock
         self._connect = connect
         self._path = str(data_dir / "store")
         self._sessions: dict[str, Session] = {}
@@ -111,18 +117,16 @@ class Engine:
         return str(self._root.query(sql, "TSV").bytes().decode()).splitlines()
 
     @contextmanager
-    def session(
-        self, session_id: str | None, *, timeout_s: float, must_exist: bool, now_s: float
-    ) -> Iterator[Session]:
+    def session(self, session_id: str | None, *, timeout_s: float, must_exist: bool) -> Iterator[Session]:
         """A session to run calls in: a passing one for ``None``, else the named one, held exclusively."""
         if session_id is None:
-            passing = Session(self._connect(self._path))
+            passing = Session(self._connect(self._path), passing=True)
             try:
                 yield passing
             finally:
                 passing.connection.close()
             return
-        held = self._named(session_id, must_exist=must_exist, now_s=now_s)
+        held = self._named(session_id, must_exist=must_exist, now_s=self._clock())
         if not held.lock.acquire(timeout=SESSION_WAIT_S):
             raise WireError(
                 373, "SESSION_IS_LOCKED", f"Session {session_id} is locked by a concurrent client"
@@ -131,7 +135,7 @@ class Engine:
             held.expires_s = float("inf")
             yield held
         finally:
-            held.expires_s = now_s + timeout_s
+            held.expires_s = self._clock() + timeout_s
             held.lock.release()
 
     def _named(self, session_id: str, *, must_exist: bool, now_s: float) -> Session:
@@ -165,39 +169,42 @@ class Engine:
 
     @contextmanager
     def prepared(self, session: Session, call: Call) -> Iterator[None]:
-        """Put the call's database, settings and parameters in force, and take them back afterwards."""
+        """Put the call's database, settings and parameters in force for the time of the call.
+
+        A session keeps them until a call with others comes: clients send the same ones each time.
+        """
         wanted = call.database or session.database
         if wanted != session.active:
             session.connection.query(f"USE {_identifier(wanted)}")
             session.active = wanted
-        undo: list[str] = []
-        try:
-            self._apply(session, call.settings, undo)
-            for name, text in call.parameters.items() if call.statement.data_at is not None else ():
-                session.connection.query(f"SET param_{_checked(name)} = {_literal(text)}")
-            yield
-            if call.statement.keyword == "USE":
-                session.database = session.active = self._current_database(session)
-        finally:
-            for statement in undo:
-                with suppress(RuntimeError):
-                    session.connection.query(statement)
+        self._apply(session, {} if call.statement.keyword == "SET" else dict(call.settings))
+        for name, text in call.parameters.items() if call.statement.data_at is not None else ():
+            session.connection.query(f"SET param_{_checked(name)} = {_literal(text)}")
+        yield
+        if call.statement.keyword == "USE":
+            session.database = session.active = self._current_database(session)
 
     def _current_database(self, session: Session) -> str:
         return str(
             session.connection.query("SELECT currentDatabase()", "TSVRaw").bytes().decode().rstrip("\n")
         )
 
-    def _apply(self, session: Session, settings: Mapping[str, str], undo: list[str]) -> None:
-        if not settings:
+    def _apply(self, session: Session, settings: dict[str, str]) -> None:
+        if settings == session.applied:
             return
-        names = ", ".join(_literal(_checked(name)) for name in settings)
-        before = f"SELECT name, changed, value FROM system.settings WHERE name IN ({names})"
-        for row in session.connection.query(before, "TSVRaw").bytes().decode().splitlines():
-            name, changed, value = row.split("\t", 2)
-            undo.append(f"SET {name} = {_literal(value) if changed == '1' else 'DEFAULT'}")
+        session.applied = None
+        for statement in session.undo:
+            session.connection.query(statement)
+        session.undo = []
+        if settings and not session.passing:
+            names = ", ".join(_literal(_checked(name)) for name in settings)
+            before = f"SELECT name, changed, value FROM system.settings WHERE name IN ({names})"
+            for row in session.connection.query(before, "TSVRaw").bytes().decode().splitlines():
+                name, changed, value = row.split("\t", 2)
+                session.undo.append(f"SET {name} = {_literal(value) if changed == '1' else 'DEFAULT'}")
         for name, value in settings.items():
-            session.connection.query(f"SET {name} = {_literal(value)}")
+            session.connection.query(f"SET {_checked(name)} = {_literal(value)}")
+        session.applied = settings
 
     def stream(self, session: Session, call: Call, stats: Stats) -> Iterator[bytes]:
         """Run a statement that gives a result, block by block where the format allows, else in one piece."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import secrets
 import tempfile
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -113,7 +112,6 @@ class _Server:
             session_id,
             timeout_s=received.session_timeout_s,
             must_exist=received.flag("session_check"),
-            now_s=time.monotonic(),
         )
         if session_id and received.flag("close_session"):
             cleanup.callback(self._engine.close_session, session_id)
