@@ -106,6 +106,9 @@ def server_properties(spec: KafkaSpec) -> str:
         "share.coordinator.state.topic.num.partitions": 1,
         "group.initial.rebalance.delay.ms": 0,
         "group.min.session.timeout.ms": 1000,
+        # a killed broker may come back only when its old session has ended: 4 s instead of 9
+        "broker.session.timeout.ms": 4000,
+        "broker.heartbeat.interval.ms": 500,
         "log.retention.ms": -1,
         "log.segment.bytes": 64 * 1024 * 1024,
         "log.cleaner.threads": 1,
