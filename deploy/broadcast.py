@@ -102,5 +102,7 @@ class Broadcast:
             if metadata is not None and metadata.error is None and metadata.partitions:
                 return len(metadata.partitions)
             if time.monotonic() > deadline:
-                raise PlatformError(f"topic {name} is not there after {self._timeout_s:g} s: create the topics first")
+                raise PlatformError(
+                    f"topic {name} is not there after {self._timeout_s:g} s: create the topics first"
+                )
             time.sleep(0.1)

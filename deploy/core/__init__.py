@@ -1,0 +1,1 @@
+"""What the actors decide, without I/O and without a clock: every rule here is a function of its arguments."""

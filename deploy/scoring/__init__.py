@@ -1,0 +1,1 @@
+"""The scoring consumer: requests in, one answer each out, by the version that the deployments say."""

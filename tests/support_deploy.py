@@ -1,0 +1,64 @@
+"""A small trained model and its contract, for the tests of what registers, serves and retrains."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from deploy.registry import Artifact
+from deploy.training.packing import pack
+from deploy.training.sklearn_trainer import TrainedModel, train
+from schemas.contracts import Feature, ModelContract, Training
+
+CARRIERS = ("AA", "B6", "UA")
+CONTRACT = ModelContract(
+    model="delay",
+    features=(
+        Feature(name="hour", low=0, high=24),
+        Feature(name="wind.speed", nullable=True),
+        Feature(name="carrier", kind="categorical", categories=CARRIERS),
+    ),
+    fallback_score=0.2,
+    training=Training(rows_min=500),
+)
+DAY_MS = 86_400_000
+START_MS = 1_357_000_000_000
+
+
+def rows(count: int, seed: int = 0, flip: bool = False) -> tuple[dict[str, Any], Any, Any]:
+    """Columns, labels and event times (one row a minute) in which late hours and one carrier mean late flights."""
+    rng = np.random.default_rng(seed)
+    hour = rng.integers(0, 24, count).astype(np.float64)
+    wind = np.where(rng.random(count) < 0.1, np.nan, rng.gamma(2.0, 5.0, count).round(1))
+    carrier = np.array(CARRIERS)[rng.integers(0, 3, count)]
+    chance = 0.1 + 0.5 * (hour > 16) + 0.3 * (carrier == "B6")
+    if flip:
+        chance = 0.95 - chance
+    labels = (rng.random(count) < chance).astype(np.int8)
+    table = {"hour": hour, "wind.speed": wind, "carrier": carrier}
+    return table, labels, START_MS + 60_000 * np.arange(count, dtype=np.int64)
+
+
+@cache
+def trained(seed: int = 0, flip: bool = False) -> TrainedModel:
+    """A model of 3,000 rows."""
+    table, labels, event_ms = rows(3_000, seed, flip)
+    return train(
+        table, labels, features=CONTRACT.feature_names, categorical=("carrier",), event_ms=event_ms, seed=seed
+    )
+
+
+def artifact(seed: int = 0, flip: bool = False) -> Artifact:
+    """The same, packed for the registry."""
+    return pack(trained(seed, flip), CONTRACT)
+
+
+def feature_row(table: dict[str, Any], at: int) -> dict[str, Any]:
+    """One row as a caller sends it: JSON values, null for NaN."""
+    found = {
+        name: column[at].item() if hasattr(column[at], "item") else column[at]
+        for name, column in table.items()
+    }
+    return {name: None if value != value else value for name, value in found.items()}  # noqa: PLR0124
