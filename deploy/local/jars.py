@@ -266,18 +266,16 @@ def relock() -> str:
 def print_progress(done: int, total: int, name: str) -> None:
     """One line that overwrites itself on a terminal; every tenth jar elsewhere."""
     if sys.stderr.isatty():
-        print(
-            f"\r\033[Kkafka jars {done}/{total} {name}",
-            end="\n" if done == total else "",
-            file=sys.stderr,
-            flush=True,
-        )
+        sys.stderr.write(f"\r\033[Kkafka jars {done}/{total} {name}" + ("\n" if done == total else ""))
     elif done % 10 == 0 or done == total:
-        print(f"kafka jars {done}/{total}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"kafka jars {done}/{total}\n")
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":
     if "--relock" in sys.argv[1:]:
-        print(relock(), end="")
+        sys.stdout.write(relock())
     else:
-        print(os.pathsep.join(str(path) for path in kafka_classpath(progress=print_progress)))
+        sys.stdout.write(
+            os.pathsep.join(str(path) for path in kafka_classpath(progress=print_progress)) + "\n"
+        )

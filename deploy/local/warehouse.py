@@ -144,7 +144,11 @@ def serve(data_dir: Path, port: int, *, user: str, password: str, body_bytes_max
 
     require_free_port(port, "the warehouse")
     engine = Engine(data_dir)
-    spec = WarehouseSpec(user, password, body_bytes_max)
+    spool_dir = (
+        data_dir / "spool"
+    )  # beside the data: the system's temporary directory may be small or in memory
+    spool_dir.mkdir(exist_ok=True)
+    spec = WarehouseSpec(user, password, body_bytes_max, spool_dir)
 
     class Server(uvicorn.Server):
         @contextmanager
@@ -160,6 +164,8 @@ def serve(data_dir: Path, port: int, *, user: str, password: str, body_bytes_max
 
     config = uvicorn.Config(
         build_app(engine, spec),
+        http="h11",
+        h11_max_incomplete_event_size=1 << 20,  # a server's own limit for the request line
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -28,7 +27,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from deploy.local.warehouse_engine import Call, Engine, Opened, Stats
-from deploy.local.warehouse_request import SPOOL_BYTES, Received, WarehouseSpec, authenticate, receive
+from deploy.local.warehouse_request import Received, WarehouseSpec, authenticate, receive
 from deploy.local.warehouse_sql import Kind, MalformedStatement
 from deploy.local.warehouse_wire import (
     WireError,
@@ -124,7 +123,7 @@ class _Server:
         cleanup.callback(blocks.close)
         source: Iterator[bytes] = blocks
         if received.flag("wait_end_of_query", "http_wait_end_of_query"):
-            spool = cleanup.enter_context(tempfile.SpooledTemporaryFile(SPOOL_BYTES))
+            spool = cleanup.enter_context(self._spec.spool())
             await self._in_thread(partial(_drain, blocks, spool))
             source = iter(partial(spool.read, _READ_BYTES), b"")
         first = await self._in_thread(partial(next, source, None))
@@ -139,13 +138,13 @@ class _Server:
         if encoding:
             headers["Content-Encoding"] = encoding
         tag = headers["X-ClickHouse-Exception-Tag"] = secrets.token_hex(8)
-        body = self._encoded(first, source, encoding, tag)
+        body = self._encoded(first, source, encoding, tag, cleanup)
         return _Streamed(
             body, headers=headers, media_type=media_type, done=partial(self._in_thread, cleanup.close)
         )
 
     async def _encoded(
-        self, first: bytes | None, source: Iterator[bytes], encoding: str, tag: str
+        self, first: bytes | None, source: Iterator[bytes], encoding: str, tag: str, cleanup: ExitStack
     ) -> AsyncIterator[bytes]:
         compressor = encoder(encoding)
         block = first
@@ -157,6 +156,7 @@ class _Server:
                 block = await self._in_thread(partial(next, source, None))
         except RuntimeError as error:  # the status line is gone: say it in the body, as a server does
             yield compressor.feed(exception_trailer(tag, engine_error(str(error), self._engine.version)[1]))
+        await self._in_thread(cleanup.close)  # before the end is sent: the client may ask again at once
         tail = compressor.finish()
         if tail:
             yield tail

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
@@ -26,25 +27,58 @@ from deploy.local.warehouse_wire import Decoder, WireError
 BODY_BYTES_MAX = 2 * 1024**3
 STATEMENT_BYTES_MAX = 64 * 1024**2
 FORM_BYTES_MAX = 16 * 1024**2
+FIELD_BYTES_MAX = 128 * 1024
+"""A server's own limit (``http_max_field_value_size``): what passes here must pass there."""
 SPOOL_BYTES = 8 * 1024**2
 SESSION_TIMEOUT_S_DEFAULT = 60.0
 SESSION_TIMEOUT_S_MAX = 3600.0
 #: URL parameters of the protocol itself; every other one is a setting of the query, unknown ones are refused by name.
 _PROTOCOL = frozenset(
-    "add_http_cors_header buffer_size cancel_http_readonly_queries_on_client_close client_protocol_version close_session "
-    "compress database decompress default_format enable_http_compression http_headers_progress_interval_ms "
-    "http_response_buffer_size http_wait_end_of_query http_zlib_compression_level password query query_id quota_key role "
-    "send_progress_in_http_headers session_check session_id session_timeout stacktrace user wait_end_of_query".split()
+    (
+        "add_http_cors_header",
+        "buffer_size",
+        "cancel_http_readonly_queries_on_client_close",
+        "client_protocol_version",
+        "close_session",
+        "compress",
+        "database",
+        "decompress",
+        "default_format",
+        "enable_http_compression",
+        "http_headers_progress_interval_ms",
+        "http_response_buffer_size",
+        "http_wait_end_of_query",
+        "http_zlib_compression_level",
+        "password",
+        "query",
+        "query_id",
+        "quota_key",
+        "role",
+        "send_progress_in_http_headers",
+        "session_check",
+        "session_id",
+        "session_timeout",
+        "stacktrace",
+        "user",
+        "wait_end_of_query",
+    )
 )
 
 
 @dataclass(frozen=True, slots=True)
 class WarehouseSpec:
-    """Who may enter and how large a decoded request body may be. The defaults are those of a fresh ClickHouse server."""
+    """Who may enter (the defaults are a fresh server's), how large a decoded body may be, where large ones are kept."""
 
     user: str = "default"
     password: str = ""
     body_bytes_max: int = BODY_BYTES_MAX
+    spool_dir: Path | None = None
+
+    def spool(self) -> IO[bytes]:
+        """A file in memory up to 8 MiB and on disk, without a name, above."""
+        return tempfile.SpooledTemporaryFile(
+            SPOOL_BYTES, dir=None if self.spool_dir is None else str(self.spool_dir)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +145,7 @@ async def receive(request: Request, spec: WarehouseSpec, cleanup: ExitStack) -> 
             raise WireError(48, "NOT_IMPLEMENTED", f"{name}=1 is not supported; use HTTP content encodings")
     if parameters.get("role"):
         raise WireError(48, "NOT_IMPLEMENTED", "roles are not supported")
-    body = cleanup.enter_context(tempfile.SpooledTemporaryFile(SPOOL_BYTES))
+    body = cleanup.enter_context(spec.spool())
     content_type = request.headers.get("content-type", "")
     is_form = content_type.startswith("multipart/form-data")
     if not is_form and "query" in parameters:
@@ -163,5 +197,10 @@ def _form(content_type: str, content: bytes) -> dict[str, str]:
                 48, "NOT_IMPLEMENTED", "external data files are not supported; insert into a temporary table"
             )
         payload = part.get_payload(decode=True)
+        if isinstance(payload, bytes) and len(payload) > FIELD_BYTES_MAX:
+            reason = (
+                f"form field {name} is over {FIELD_BYTES_MAX} bytes; use a temporary table for long lists"
+            )
+            raise WireError(1000, "POCO_EXCEPTION", reason, 400)
         fields[name] = payload.decode("utf-8") if isinstance(payload, bytes) else ""
     return fields

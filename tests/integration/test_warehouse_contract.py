@@ -123,12 +123,8 @@ class TestWarehouseContract:
         """A columnar insert of a million rows (many compressed blocks) arrives whole."""
         _create_wide(client)
         numbers = np.arange(MILLION, dtype=np.uint64)
-        written = client.insert(
-            "t",
-            [numbers, numbers * 0.5, [f"p{i}" for i in range(MILLION)]],
-            column_names=["a", "b", "s"],
-            column_oriented=True,
-        )
+        columns: list[Any] = [numbers, numbers * 0.5, [f"p{i}" for i in range(MILLION)]]
+        written = client.insert("t", columns, column_names=["a", "b", "s"], column_oriented=True)
         assert written.written_rows == MILLION
         _assert_whole(client)
 
@@ -226,7 +222,7 @@ class TestWarehouseContract:
         writer = connect()
         _create_wide(writer)
         inserts, rows = 40, 5_000
-        columns = [np.arange(rows, dtype=np.uint64), np.ones(rows), ["x"] * rows]
+        columns: list[Any] = [np.arange(rows, dtype=np.uint64), np.ones(rows), ["x"] * rows]
 
         def write() -> None:
             for _ in range(inserts):
@@ -254,12 +250,8 @@ class TestWarehouseContract:
             own = connect()
             for start in range(first, first + 50_000, 5_000):
                 numbers = np.arange(start, start + 5_000, dtype=np.uint64)
-                own.insert(
-                    "t",
-                    [numbers, numbers * 0.5, ["x"] * 5_000],
-                    column_names=["a", "b", "s"],
-                    column_oriented=True,
-                )
+                columns: list[Any] = [numbers, numbers * 0.5, ["x"] * 5_000]
+                own.insert("t", columns, column_names=["a", "b", "s"], column_oriented=True)
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(write, range(0, 200_000, 50_000)))
@@ -276,7 +268,7 @@ class TestWarehouseContract:
         assert client.query(query, values, tz_mode="aware").result_rows == [
             (hostile, -5, [hostile, ""], INSTANT, None)
         ]
-        assert client.query("SELECT length({s:String})", {"s": "y" * 200_000}).result_rows == [(200_000,)]
+        assert client.query("SELECT length({s:String})", {"s": "y" * 100_000}).result_rows == [(100_000,)]
         assert client.query("SELECT count() FROM system.{t:Identifier}", {"t": "one"}).result_rows == [(1,)]
 
     def test_settings_hold_for_one_query(self, client: Client) -> None:
@@ -288,6 +280,32 @@ class TestWarehouseContract:
         client.command("SET max_threads = 3")
         assert client.query(query, settings={"max_threads": 7}).result_rows == [("7",)]
         assert client.query(query).result_rows == [("3",)]
+
+    def test_settings_reach_inserts(self, client: Client) -> None:
+        """A setting sent with an insert changes how its data is read, for that insert alone."""
+        _create_wide(client)
+        row = b'{"a":1,"b":0.5,"s":"x","surplus":1}'
+        client.raw_insert(
+            "t", insert_block=row, fmt="JSONEachRow", settings={"input_format_skip_unknown_fields": 1}
+        )
+        with pytest.raises(DatabaseError):
+            client.raw_insert(
+                "t", insert_block=row, fmt="JSONEachRow", settings={"input_format_skip_unknown_fields": 0}
+            )
+        assert client.query("SELECT a, b, s FROM t").result_rows == [(1, 0.5, "x")]
+
+    def test_long_lists_go_through_a_temporary_table(self, client: Client) -> None:
+        """The cold label look-up: fifty thousand ids are inserted into the session and joined."""
+        _create_wide(client)
+        numbers = np.arange(100_000, dtype=np.uint64)
+        columns: list[Any] = [numbers, numbers * 0.5, ["x"] * 100_000]
+        client.insert("t", columns, column_names=["a", "b", "s"], column_oriented=True)
+        client.command("CREATE TEMPORARY TABLE wanted (a UInt64)")
+        wanted: list[Any] = [numbers[::2] + 50_000]
+        client.insert("wanted", wanted, column_names=["a"], column_oriented=True)
+        assert client.query("SELECT count() FROM t WHERE a IN (SELECT a FROM wanted)").result_rows == [
+            (25_000,)
+        ]
 
     def test_temporary_tables_belong_to_a_session(self, connect: Connect) -> None:
         """A temporary table lives between the queries of one client and is unknown to others."""
@@ -440,7 +458,7 @@ def _compressed(body: bytes, compression: str | None) -> bytes:
         case "gzip":
             return b"".join(gzip.compress(piece, 1) for piece in pieces)
         case "lz4":
-            import lz4.frame
+            import lz4.frame  # type: ignore[import-untyped,unused-ignore]
 
             return b"".join(lz4.frame.compress(piece) for piece in pieces)
         case "zstd":

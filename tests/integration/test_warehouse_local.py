@@ -14,10 +14,11 @@ import urllib.request
 from collections.abc import Iterator
 from email.message import Message
 from pathlib import Path
+from typing import Any
 
 import clickhouse_connect
 import numpy as np
-import psutil
+import psutil  # type: ignore[import-untyped,unused-ignore]
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
 
@@ -58,7 +59,8 @@ def test_kill_and_restart_lose_nothing_acknowledged(own: LocalWarehouse, tmp_pat
     rows = 100_000
     for batch in range(5):
         numbers = np.arange(batch * rows, (batch + 1) * rows, dtype=np.uint64)
-        client.insert("kept.t", [numbers], column_names=["a"], column_oriented=True)
+        columns: list[Any] = [numbers]
+        client.insert("kept.t", columns, column_names=["a"], column_oriented=True)
     own.kill()
     own.start(tmp_path)
     own.wait_ready()
@@ -116,12 +118,11 @@ def test_one_owner_of_a_directory(own: LocalWarehouse, tmp_path: Path) -> None:
     """A second server over the same directory refuses with the reason."""
     own.start(tmp_path)
     own.wait_ready()
-    with (
-        LocalWarehouse() as second,
-        pytest.raises(PlatformError, match="already owns the warehouse directory"),
-    ):
-        second.start(tmp_path)
+    second = LocalWarehouse()
+    second.start(tmp_path)
+    with pytest.raises(PlatformError, match="already owns the warehouse directory"):
         second.wait_ready()
+    assert second.pid is None
 
 
 def test_port_in_use_is_named(own: LocalWarehouse, tmp_path: Path) -> None:
@@ -229,9 +230,16 @@ def test_refusals(
     warehouse: LocalWarehouse, body: bytes | None, parameters: dict[str, str], status: int, code: str
 ) -> None:
     """Each refusal has the status and code of a server and a message that starts with the code."""
-    answered, headers, text = _http(warehouse.url, body, **parameters)
+    answered, headers, text = _http(warehouse.url, body, headers=None, **parameters)
     assert (answered, headers["X-ClickHouse-Exception-Code"]) == (status, code)
     assert text.startswith(f"Code: {code}. DB::Exception: ".encode())
+
+
+def test_long_form_fields_are_refused_as_by_a_server(warehouse: LocalWarehouse) -> None:
+    """A parameter over 128 KiB fails here too, so that it is not found out in production."""
+    client = clickhouse_connect.get_client(dsn=warehouse.url)
+    with client, pytest.raises(DatabaseError, match="over 131072 bytes"):
+        client.query("SELECT length({s:String})", {"s": "y" * 131_073})
 
 
 def test_foreign_web_pages_are_refused(warehouse: LocalWarehouse) -> None:

@@ -57,7 +57,7 @@ def test_fetches_once_then_needs_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_a_damaged_download_is_fetched_anew(tmp_path: Path, damage: str) -> None:
     """A jar that is missing or cut short is fetched again, the others are kept."""
-    first, second = kafka_classpath(root=tmp_path, jars=JARS, fetch=Repository())
+    _, second = kafka_classpath(root=tmp_path, jars=JARS, fetch=Repository())
     second.unlink() if damage == "missing" else second.write_bytes(second.read_bytes()[:5])
     repository = Repository()
     kafka_classpath(root=tmp_path, jars=JARS, fetch=repository)
