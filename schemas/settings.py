@@ -231,6 +231,11 @@ def _below_environment(data: dict[str, Any]) -> dict[str, Any]:
 class MonitorSection(Section):
     """The monitor: how often it commits, how much it holds."""
 
+    instance: str = Field(
+        default="",
+        description="Static name of this worker in its group: restarted under the same name, it has its partitions "
+        "back at once instead of after the session timeout. Unique among running workers; empty: none.",
+    )
     commit_rows_max: int = Field(default=50_000, ge=1)
     commit_interval: DurationMs = 500
     chunk_records: int = Field(default=2_000, ge=1, description="Records in one batch handed to an agent.")

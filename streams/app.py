@@ -1,0 +1,242 @@
+"""Wires settings into a running monitor: the Faust app, the tasks of its assignment, the threads they share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import aiokafka.helpers
+import faust
+from faust.types.auth import AuthProtocol, SASLMechanism
+
+from schemas.errors import Fenced
+from schemas.observability import Metrics
+from schemas.settings import KafkaSettings, MonitorSettings
+from streams.agents import add_agents
+from streams.batches import BatchTransport, Chunk, StageAssignor, chunk_scheduler
+from streams.broadcast import Broadcast
+from streams.core.delivery import StageContext
+from streams.stages import Stage
+from streams.task import Services, Task
+
+log = logging.getLogger(__name__)
+FETCH_BYTES_MAX = 4 * 1024 * 1024
+IO_THREADS = 16
+
+
+class MonitorApp(faust.App):
+    """A Faust app whose offsets belong to the tasks."""
+
+    stage_assignor: StageAssignor
+    monitor_tasks: TaskSet
+
+    def positions(self, seek: int) -> dict[tuple[str, int], int]:
+        return self.monitor_tasks.positions(seek)
+
+    def commit_offsets(self) -> dict[tuple[str, int], int]:
+        return self.monitor_tasks.offsets()
+
+    def _create_directories(self) -> None:
+        """No tables, so nothing on disk."""
+
+
+def create_app(settings: MonitorSettings, stages: Sequence[Stage]) -> MonitorApp:
+    """The Faust app for ``stages``; not started, without agents."""
+    kafka, monitor = settings.kafka, settings.monitor
+    session_s = kafka.session_timeout / 1000
+    app = MonitorApp(
+        f"{kafka.topic_prefix}driftline-monitor",
+        broker=[f"kafka://{address.strip()}" for address in kafka.bootstrap.split(",")],
+        broker_client_id=kafka.client_id,
+        broker_credentials=_credentials(kafka),
+        broker_session_timeout=session_s,
+        broker_heartbeat_interval=session_s / 5,
+        broker_rebalance_timeout=max(60.0, session_s),
+        broker_request_timeout=300.0,
+        broker_commit_interval=1.0,
+        broker_max_poll_records=monitor.fetch_records_max,
+        broker_commit_livelock_soft_timeout=3600.0,
+        stream_processing_timeout=3600.0,
+        consumer_max_fetch_size=FETCH_BYTES_MAX,
+        consumer_group_instance_id=f"{kafka.topic_prefix}{monitor.instance}" if monitor.instance else None,
+        stream_buffer_maxsize=monitor.queue_batches_max,
+        stream_wait_empty=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_enabled=False,
+        store="memory://",
+        datadir=Path("/nonexistent"),
+        ConsumerScheduler=chunk_scheduler(monitor.chunk_records),
+    )
+    app.transport = BatchTransport(app.conf.broker_consumer, app)
+    app.stage_assignor = StageAssignor(
+        {stage.name: [kafka.topic(name) for name in stage.inputs] for stage in stages}, kafka.input_partitions
+    )
+    return app
+
+
+def _credentials(kafka: KafkaSettings) -> Any:
+    if kafka.security == "PLAINTEXT":
+        return None
+    context = None
+    if kafka.security.endswith("SSL"):
+        context = aiokafka.helpers.create_ssl_context(
+            cafile=_text(kafka.ca_file),
+            certfile=_text(kafka.certificate_file),
+            keyfile=_text(kafka.key_file),
+            password=kafka.key_password.get_secret_value() if kafka.key_password else None,
+        )
+    if kafka.security == "SSL":
+        return faust.SSLCredentials(context)
+    credentials = faust.SASLCredentials(
+        username=kafka.username or "",
+        password=kafka.password.get_secret_value() if kafka.password else "",
+        mechanism=SASLMechanism(kafka.sasl_mechanism or "PLAIN"),
+        ssl_context=context,
+    )
+    credentials.protocol = AuthProtocol(kafka.security)
+    return credentials
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+class TaskSet:
+    """The tasks of the present assignment."""
+
+    def __init__(
+        self,
+        settings: MonitorSettings,
+        stages: Sequence[Stage],
+        metrics: Metrics,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._settings = settings
+        self._stages = {stage.name: stage for stage in stages}
+        self._owner = {topic: stage.name for stage in stages for topic in stage.inputs}
+        self._tasks: dict[tuple[str, int], Task] = {}
+        self._assigned: set[tuple[str, int]] | None = None
+        self._on_fatal = on_fatal
+        self._closing: set[asyncio.Task[None]] = set()
+        self.metrics = metrics
+        self.dirty = asyncio.Event()
+        self.broadcast = Broadcast(settings.kafka)
+        self._cpu = ThreadPoolExecutor(1, "cpu")
+        self._io = ThreadPoolExecutor(IO_THREADS, "io")
+        self._loop = asyncio.get_running_loop()
+        self._shared = Services(self._cpu, self._io, self.broadcast, metrics, self._failed, self.dirty.set)
+
+    async def start(self) -> None:
+        await self._loop.run_in_executor(self._io, self.broadcast.start)
+        self.broadcast.on_new = lambda: self._loop.call_soon_threadsafe(self._wake)
+
+    async def stop(self) -> None:
+        """Commit what was applied and let every task go."""
+        tasks, self._tasks = list(self._tasks.values()), {}
+        await asyncio.gather(*(task.close() for task in tasks), *self._closing)
+        await self._loop.run_in_executor(self._io, self.broadcast.stop)
+        self._cpu.shutdown()
+        self._io.shutdown()
+
+    @property
+    def ready(self) -> bool:
+        """Whether every assigned task has loaded its state. False before the first assignment."""
+        return self._assigned is not None and all(
+            name in self._tasks and self._tasks[name].ready for name in self._assigned
+        )
+
+    @property
+    def tasks(self) -> list[Task]:
+        return list(self._tasks.values())
+
+    def inputs(self) -> list[tuple[str, int]]:
+        """Ticked inputs, as (topic on the broker, partition), of running tasks."""
+        return [
+            (self._settings.kafka.topic(topic), partition)
+            for (stage, _), task in self._tasks.items()
+            if self._stages[stage].ticked
+            for topic, partition in task.inputs
+        ]
+
+    async def assign(self, assigned: set[tuple[str, int]]) -> None:
+        """Close what is not among the assigned (topic on the broker, partition) any more and open what is new."""
+        prefix = self._settings.kafka.topic_prefix
+        wanted = {(self._owner[topic.removeprefix(prefix)], partition) for topic, partition in assigned}
+        self._assigned = wanted
+        gone = [self._tasks.pop(name) for name in list(self._tasks) if name not in wanted]
+        fresh = [self._create(*name) for name in sorted(wanted - self._tasks.keys())]
+        try:
+            await asyncio.gather(*(task.close() for task in gone), *(task.open() for task in fresh))
+        except Exception as error:
+            self._on_fatal(error)
+            raise
+        for task in fresh:
+            self._tasks[(task.context.stage, task.context.partition)] = task
+            task.start()
+
+    def _create(self, name: str, partition: int) -> Task:
+        stage = self._stages[name]
+        context = StageContext(name, partition, self._settings.kafka.input_partitions, self._settings)
+        return Task(context, stage.create(context), stage.inputs, stage.follows, self._shared)
+
+    async def deliver(self, topic: str, chunk: Chunk) -> None:
+        """Hand a chunk to its task; one for a task that is gone is left to the task's next owner."""
+        task = self._tasks.get((self._owner[topic], chunk.partition))
+        if task is None:
+            return
+        try:
+            await task.put(topic, chunk)
+        except Exception as error:
+            self._failed(task, error)
+
+    def positions(self, seek: int) -> dict[tuple[str, int], int]:
+        kafka = self._settings.kafka
+        return {
+            (kafka.topic(topic), partition): offset
+            for task in self._tasks.values()
+            for (topic, partition), offset in task.positions(seek).items()
+        }
+
+    def offsets(self) -> dict[tuple[str, int], int]:
+        kafka = self._settings.kafka
+        return {
+            (kafka.topic(topic), partition): offset
+            for task in self._tasks.values()
+            for (topic, partition), offset in task.offsets.items()
+        }
+
+    def _wake(self) -> None:
+        for task in self._tasks.values():
+            task.wake()
+
+    def _failed(self, task: Task, error: BaseException) -> None:
+        if not isinstance(error, Fenced):
+            self._on_fatal(error)
+            return
+        log.warning(
+            "task taken over by another worker, let go", extra={"event": "fenced", "task": task.name, "detail": str(error)}
+        )
+        if self._tasks.get((task.context.stage, task.context.partition)) is task:
+            del self._tasks[(task.context.stage, task.context.partition)]
+        closing = asyncio.create_task(task.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+
+def wire(settings: MonitorSettings, stages: Sequence[Stage], tasks: TaskSet) -> MonitorApp:
+    """The app, its agents and its assignment hooked to ``tasks``."""
+    app = create_app(settings, stages)
+    app.monitor_tasks = tasks
+    names = [(name, settings.kafka.topic(name)) for stage in stages for name in stage.inputs]
+    add_agents(app, names, tasks.deliver)
+
+    async def on_complete(*_: Any, **__: Any) -> None:
+        await tasks.assign({(tp.topic, tp.partition) for tp in app.consumer.assignment()})
+
+    app.on_rebalance_complete.connect(on_complete, weak=False)
+    return app

@@ -1,0 +1,133 @@
+"""How aggregates reach the warehouse: cumulative upserts, tried until they are in, never in the tasks' way.
+
+``Sink`` is what can be written to (ClickHouse, or memory for tests: the same contract tests hold both).
+``SinkWriter`` empties the tasks' outboxes into one. An outbox holds the newest version of each row, so however long
+the warehouse is away it holds no more rows than the tasks have open aggregates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import clickhouse_connect
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from schemas.errors import WarehouseError
+from schemas.observability import Metrics
+from schemas.settings import ClickHouseSettings
+from streams.core.delivery import Upsert
+from streams.task import Task
+
+log = logging.getLogger(__name__)
+BATCH_ROWS_MAX = 20_000
+BACKOFF_S_MIN = 0.1
+BACKOFF_S_MAX = 10.0
+
+Row = tuple[Any, ...]
+
+
+class Sink(Protocol):
+    """Somewhere rows go. ``write`` blocks; it returns when all rows are durable and raises WarehouseError otherwise
+    (some may be in: every row may come again)."""
+
+    def write(self, table: str, rows: Sequence[Row]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MemorySink:
+    """Keeps rows in lists by table; ``failures`` makes the next so many writes fail."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[Row]] = defaultdict(list)
+        self.failures = 0
+
+    def write(self, table: str, rows: Sequence[Row]) -> None:
+        if self.failures > 0:
+            self.failures -= 1
+            raise WarehouseError(f"memory sink: write to {table} refused on demand")
+        self.rows[table].extend(rows)
+
+    def close(self) -> None:
+        """Nothing to let go."""
+
+
+class ClickHouseSink:
+    """Inserts over HTTP(S). ``columns``: by table, in the order of the rows' fields. Connects on first use."""
+
+    def __init__(self, settings: ClickHouseSettings, columns: Mapping[str, Sequence[str]]) -> None:
+        self._settings = settings
+        self._columns = columns
+        self._client: Any = None
+
+    def write(self, table: str, rows: Sequence[Row]) -> None:
+        if not rows:
+            return
+        try:
+            if self._client is None:
+                self._client = clickhouse_connect.get_client(**self._settings.client())
+            self._client.insert(table, rows, column_names=list(self._columns[table]))
+        except (ClickHouseError, OSError) as error:
+            self.close()
+            raise WarehouseError(
+                f"{self._settings.host}:{self._settings.port} did not take {len(rows)} rows for {table}: {error}"
+            ) from error
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+class SinkWriter:
+    """The coroutine that sends what tasks have in their outboxes, one batch at a time, and confirms it to them."""
+
+    def __init__(self, sink: Sink, tasks: Callable[[], list[Task]], dirty: asyncio.Event, metrics: Metrics) -> None:
+        self._sink = sink
+        self._tasks = tasks
+        self._dirty = dirty
+        self._metrics = metrics
+
+    async def run(self) -> None:
+        """Send for ever; a failed batch is tried again after a growing pause. Cancel to end."""
+        backoff_s = BACKOFF_S_MIN
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            try:
+                while await self.send_once():
+                    backoff_s = BACKOFF_S_MIN
+            except WarehouseError as error:
+                log.warning(
+                    "the warehouse did not take a batch; it is sent again",
+                    extra={"event": "warehouse-error", "detail": str(error)[:500], "pause_s": backoff_s},
+                )
+                self._dirty.set()
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(BACKOFF_S_MAX, backoff_s * 2)
+
+    async def send_once(self) -> bool:
+        """Send one batch and confirm it; false when there was nothing. Raises WarehouseError."""
+        batch: dict[str, list[tuple[Task, Upsert]]] = defaultdict(list)
+        rows = 0
+        for task in self._tasks():
+            for upsert in list(task.outbox.values())[: BATCH_ROWS_MAX - rows]:
+                batch[upsert.table].append((task, upsert))
+                rows += 1
+        for table, sent in batch.items():
+            try:
+                await asyncio.to_thread(self._sink.write, table, [upsert.row for _, upsert in sent])
+            except WarehouseError:
+                self._metrics.count("driftline_warehouse_errors_total", table=table)
+                raise
+            self._metrics.count("driftline_warehouse_rows_total", len(sent), table=table)
+            by_task: dict[Task, list[Upsert]] = defaultdict(list)
+            for task, upsert in sent:
+                by_task[task].append(upsert)
+            for task, upserts in by_task.items():
+                task.confirm(upserts)
+        return rows > 0

@@ -1,0 +1,361 @@
+"""The shell of one task: carries records from Faust to the core and its results into transactions.
+
+One coroutine a task. The core's work runs in the process's one CPU thread, so that heartbeats go on; transactions run in
+I/O threads. Order of every round: take chunks, apply, and when enough has gathered (or event time moved) one
+transaction; only what a transaction holds is ever reported as read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from schemas.errors import DeliveryError
+from schemas.events import HEADER_KIND
+from schemas.observability import Metrics
+from streams.batches import Chunk
+from streams.broadcast import Broadcast, model_records
+from streams.core.delivery import (
+    Disposition,
+    Manifest,
+    Record,
+    StageContext,
+    TaskCore,
+    Transaction,
+    Upsert,
+    disposition,
+    plan,
+)
+from streams.failpoints import failpoint
+from streams.store import TaskStore, log_starts
+
+log = logging.getLogger(__name__)
+#: Two transactions that only move event time are at least this far apart.
+TICK_COMMIT_INTERVAL_S = 0.025
+_BROADCAST_PARTITION = 0
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A core may say what it counted: (metric, labels, value); counters as increments since the last call."""
+
+    def measurements(self) -> Iterable[tuple[str, dict[str, str], float]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What all tasks of a process share. ``cpu`` has one thread, ``io`` several."""
+
+    cpu: Executor
+    io: Executor
+    broadcast: Broadcast
+    metrics: Metrics
+    on_failed: Callable[[Task, BaseException], None]
+    on_upserts: Callable[[], None]
+
+
+class Task:
+    """One (stage, partition): ``open``, then ``start``; ``put`` chunks; ``close``."""
+
+    def __init__(
+        self, context: StageContext, core: TaskCore, inputs: tuple[str, ...], follows: tuple[str, ...], shared: Services
+    ) -> None:
+        self.context = context
+        self.name = context.task
+        self.core = core
+        self.inputs = tuple((topic, context.partition) for topic in inputs)
+        self.outbox: dict[tuple[str, tuple[Any, ...]], Upsert] = {}
+        self.ready = False
+        self._follows = follows
+        self._shared = shared
+        self._kafka = context.settings.kafka
+        self._limits = context.settings.monitor
+        self._store = TaskStore(self._kafka, context.stage, context.partition)
+        self._queue: asyncio.Queue[Chunk | None] = asyncio.Queue(self._limits.queue_batches_max)
+        self._runner: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._labels = {"stage": context.stage, "partition": str(context.partition)}
+        self._manifest = Manifest(task=self.name)
+        self._next: dict[tuple[str, int], int] = {}
+        self._high: dict[tuple[str, int], int] = {}
+        self._received: dict[tuple[str, int], int] = {}
+        self._activations: dict[str, int] = {}
+        self._seek = 0
+        self._numbers: dict[tuple[str, int], int] = {}
+        self._rows = 0
+        self._since_s: float | None = None
+        self._committed_s = 0.0
+        self._moved = False
+        self._confirmed: list[Upsert] = []
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Fence the previous owner, load, restore. Raises DeliveryError when input was deleted before it was read."""
+        await self._io(self._open)
+        self._offer(await self._cpu(self.core.upserts))
+        self.ready = True
+        self._shared.metrics.set("driftline_task_ready", 1, **self._labels)
+
+    def _open(self) -> None:
+        loaded = self._store.open()
+        manifest = loaded.manifest
+        starts = log_starts(self._kafka, self.inputs)
+        for tp, start in starts.items():
+            at = start if manifest is None else manifest.offsets.get(tp, start)
+            if at < start:
+                raise DeliveryError(
+                    f"task {self.name}: {tp[0]}[{tp[1]}] starts at {start}, but was read to {at} only: retention has "
+                    f"deleted {start - at} offsets. Raise the retention; to go on without them, delete the task's "
+                    "records on the state topic"
+                )
+            self._next[tp] = at
+        if manifest is not None:
+            self._high = dict(manifest.high)
+            self._activations = dict(manifest.activations)
+            self._manifest = Manifest(
+                task=self.name,
+                epoch=manifest.epoch + 1,
+                sequence=manifest.sequence,
+                pieces=manifest.pieces,
+                garbage=manifest.garbage,
+            )
+            known = self._shared.broadcast.since("models", 0, self._activations.get("models", 0))
+            self.core.activate(model_records(known))
+        self._received = dict(self._next)
+        self.core.restore(loaded.pieces, manifest)
+        log.info(
+            "task loaded",
+            extra={
+                "event": "task-loaded",
+                "task": self.name,
+                "sequence": self._manifest.sequence,
+                "epoch": self._manifest.epoch,
+                "pieces": len(loaded.pieces),
+                "bytes": sum(map(len, loaded.pieces.values())),
+            },
+        )
+
+    def start(self) -> None:
+        self._runner = asyncio.create_task(self._run(), name=self.name)
+
+    async def close(self) -> None:
+        """Stop after the round under way, commit what was applied, let go."""
+        self._stopping = True
+        self.wake()
+        if self._runner is not None:
+            await asyncio.wait([self._runner])
+        while not self._queue.empty():  # whoever waits in ``put`` must not wait for ever
+            self._queue.get_nowait()
+            await asyncio.sleep(0)
+        self.ready = False
+        self._shared.metrics.set("driftline_task_ready", 0, **self._labels)
+        await self._io(self._store.close)
+
+    # -- input ----------------------------------------------------------------------------------------------------
+
+    def positions(self, seek: int) -> dict[tuple[str, int], int]:
+        """Where to read on, by (logical topic, partition); chunks of earlier seeks are ignored from now on."""
+        self._seek = seek
+        self._numbers = dict.fromkeys(self._received, 0)
+        return dict(self._received)
+
+    async def put(self, topic: str, chunk: Chunk) -> None:
+        """Take one chunk in; waits while the queue is full. Raises DeliveryError when a chunk before it is missing."""
+        tp = (topic, chunk.partition)
+        if chunk.seek != self._seek or self._stopping:
+            return
+        if chunk.number != self._numbers[tp]:
+            raise DeliveryError(
+                f"task {self.name}: {topic}[{chunk.partition}] chunk {chunk.number} came where {self._numbers[tp]} was "
+                "due: records were lost on the way from the consumer"
+            )
+        self._numbers[tp] += 1
+        await self._queue.put(chunk)
+        if chunk.seek == self._seek:
+            self._received[tp] = max(self._received[tp], chunk.end_offset)
+
+    def wake(self) -> None:
+        """Make the loop look around: something other than a chunk has come."""
+        if self._queue.empty():
+            self._queue.put_nowait(None)
+
+    def confirm(self, sent: list[Upsert]) -> None:
+        """The warehouse has these rows."""
+        for upsert in sent:
+            key = (upsert.table, upsert.key)
+            if (waiting := self.outbox.get(key)) is not None and waiting.version <= upsert.version:
+                del self.outbox[key]
+        self._confirmed += sent
+
+    @property
+    def offsets(self) -> dict[tuple[str, int], int]:
+        """The last manifest's offsets, for lag display."""
+        return {tp: at for tp, at in self._manifest.offsets.items() if tp in self._next}
+
+    @property
+    def progress(self) -> dict[tuple[str, int], int]:
+        """The first offset not yet applied of each input."""
+        return dict(self._next)
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            while not self._stopping:
+                chunks = await self._take()
+                if any(_has_rows(chunk) for chunk in chunks):
+                    await self._io(self._shared.broadcast.refresh, "models")
+                await self._cpu(self._apply, chunks)
+                if self._due():
+                    await self._commit()
+            if (self._since_s is not None or self._confirmed) and not self._rereading():
+                await self._commit()
+        except Exception as error:
+            self._shared.on_failed(self, error)
+
+    async def _take(self) -> list[Chunk]:
+        """At least one chunk, or none when it is time to commit or something else has come."""
+        try:
+            async with asyncio.timeout(self._wait_s()):
+                first = await self._queue.get()
+        except TimeoutError:
+            return []
+        chunks, rows = [], 0
+        chunk: Chunk | None = first
+        while True:
+            if chunk is not None:
+                chunks.append(chunk)
+                rows += len(chunk.records)
+            if rows >= self._limits.commit_rows_max or self._queue.empty():
+                return chunks
+            chunk = self._queue.get_nowait()
+
+    def _wait_s(self) -> float | None:
+        if self._since_s is None or self._rereading():
+            return None
+        due_s = self._since_s + self._limits.commit_interval / 1000
+        if self._moved:
+            due_s = min(due_s, self._committed_s + TICK_COMMIT_INTERVAL_S)
+        return max(0.0, due_s - time.monotonic())
+
+    def _due(self) -> bool:
+        if self._since_s is None or self._rereading():
+            return False
+        return self._rows >= self._limits.commit_rows_max or self._wait_s() == 0.0
+
+    def _rereading(self) -> bool:
+        """Rows the core gave back to the log at recovery are still to be read: its state is not the manifest's yet."""
+        return any(self._next[tp] < self._high.get(tp, 0) for tp in self._next)
+
+    def _apply(self, chunks: list[Chunk]) -> None:
+        self._activate()
+        now_ms = time.time_ns() // 1_000_000
+        before = self.core.watermarks()
+        records = [record for topic in self._follows for record in self._followed(topic)]
+        rows = 0
+        for chunk in chunks:
+            topic = chunk.topic.removeprefix(self._kafka.topic_prefix)
+            fresh = self._fresh((topic, chunk.partition), chunk.to_records(topic))
+            records += fresh
+            rows += len(fresh)
+        if records:
+            failpoint(f"{self.context.stage}.before-apply")
+            self.core.apply(records, now_ms)
+            failpoint(f"{self.context.stage}.after-apply")
+            self._rows += len(records)
+            self._since_s = self._since_s or time.monotonic()
+            self._moved = self._moved or self.core.watermarks() != before
+            self._shared.metrics.count("driftline_rows_total", rows, topic=self.inputs[0][0], **self._labels)
+
+    def _fresh(self, tp: tuple[str, int], records: list[Record]) -> list[Record]:
+        high, at = self._high.get(tp, 0), self._next[tp]
+        fresh = [r for r in records if disposition(at, high, r.offset) is not Disposition.SKIP]
+        self._next[tp] = max(at, records[-1].offset + 1)
+        size = sum(len(r.value) for r in fresh if r.value is not None)
+        self._shared.metrics.count("driftline_input_bytes_total", size, **self._labels)
+        return fresh
+
+    def _activate(self) -> None:
+        broadcast = self._shared.broadcast
+        end = broadcast.next_offset("models")
+        at = self._activations.get("models", 0)
+        if end > at:
+            self.core.activate(model_records(broadcast.since("models", at, end)))
+            self._activations["models"] = end
+
+    def _followed(self, topic: str) -> list[Record]:
+        end, at = self._shared.broadcast.next_offset(topic), self._activations.get(topic, 0)
+        self._activations[topic] = max(end, at)
+        return self._shared.broadcast.since(topic, at, end)
+
+    # -- the transaction ------------------------------------------------------------------------------------------
+
+    async def _commit(self) -> None:
+        started_s = time.monotonic()
+        self._committed_s = started_s
+        confirmed, self._confirmed = self._confirmed, []
+        transaction = await self._cpu(self._plan, confirmed)
+        await self._io(self._store.commit, transaction)
+        self._manifest = transaction.manifest
+        self._offer(await self._cpu(self._after_commit))
+        self._report(transaction, time.monotonic() - started_s)
+
+    def _plan(self, confirmed: list[Upsert]) -> Transaction:
+        if confirmed:
+            self.core.confirm(confirmed)
+        self._rows, self._since_s, self._moved = 0, None, False
+        core = self.core
+        outs = core.outputs()
+        changed = core.changed_pieces()
+        positions = core.positions()
+        return plan(
+            self._manifest,
+            outs=outs,
+            changed=changed,
+            offsets={tp: positions.get(tp, at) for tp, at in self._next.items()},
+            high=self._next,
+            watermarks=core.watermarks(),
+            activations=self._activations,
+        )
+
+    def _after_commit(self) -> list[Upsert]:
+        self.core.committed(self._manifest.sequence)
+        return self.core.upserts()
+
+    def _offer(self, upserts: list[Upsert]) -> None:
+        for upsert in upserts:
+            self.outbox[(upsert.table, upsert.key)] = upsert
+        self._shared.metrics.set("driftline_warehouse_dirty", len(self.outbox), partition=self.name)
+        if self.outbox:
+            self._shared.on_upserts()
+
+    def _report(self, transaction: Transaction, seconds: float) -> None:
+        metrics, labels = self._shared.metrics, self._labels
+        metrics.count("driftline_commits_total", **labels)
+        metrics.observe("driftline_commit_seconds", seconds, stage=self.context.stage)
+        metrics.count("driftline_state_bytes_total", transaction.state_bytes, **labels)
+        for source, at_ms in transaction.manifest.watermarks.items():
+            metrics.set("driftline_watermark_ms", at_ms, source=source, **labels)
+        if isinstance(self.core, Measured):
+            for name, own, value in self.core.measurements():
+                if name.endswith("_total"):
+                    metrics.count(name, value, **own)
+                else:
+                    metrics.set(name, value, **own)
+
+    async def _cpu(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._shared.cpu, work, *arguments)
+
+    async def _io(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._shared.io, work, *arguments)
+
+
+def _has_rows(chunk: Chunk) -> bool:
+    """Whether there is more in it than ticks."""
+    return any(not any(name == HEADER_KIND for name, _ in record.headers) for record in chunk.records)

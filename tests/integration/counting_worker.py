@@ -1,0 +1,113 @@
+"""A real monitor process whose three stages count and pass on: what the delivery tests kill. Run as a script."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from schemas.contracts import ModelRecord
+from schemas.events import HEADER_KIND, KIND_TICK, Tick
+from schemas.observability import configure_logs
+from schemas.settings import MonitorSettings
+from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
+from streams.monitor import run_monitor
+from streams.stages import Stage
+
+_NEXT = {"join": "observations", "detect": "signals", "policy": "control"}
+
+
+class State(msgspec.Struct):
+    """Rows seen, by input; event time by source; the value of the last row by input."""
+
+    rows: dict[str, int] = {}
+    sources: dict[str, int] = {}
+    sent_ms: int = -1
+
+
+class CountingCore:
+    """Passes every row on once, counts them in its state, and merges ticks of as many sources as announced."""
+
+    def __init__(self, context: StageContext) -> None:
+        self.stage = context.stage
+        self._context = context
+        self._state = State()
+        self._outs: list[Out] = []
+        self._expected = 1
+        self.models = 0
+
+    def apply(self, records: Sequence[Record], now_ms: int) -> None:
+        rows = self._state.rows
+        for record in records:
+            if record.headers.get(HEADER_KIND) == KIND_TICK:
+                tick = msgspec.json.decode(record.value or b"", type=dict)
+                if record.topic == "feedback":
+                    continue
+                source = tick["source"] if self.stage != "join" else "input"
+                self._state.sources[source] = tick["event_time_ms"]
+                self._expected = tick["sources"] or 1
+            elif record.topic != "deployments":
+                rows[record.topic] = rows.get(record.topic, 0) + 1
+                self._outs.append(Out(_NEXT[self.stage], record.key, record.value, self._partition()))
+
+    def _partition(self) -> int:
+        return 0 if self.stage == "policy" else self._context.partition
+
+    def _watermark(self) -> int:
+        sources = self._state.sources
+        return min(sources.values()) if len(sources) >= self._expected else -1
+
+    def outputs(self) -> list[Out]:
+        outs, self._outs = self._outs, []
+        if (at_ms := self._watermark()) > self._state.sent_ms:
+            self._state.sent_ms = at_ms
+            context = self._context
+            tick = Tick(event_time_ms=at_ms, source=context.task, sources=context.partitions).model_dump_json()
+            targets = [0] if self.stage == "policy" else list(range(context.partitions))
+            outs += [Out(_NEXT[self.stage], None, tick.encode(), p, {HEADER_KIND: KIND_TICK}) for p in targets]
+        return outs
+
+    def changed_pieces(self) -> dict[str, bytes | None]:
+        return {"state": msgspec.msgpack.encode(self._state)}
+
+    def restore(self, pieces: Mapping[str, bytes], manifest: Manifest | None) -> None:
+        if "state" in pieces:
+            self._state = msgspec.msgpack.decode(pieces["state"], type=State)
+
+    def positions(self) -> dict[TopicPartition, int]:
+        return {}
+
+    def watermarks(self) -> dict[str, int]:
+        return {"input": self._watermark()}
+
+    def committed(self, sequence: int) -> None:
+        """Nothing waits for it."""
+
+    def upserts(self) -> list[Upsert]:
+        return []
+
+    def confirm(self, sent: Sequence[Upsert]) -> None:
+        """There are none."""
+
+    def activate(self, records: Sequence[ModelRecord]) -> None:
+        self.models += len(records)
+
+
+STAGES = (
+    Stage("join", ("predictions", "feedback"), CountingCore, ticked=True),
+    Stage("detect", ("observations",), CountingCore),
+    Stage("policy", ("signals",), CountingCore, follows=("deployments",)),
+)
+
+
+def main() -> int:
+    settings = MonitorSettings()
+    configure_logs(settings)
+    stages = STAGES[: int(sys.argv[1])] if len(sys.argv) > 1 else STAGES
+    return asyncio.run(run_monitor(settings, stages))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
