@@ -8,10 +8,13 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from email.message import Message
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ import clickhouse_connect
 import numpy as np
 import psutil  # type: ignore[import-untyped,unused-ignore]
 import pytest
-from clickhouse_connect.driver.exceptions import DatabaseError
+from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
 
 from deploy.local.children import PROJECT_ROOT, free_port
 from deploy.local.warehouse import LocalWarehouse
@@ -71,6 +74,44 @@ def test_kill_and_restart_lose_nothing_acknowledged(own: LocalWarehouse, tmp_pat
     own.wait_ready()
     third = clickhouse_connect.get_client(dsn=own.url)
     assert third.query("SELECT count() FROM kept.t").result_rows == [(500_000,)]
+
+
+def test_kill_between_answers_loses_no_acknowledged_insert(own: LocalWarehouse, tmp_path: Path) -> None:
+    """kill -9 while inserts are under way: every acknowledged one is there, every other is there whole or not at all."""
+    own.start(tmp_path)
+    own.wait_ready()
+    setup = clickhouse_connect.get_client(dsn=own.url)
+    setup.command(
+        "CREATE TABLE t (writer UInt8, sequence UInt32) ENGINE = MergeTree ORDER BY (writer, sequence)"
+    )
+    rows, url = 2_000, own.url
+    enough = threading.Barrier(3, timeout=60)
+
+    def write(writer: int) -> int:
+        client, acknowledged = clickhouse_connect.get_client(dsn=url), 0
+        with suppress(ClickHouseError, ConnectionError):
+            while True:
+                columns: list[Any] = [np.full(rows, writer, np.uint8), np.full(rows, acknowledged, np.uint32)]
+                client.insert("t", columns, column_names=["writer", "sequence"], column_oriented=True)
+                acknowledged += 1
+                if acknowledged == 20:
+                    enough.wait()
+        return acknowledged
+
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(write, number) for number in range(2)]
+        enough.wait()
+        own.kill()
+        acknowledged = [each.result(timeout=60) for each in writers]
+    own.start(tmp_path)
+    own.wait_ready()
+    again = clickhouse_connect.get_client(dsn=own.url)
+    for writer, count in enumerate(acknowledged):
+        query = "SELECT sequence, count() FROM t WHERE writer = {w:UInt8} GROUP BY sequence ORDER BY sequence"
+        found = again.query(query, {"w": writer}).result_rows
+        assert [each[0] for each in found][:count] == list(range(count))
+        assert len(found) <= count + 1
+        assert {each[1] for each in found} == {rows}
 
 
 def test_sigterm_in_the_foreground_exits_cleanly(tmp_path: Path) -> None:
