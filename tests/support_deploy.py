@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
 
+from deploy.broadcast import Broadcast
 from deploy.registry import Artifact
 from deploy.training.packing import pack
 from deploy.training.sklearn_trainer import TrainedModel, train
 from schemas.contracts import Feature, ModelContract, Training
+from schemas.ids import partition_of
+from schemas.settings import KafkaSettings
+from schemas.topics import TOPICS, partitions_of_topic, topic_config
 
 CARRIERS = ("AA", "B6", "UA")
 CONTRACT = ModelContract(
@@ -62,3 +70,57 @@ def feature_row(table: dict[str, Any], at: int) -> dict[str, Any]:
         for name, column in table.items()
     }
     return {name: None if value != value else value for name, value in found.items()}  # noqa: PLR0124
+
+
+class Wire:
+    """A test's own hands on Kafka: makes the topics, writes records, reads whole topics of committed records."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self.kafka = kafka
+        self._producer = Producer(kafka.producer())
+        admin = AdminClient(kafka.librdkafka())
+        wanted = [
+            NewTopic(
+                kafka.topic(topic.name),
+                partitions_of_topic(topic, kafka.input_partitions),
+                1,
+                config=topic_config(topic),
+            )
+            for topic in TOPICS.values()
+        ]
+        for future in admin.create_topics(wanted).values():
+            future.result(30)
+
+    def send(self, topic: str, records: Sequence[tuple[str, bytes]], spread: bool = False) -> None:
+        """Write ``(key, value)`` records and wait for the broker; ``spread``: by the one partitioner."""
+        for key, value in records:
+            raw = key.encode()
+            partition = partition_of(raw, self.kafka.input_partitions) if spread else 0
+            while True:
+                try:
+                    self._producer.produce(self.kafka.topic(topic), value, raw, partition)
+                    break
+                except BufferError:
+                    self._producer.poll(0.1)
+        assert self._producer.flush(30) == 0
+
+    def close(self) -> None:
+        """Let go of the broker."""
+        self._producer.close()
+
+    def read(self, topic: str) -> list[bytes]:
+        """Values of every committed record there is now."""
+        with Broadcast(self.kafka, (topic,)) as broadcast:
+            return [record.value() or b"" for record in broadcast.read_to_end()]
+
+    def wait(self, topic: str, enough: Callable[[list[bytes]], bool], timeout_s: float = 60.0) -> list[bytes]:
+        """Follow ``topic`` from its beginning until ``enough`` of its values are there."""
+        found: list[bytes] = []
+        deadline = time.monotonic() + timeout_s
+        with Broadcast(self.kafka, (topic,)) as broadcast:
+            while not enough(found):
+                assert time.monotonic() < deadline, (
+                    f"{topic}: only {len(found)} records after {timeout_s:g} s"
+                )
+                found += [record.value() or b"" for record in broadcast.poll(0.2)]
+        return found

@@ -116,8 +116,10 @@ class Scorer:
 
     def close(self) -> None:
         self._listener.close()
-        self._reports.flush(5)
         self._consumer.close()
+        self._reports.flush(5)
+        self._reports.close()
+        self._producer.close()
 
     def report(
         self,

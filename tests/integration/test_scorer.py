@@ -1,0 +1,227 @@
+"""The scorer on a real Kafka: one answer a request under kill -9, and off a bad version within a second."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.local.kafka import LocalKafka
+from deploy.models import publish_records
+from deploy.process import Metrics, wall_ms
+from deploy.registry import Lineage, Registry
+from deploy.scoring.service import run
+from schemas.contracts import ModelRecord
+from schemas.control import COMMANDS, Answer, Deployment, Outcome, Phase, RollbackRequested, ScorerReport
+from schemas.events import PredictionMade, Score
+from schemas.settings import KafkaSettings, ScorerSection, ScorerSettings, SigningSettings
+from schemas.signing import Signer
+from tests.support_deploy import CONTRACT, Wire, artifact, feature_row, rows
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def settings(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> ScorerSettings:
+    """Two versions registered; one scorer with small batches, on the CPU."""
+    registry = tmp_path / "registry"
+    for flip in (False, True):
+        Registry(registry).register(CONTRACT, artifact(flip=flip), Lineage())
+    return ScorerSettings(
+        kafka=KafkaSettings(
+            bootstrap=kafka.bootstrap, topic_prefix=topic_prefix, input_partitions=2, session_timeout=6_000
+        ),
+        scorer=ScorerSection(provider="cpu", registry=registry, batch_rows_max=64),
+    )
+
+
+@pytest.fixture
+def wire(settings: ScorerSettings) -> Iterator[Wire]:
+    """Topics made, contract and both versions published."""
+    made = Wire(settings.kafka)
+    registry = Registry(settings.scorer.registry)
+    records = [ModelRecord(contract=CONTRACT)]
+    records += [ModelRecord(version=registry.record("delay", version)) for version in ("1", "2")]
+    publish_records(settings.kafka, records)
+    yield made
+    made.close()
+
+
+def _requests(first: int, count: int) -> list[tuple[str, bytes]]:
+    table, _, event_ms = rows(count, seed=first)
+    found = []
+    for at in range(count):
+        identity = f"q{first + at}"
+        request: dict[str, Any] = {
+            "request_id": identity,
+            "model": "delay",
+            "event_time_ms": int(event_ms[at]),
+            "features": feature_row(table, at),
+        }
+        found.append((identity, json.dumps(request).encode()))
+    return found
+
+
+def _deploy(wire: Wire, revision: int, **changes: Any) -> None:
+    base: dict[str, Any] = {"phase": Phase.STEADY, "stable": "1", "weights": {"1": 1.0}}
+    deployment = Deployment(model="delay", revision=revision, **(base | changes))
+    wire.send("deployments", [("delay", deployment.model_dump_json().encode())])
+
+
+def _environment(settings: ScorerSettings) -> dict[str, str]:
+    return dict(os.environ) | {
+        "DRIFTLINE_KAFKA__BOOTSTRAP": settings.kafka.bootstrap,
+        "DRIFTLINE_KAFKA__TOPIC_PREFIX": settings.kafka.topic_prefix,
+        "DRIFTLINE_KAFKA__INPUT_PARTITIONS": str(settings.kafka.input_partitions),
+        "DRIFTLINE_KAFKA__SESSION_TIMEOUT": "6s",
+        "DRIFTLINE_SCORER__REGISTRY": str(settings.scorer.registry),
+        "DRIFTLINE_SCORER__PROVIDER": "cpu",
+        "DRIFTLINE_SCORER__BATCH_ROWS_MAX": "64",
+    }
+
+
+@contextmanager
+def _process(settings: ScorerSettings) -> Iterator[subprocess.Popen[bytes]]:
+    child = subprocess.Popen([sys.executable, "-m", "deploy.scoring"], env=_environment(settings))
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            child.kill()
+        child.wait(10)
+
+
+@contextmanager
+def _running(settings: ScorerSettings, metrics: Metrics | None = None) -> Iterator[None]:
+    stop = threading.Event()
+    status: list[int] = []
+    thread = threading.Thread(target=lambda: status.append(run(settings, stop, metrics)))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
+    assert status == [0]
+
+
+def test_one_answer_a_request_under_kill_9(settings: ScorerSettings, wire: Wire) -> None:
+    """Killed twice in the middle of its work and started again: every request has one score and one prediction."""
+    total = 6_000
+    _deploy(wire, 1)
+    wire.send("scoring-requests", _requests(0, total), spread=True)
+    for enough in (300, 2_000):
+        with _process(settings) as child:
+            wire.wait("scores", lambda found, enough=enough: len(found) >= enough)
+            child.send_signal(signal.SIGKILL)
+    with _process(settings) as child:
+        wire.wait("scores", lambda found: len(found) >= total)
+        child.terminate()
+        assert child.wait(20) == 0
+    scores = [Score.model_validate_json(value) for value in wire.read("scores")]
+    predictions = [PredictionMade.model_validate_json(value) for value in wire.read("predictions")]
+    wanted = {f"q{at}": 1 for at in range(total)}
+    assert Counter(s.request_id for s in scores) == wanted
+    assert Counter(p.prediction_id for p in predictions) == wanted
+    assert {s.version for s in scores} == {"1"}
+
+
+def test_off_a_bad_version_within_a_second(settings: ScorerSettings, wire: Wire) -> None:
+    """From the request's Kafka timestamp to the last answer of the version; the answer keeps it off; the stable
+    version is proven unchanged, and a restart does not fall for the old request."""
+    _deploy(wire, 1)
+    _deploy(wire, 2, phase=Phase.PROGRESSING, candidate="2", weights={"1": 0.5, "2": 0.5})
+    command = RollbackRequested(
+        request_id="rb", model="delay", version="2", deployment_revision=2, cause="c", event_time_ms=0,
+        expires_ms=2**52, issued_by="policy",
+    )  # fmt: skip
+    metrics = Metrics()
+    with _running(settings, metrics):
+        wire.send("scoring-requests", _requests(0, 200), spread=True)
+        wire.wait("scores", lambda found: len(found) >= 200)
+        sent_ms = wall_ms()
+        wire.send("control", [("delay", command.model_dump_json().encode())])
+        wire.wait("control", lambda found: any(b'"tripped":["2"]' in value for value in found))
+        tripped_ms = wall_ms() - sent_ms
+        wire.send("scoring-requests", _requests(200, 200), spread=True)
+        scores = [Score.model_validate_json(v) for v in wire.wait("scores", lambda found: len(found) >= 400)]
+        assert {s.version for s in scores[:0]} | {
+            s.version for s in scores if int(s.request_id[1:]) < 200
+        } == {"1", "2"}
+        assert {s.version for s in scores if int(s.request_id[1:]) >= 200} == {"1"}
+        assert tripped_ms < 1_000
+        assert metrics.value("driftline_trips_total", model="delay", version="2") == 1
+        answer = Answer(request_id="rb", outcome=Outcome.DONE, control_partition=0, control_offset=0)
+        _deploy(wire, 3, phase=Phase.ROLLED_BACK, tripped=("2",), answers=(answer,), control_offsets={0: 1})
+        facts = [
+            COMMANDS.validate_json(v)
+            for v in wire.wait("control", lambda found: any(b'"golden":{"1":' in value for value in found))
+        ]
+    assert [f.golden for f in facts if isinstance(f, ScorerReport) and f.golden] == [{"1": True}]
+    _deploy(wire, 4, phase=Phase.PROGRESSING, candidate="2", weights={"2": 1.0}, control_offsets={0: 1})
+    with _running(settings):
+        wire.send("scoring-requests", _requests(400, 50), spread=True)
+        scores = [Score.model_validate_json(v) for v in wire.wait("scores", lambda found: len(found) >= 450)]
+    assert {s.version for s in scores if int(s.request_id[1:]) >= 400} == {"2"}
+
+
+def test_an_unsigned_rollback_request_is_not_obeyed(
+    settings: ScorerSettings, wire: Wire, tmp_path: Path
+) -> None:
+    """With trusted keys named, a request by nobody trips nothing, and one by a known key trips."""
+    import base64
+
+    signer = Signer.create(tmp_path / "key.pem")
+    trusting = settings.model_copy(
+        update={"signing": SigningSettings(trusted=(base64.b64encode(signer.public).decode(),))}
+    )
+    for path in (settings.scorer.registry / "delay").iterdir():
+        record = signer.sign_bytes((path / "manifest.json").read_bytes())
+        (path / "signature.json").write_text(json.dumps({"signature": record, "key_id": signer.key_id}))
+    _deploy(wire, 1)
+    command = RollbackRequested(
+        request_id="rb",
+        model="delay",
+        version="1",
+        cause="c",
+        event_time_ms=0,
+        expires_ms=2**52,
+        issued_by="policy",
+    )
+    metrics = Metrics()
+    with _running(trusting, metrics):
+        wire.send("control", [("delay", command.model_dump_json().encode())])
+        signed = signer.sign(command.model_copy(update={"request_id": "rb-2"}))
+        wire.send("control", [("delay", signed.model_dump_json().encode())])
+        wire.wait("control", lambda found: any(b'"tripped":["1"]' in value for value in found))
+        wire.send("scoring-requests", _requests(0, 20), spread=True)
+        scores = [Score.model_validate_json(v) for v in wire.wait("scores", lambda found: len(found) >= 20)]
+    assert metrics.value("driftline_errors_total", where="signature") == 1
+    assert metrics.value("driftline_trips_total", model="delay", version="1") == 1
+    assert {s.status for s in scores} == {"fallback"}
+
+
+def test_two_scorers_share_the_requests_and_one_leaves(settings: ScorerSettings, wire: Wire) -> None:
+    """A second instance joins, the first one ends: still one answer a request."""
+    other = settings.model_copy(
+        update={"scorer": settings.scorer.model_copy(update={"instance": "scorer-1"})}
+    )
+    _deploy(wire, 1)
+    with _running(other):
+        with _running(settings):
+            wire.send("scoring-requests", _requests(0, 2_000), spread=True)
+            wire.wait("scores", lambda found: len(found) >= 500)
+        wire.send("scoring-requests", _requests(2_000, 1_000), spread=True)
+        wire.wait("scores", lambda found: len(found) >= 3_000)
+    identities = Counter(Score.model_validate_json(value).request_id for value in wire.read("scores"))
+    assert identities == {f"q{at}": 1 for at in range(3_000)}
