@@ -19,9 +19,9 @@ def add_agents(app: faust.App, topics: Iterable[tuple[str, str]], deliver: Deliv
     chunk and restart the agent).
     """
     for logical, name in topics:
-        app.agent(app.topic(name, schema=RawSchema(), acks=False), name=f"driftline.{logical}", concurrency=1)(
-            _agent(logical, deliver)
-        )
+        app.agent(
+            app.topic(name, schema=RawSchema(), acks=False), name=f"driftline.{logical}", concurrency=1
+        )(_agent(logical, deliver))
 
 
 def _agent(logical: str, deliver: Deliver) -> Callable[[Any], Awaitable[None]]:

@@ -172,7 +172,7 @@ class TaskSet:
         fresh = [self._create(*name) for name in sorted(wanted - self._tasks.keys())]
         try:
             await asyncio.gather(*(task.close() for task in gone), *(task.open() for task in fresh))
-        except Exception as error:
+        except Exception as error:  # whatever it is, the process must not go on
             self._on_fatal(error)
             raise
         for task in fresh:
@@ -191,7 +191,7 @@ class TaskSet:
             return
         try:
             await task.put(topic, chunk)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, the process must not go on
             self._failed(task, error)
 
     def positions(self, seek: int) -> dict[tuple[str, int], int]:
@@ -219,7 +219,8 @@ class TaskSet:
             self._on_fatal(error)
             return
         log.warning(
-            "task taken over by another worker, let go", extra={"event": "fenced", "task": task.name, "detail": str(error)}
+            "task taken over by another worker, let go",
+            extra={"event": "fenced", "task": task.name, "detail": str(error)},
         )
         if self._tasks.get((task.context.stage, task.context.partition)) is task:
             del self._tasks[(task.context.stage, task.context.partition)]

@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 
 from schemas.contracts import ModelRecord
 from schemas.errors import DeliveryError
 from schemas.settings import KafkaSettings
 from streams.core.delivery import Record
+from streams.store import log_bounds
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.2
@@ -42,7 +43,9 @@ class Broadcast:
 
     def start(self) -> None:
         """Read every topic to its end, then follow in a thread. Raises DeliveryError when Kafka does not answer."""
-        self._consumer = Consumer(self._kafka.consumer(**{"enable.partition.eof": True, "fetch.wait.max.ms": 100}))
+        self._consumer = Consumer(
+            self._kafka.consumer(**{"enable.partition.eof": True, "fetch.wait.max.ms": 100})
+        )
         # A broker answers one request a connection at a time: beside a waiting fetch the question would wait too.
         self._asker = Consumer(self._kafka.consumer())
         self._consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING) for topic in self._logical])
@@ -60,10 +63,7 @@ class Broadcast:
         deadline_s = time.monotonic() + _REFRESH_TIMEOUT_S
         for name in names:
             topic = self._kafka.topic(name)
-            try:
-                _, end = self._asker.get_watermark_offsets(TopicPartition(topic, 0), timeout=_REFRESH_TIMEOUT_S)
-            except KafkaException as error:
-                raise DeliveryError(f"topic {topic}: its end cannot be asked for: {error}; does it exist?") from error
+            _, end = log_bounds(self._asker, topic, 0)
             with self._changed:
                 while self._next[name] < end:
                     left_s = deadline_s - time.monotonic()
@@ -82,7 +82,9 @@ class Broadcast:
         """Newest record of each key with ``offset <= record.offset < before``, in offset order."""
         with self._changed:
             found = [
-                r for r in self._newest[name].values() if r.offset >= offset and (before is None or r.offset < before)
+                r
+                for r in self._newest[name].values()
+                if r.offset >= offset and (before is None or r.offset < before)
             ]
         return sorted(found, key=lambda record: record.offset)
 
@@ -116,7 +118,13 @@ class Broadcast:
             else:
                 key = message.key()
                 self._newest[name][key] = Record(
-                    name, 0, offset, key, message.value(), dict(message.headers() or ()), message.timestamp()[1]
+                    name,
+                    0,
+                    offset,
+                    key,
+                    message.value(),
+                    dict(message.headers() or ()),
+                    message.timestamp()[1],
                 )
                 self._next[name] = offset + 1
             self._changed.notify_all()

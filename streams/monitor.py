@@ -38,7 +38,9 @@ async def run_monitor(
             end.set_result(code)
 
     def on_fatal(error: BaseException) -> None:
-        log.error("ending: %s", error, exc_info=error, extra={"event": "fatal", "error": type(error).__name__})
+        log.error(
+            "ending: %s", error, exc_info=error, extra={"event": "fatal", "error": type(error).__name__}
+        )
         loop.call_soon_threadsafe(finish, EXIT_UNEXPECTED)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -58,15 +60,19 @@ async def run_monitor(
         watcher = asyncio.create_task(_watch(settings, app, tasks, on_fatal), name="watch")
         stack.callback(watcher.cancel)
         if sink is not None:
-            writer = asyncio.create_task(SinkWriter(sink, lambda: tasks.tasks, tasks.dirty, metrics).run(), name="sink")
-            writer.add_done_callback(lambda t: None if t.cancelled() or not t.exception() else on_fatal(t.exception()))  # type: ignore[arg-type]
+            writer = asyncio.create_task(
+                SinkWriter(sink, lambda: tasks.tasks, tasks.dirty, metrics).run(), name="sink"
+            )
+            writer.add_done_callback(
+                lambda t: None if t.cancelled() or not t.exception() else on_fatal(t.exception())
+            )  # type: ignore[arg-type]
             stack.callback(sink.close)
             stack.callback(writer.cancel)
         try:
             await tasks.start()
             await app.start()
             code = await end
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, the process must not go on
             on_fatal(error)
             code = EXIT_UNEXPECTED
         log.info("stopping", extra={"event": "stopping", "exit_code": code})
@@ -96,23 +102,36 @@ async def _watch(settings: MonitorSettings, app: MonitorApp, tasks: TaskSet, on_
         if not tasks.ready:
             unready_since_s = unready_since_s or now_s
             if now_s - unready_since_s > limit_s:
-                on_fatal(RuntimeError(f"not ready within {limit_s:.0f} s; is the broker reachable and do all topics exist?"))
+                on_fatal(
+                    RuntimeError(
+                        f"not ready within {limit_s:.0f} s; is the broker reachable and do all topics exist?"
+                    )
+                )
                 return
             continue
         if unready_since_s is not None:
             names = sorted(task.name for task in tasks.tasks)
-            log.info("ready", extra={"event": "ready", "tasks": names, "seconds": round(now_s - unready_since_s, 3)})
+            log.info(
+                "ready",
+                extra={"event": "ready", "tasks": names, "seconds": round(now_s - unready_since_s, 3)},
+            )
             unready_since_s, interval_s = None, WATCH_INTERVAL_S
         for tp, at, end in _lags(settings, app, tasks):
             before = stuck.get(tp)
             if before is None or before[0] != at:
                 stuck[tp] = (at, end, now_s)
             elif end > before[1] + settings.monitor.chunk_records and now_s - before[2] > limit_s:
-                on_fatal(RuntimeError(f"{tp[0]}[{tp[1]}] stands at {at} for {limit_s:.0f} s while its end is {end}"))
+                on_fatal(
+                    RuntimeError(
+                        f"{tp[0]}[{tp[1]}] stands at {at} for {limit_s:.0f} s while its end is {end}"
+                    )
+                )
                 return
 
 
-def _lags(settings: MonitorSettings, app: MonitorApp, tasks: TaskSet) -> list[tuple[tuple[str, int], int, int]]:
+def _lags(
+    settings: MonitorSettings, app: MonitorApp, tasks: TaskSet
+) -> list[tuple[tuple[str, int], int, int]]:
     """(input, position, end) of every running task; sets the lag gauges. A transaction marker at the end counts one."""
     from faust.types import TP
 

@@ -86,7 +86,9 @@ class ClickHouseSink:
 class SinkWriter:
     """The coroutine that sends what tasks have in their outboxes, one batch at a time, and confirms it to them."""
 
-    def __init__(self, sink: Sink, tasks: Callable[[], list[Task]], dirty: asyncio.Event, metrics: Metrics) -> None:
+    def __init__(
+        self, sink: Sink, tasks: Callable[[], list[Task]], dirty: asyncio.Event, metrics: Metrics
+    ) -> None:
         self._sink = sink
         self._tasks = tasks
         self._dirty = dirty

@@ -20,6 +20,8 @@ from streams.failpoints import failpoint
 
 log = logging.getLogger(__name__)
 _TIMEOUT_S = 60.0
+_ASK_TIMEOUT_S = 5.0
+_ASK_PAUSE_S = 0.1
 #: An abandoned transaction holds up every reader of its partitions until it times out or its task is taken over.
 _TRANSACTION_TIMEOUT_MS = 30_000
 _FENCED = frozenset(
@@ -60,7 +62,9 @@ class TaskStore:
         try:
             producer.init_transactions(_TIMEOUT_S)
         except KafkaException as error:
-            raise DeliveryError(f"task {self.task}: its transactional id cannot be initialised: {error}") from error
+            raise DeliveryError(
+                f"task {self.task}: its transactional id cannot be initialised: {error}"
+            ) from error
         self._producer = producer
         return load(self.task, read_to_end(self._kafka, self._state_topic, self._state_partition))
 
@@ -111,21 +115,27 @@ class TaskStore:
             raise Fenced(f"task {self.task} has been taken over by another worker ({error})")
         if error.fatal() or time.monotonic() > deadline_s:
             raise DeliveryError(f"task {self.task}: a transaction failed for good: {error}")
-        log.warning("a transaction is tried again", extra={"event": "retry", "task": self.task, "detail": str(error)})
+        log.warning(
+            "a transaction is tried again", extra={"event": "retry", "task": self.task, "detail": str(error)}
+        )
         try:
             producer.abort_transaction(_TIMEOUT_S)
         except KafkaException as second:
             cause = second.args[0]
             if cause.code() in _FENCED:
                 raise Fenced(f"task {self.task} has been taken over by another worker ({cause})") from second
-            raise DeliveryError(f"task {self.task}: a transaction can be neither made nor aborted: {cause}") from second
+            raise DeliveryError(
+                f"task {self.task}: a transaction can be neither made nor aborted: {cause}"
+            ) from second
 
     def close(self) -> None:
         """Let go of the producer; what is not committed was never there."""
         self._producer = None
 
 
-def read_to_end(kafka: KafkaSettings, topic: str, partition: int) -> Iterator[tuple[bytes | None, bytes | None]]:
+def read_to_end(
+    kafka: KafkaSettings, topic: str, partition: int
+) -> Iterator[tuple[bytes | None, bytes | None]]:
     """Every committed (key, value) of one partition up to its present end. Raises DeliveryError."""
     consumer = Consumer(kafka.consumer(**{"enable.partition.eof": True}))
     try:
@@ -133,7 +143,9 @@ def read_to_end(kafka: KafkaSettings, topic: str, partition: int) -> Iterator[tu
         while True:
             message = consumer.poll(_TIMEOUT_S)
             if message is None:
-                raise DeliveryError(f"{topic}[{partition}] could not be read to its end in {_TIMEOUT_S:.0f} s")
+                raise DeliveryError(
+                    f"{topic}[{partition}] could not be read to its end in {_TIMEOUT_S:.0f} s"
+                )
             error = message.error()
             if error is None:
                 yield message.key(), message.value()
@@ -150,12 +162,23 @@ def log_starts(kafka: KafkaSettings, inputs: Sequence[tuple[str, int]]) -> dict[
     consumer = Consumer(kafka.consumer())
     try:
         return {
-            (topic, partition): consumer.get_watermark_offsets(
-                TopicPartition(kafka.topic(topic), partition), timeout=_TIMEOUT_S
-            )[0]
+            (topic, partition): log_bounds(consumer, kafka.topic(topic), partition)[0]
             for topic, partition in inputs
         }
-    except KafkaException as error:
-        raise DeliveryError(f"inputs {inputs} cannot be asked for their start: {error}; do they exist?") from error
     finally:
         consumer.close()
+
+
+def log_bounds(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    """First offset and (committed) end of a partition. Raises DeliveryError when no broker says so in a few seconds:
+    just after a topic was made or moved, one may answer that it does not lead it."""
+    deadline_s = time.monotonic() + _ASK_TIMEOUT_S
+    while True:
+        try:
+            return consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_ASK_TIMEOUT_S)
+        except KafkaException as error:
+            if time.monotonic() > deadline_s:
+                raise DeliveryError(
+                    f"{topic}[{partition}]: its offsets cannot be asked for: {error.args[0]}; does the topic exist?"
+                ) from error
+            time.sleep(_ASK_PAUSE_S)

@@ -63,7 +63,12 @@ class Task:
     """One (stage, partition): ``open``, then ``start``; ``put`` chunks; ``close``."""
 
     def __init__(
-        self, context: StageContext, core: TaskCore, inputs: tuple[str, ...], follows: tuple[str, ...], shared: Services
+        self,
+        context: StageContext,
+        core: TaskCore,
+        inputs: tuple[str, ...],
+        follows: tuple[str, ...],
+        shared: Services,
     ) -> None:
         self.context = context
         self.name = context.task
@@ -216,7 +221,7 @@ class Task:
                     await self._commit()
             if (self._since_s is not None or self._confirmed) and not self._rereading():
                 await self._commit()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, the process must not go on
             self._shared.on_failed(self, error)
 
     async def _take(self) -> list[Chunk]:

@@ -43,7 +43,10 @@ class Ticker:
             try:
                 self._producer.produce(topic, value, partition=partition, headers=[(HEADER_KIND, KIND_TICK)])
             except (BufferError, KafkaException) as error:
-                log.warning("a tick was left out", extra={"event": "tick-skipped", "topic": topic, "detail": str(error)})
+                log.warning(
+                    "a tick was left out",
+                    extra={"event": "tick-skipped", "topic": topic, "detail": str(error)},
+                )
         self._producer.poll(0)
 
     def _run(self) -> None:

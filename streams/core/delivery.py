@@ -309,7 +309,9 @@ def plan(
             continue
         cuts = range(0, max(len(data), 1), CHUNK_BYTES_MAX)
         for index, start in enumerate(cuts):
-            state.append((chunk_key(before.task, name, sequence, index), data[start : start + CHUNK_BYTES_MAX]))
+            state.append(
+                (chunk_key(before.task, name, sequence, index), data[start : start + CHUNK_BYTES_MAX])
+            )
         pieces[name] = PieceRef(sequence, len(cuts), len(data), piece_checksum(data))
     manifest = Manifest(
         task=before.task,

@@ -64,9 +64,13 @@ class CountingCore:
         if (at_ms := self._watermark()) > self._state.sent_ms:
             self._state.sent_ms = at_ms
             context = self._context
-            tick = Tick(event_time_ms=at_ms, source=context.task, sources=context.partitions).model_dump_json()
+            tick = Tick(
+                event_time_ms=at_ms, source=context.task, sources=context.partitions
+            ).model_dump_json()
             targets = [0] if self.stage == "policy" else list(range(context.partitions))
-            outs += [Out(_NEXT[self.stage], None, tick.encode(), p, {HEADER_KIND: KIND_TICK}) for p in targets]
+            outs += [
+                Out(_NEXT[self.stage], None, tick.encode(), p, {HEADER_KIND: KIND_TICK}) for p in targets
+            ]
         return outs
 
     def changed_pieces(self) -> dict[str, bytes | None]:

@@ -1,0 +1,57 @@
+"""``python -m streams monitor|archive``: one process of the monitoring half, configured by environment and file."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+
+from schemas.errors import DriftlineError
+from schemas.observability import configure_logs
+from schemas.settings import ArchiveSettings, MonitorSettings
+
+#: Libraries whose own start-up tales would bury the events that matter.
+_TALKATIVE = ("faust", "mode", "aiokafka", "streams.batches.consumer")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the named process; its exit code: 0 told to stop, 2 wrong settings, 70 unexpected."""
+    parser = argparse.ArgumentParser(prog="python -m streams", description=__doc__)
+    parser.add_argument("process", choices=("monitor", "archive"))
+    process = parser.parse_args(arguments).process
+    try:
+        return _monitor() if process == "monitor" else _archive()
+    except DriftlineError as error:
+        print(f"{process}: {error}", file=sys.stderr)  # noqa: T201  # logs may not be set up yet
+        return 2
+
+
+def _monitor() -> int:
+    from schemas.rows import COLUMNS
+
+    from streams.monitor import run_monitor
+    from streams.sink import ClickHouseSink
+
+    settings = MonitorSettings.load()
+    _configure(settings)
+    sink = ClickHouseSink(settings.clickhouse, COLUMNS) if settings.monitor.warehouse else None
+    return asyncio.run(run_monitor(settings, sink=sink))
+
+
+def _archive() -> int:
+    from streams.archive import run_archive
+
+    settings = ArchiveSettings.load()
+    _configure(settings)
+    return run_archive(settings)
+
+
+def _configure(settings: MonitorSettings | ArchiveSettings) -> None:
+    configure_logs(settings)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""What the tests of the monitor's shells share: topics, worker processes, and reading what was committed."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from schemas.events import HEADER_KIND, KIND_TICK, Tick
+from schemas.settings import KafkaSettings
+from schemas.topics import TOPICS, partitions_of_topic, topic_config
+
+ROOT = Path(__file__).parents[2]
+PARTITIONS = 4
+
+
+def create_topics(kafka: KafkaSettings) -> None:
+    """Every topic of the deployment, under its prefix."""
+    admin = AdminClient(kafka.librdkafka())
+    wanted = [
+        NewTopic(
+            kafka.topic(t.name), partitions_of_topic(t, kafka.input_partitions), 1, config=topic_config(t)
+        )
+        for t in TOPICS.values()
+    ]
+    for future in admin.create_topics(wanted).values():
+        future.result(30)
+
+
+class Worker:
+    """A child process that logs JSON lines; its events can be waited for."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, *command],
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self.log: list[str] = []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self.log.append(line)
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def wait_for(self, event: str, timeout_s: float = 40.0) -> dict[str, Any]:
+        """The next log line with this ``event``; fails when the process ends or is late."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                line = self._lines.get(timeout=max(0.0, deadline_s - time.monotonic()))
+            except queue.Empty:
+                line = None
+            assert line is not None, f"no event {event!r}; the log ends with:\n{''.join(self.log[-30:])}"
+            try:
+                data: dict[str, Any] = json.loads(line)
+            except ValueError:
+                continue
+            if data.get("event") == event:
+                return data
+
+    def wait(self, timeout_s: float = 40.0) -> int:
+        return self._process.wait(timeout_s)
+
+    def terminate(self, timeout_s: float = 20.0) -> int:
+        self._process.terminate()
+        return self._process.wait(timeout_s)
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+
+
+def send_rows(kafka: KafkaSettings, topic: str, ids: Iterable[int]) -> None:
+    """One record an id, its partition the id modulo the partitions; returns when all are acknowledged."""
+    producer = Producer(kafka.producer())
+    for number in ids:
+        text = str(number).encode()
+        producer.produce(kafka.topic(topic), text, text, partition=number % kafka.input_partitions)
+    assert producer.flush(30) == 0
+
+
+def send_ticks(producer: Producer, kafka: KafkaSettings, topic: str, event_time_ms: int) -> None:
+    """One tick to every partition of ``topic``."""
+    value = Tick(event_time_ms=event_time_ms).model_dump_json().encode()
+    for partition in range(kafka.input_partitions):
+        producer.produce(kafka.topic(topic), value, partition=partition, headers=[(HEADER_KIND, KIND_TICK)])
+    assert producer.flush(30) == 0
+
+
+def is_tick(message: Message) -> bool:
+    return (HEADER_KIND, KIND_TICK) in (message.headers() or [])
+
+
+class Reader:
+    """Reads committed records of all partitions of a topic from their beginning."""
+
+    def __init__(self, kafka: KafkaSettings, topic: str, partitions: int) -> None:
+        self._consumer = Consumer(kafka.consumer(**{"fetch.wait.max.ms": 10}))
+        self._consumer.assign(
+            [TopicPartition(kafka.topic(topic), p, OFFSET_BEGINNING) for p in range(partitions)]
+        )
+
+    def poll(self, timeout_s: float) -> Message | None:
+        message = self._consumer.poll(timeout_s)
+        return None if message is None or message.error() is not None else message
+
+    def rows(self, count: int, timeout_s: float = 40.0, settle_s: float = 0.3) -> list[int]:
+        """Values of records that are no ticks: until there are ``count``, and whatever comes ``settle_s`` after."""
+        found: list[int] = []
+        deadline_s = time.monotonic() + timeout_s
+        while len(found) < count and time.monotonic() < deadline_s:
+            message = self.poll(0.2)
+            if message is not None and not is_tick(message):
+                found.append(int(message.value() or b""))
+        while (message := self.poll(settle_s)) is not None:
+            if not is_tick(message):
+                found.append(int(message.value() or b""))
+        return found
+
+    def close(self) -> None:
+        self._consumer.close()

@@ -1,0 +1,195 @@
+"""The delivery protocol on a real Kafka, under real Faust worker processes that are killed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+from support_streams import PARTITIONS, Reader, Worker, create_topics, send_rows, send_ticks
+
+from deploy.local.kafka import LocalKafka
+from schemas.contracts import Feature, ModelContract, ModelRecord
+from schemas.errors import DeliveryError, Fenced
+from schemas.settings import KafkaSettings
+from schemas.topics import state_partition
+from streams.broadcast import Broadcast, model_records
+from streams.core.delivery import Manifest, Out, load, plan
+from streams.store import TaskStore, read_to_end
+
+pytestmark = pytest.mark.integration
+SCRIPT = str(Path(__file__).parent / "counting_worker.py")
+SESSION_MS = 3_000
+
+
+@pytest.fixture
+def settings(kafka: LocalKafka, topic_prefix: str) -> KafkaSettings:
+    """A deployment of its own on the shared broker, with its topics."""
+    found = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix, input_partitions=PARTITIONS)
+    create_topics(found)
+    return found
+
+
+class Workers:
+    """Starts counting workers against one deployment and leaves none behind."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._environment = {
+            "DRIFTLINE_KAFKA__BOOTSTRAP": settings.bootstrap,
+            "DRIFTLINE_KAFKA__TOPIC_PREFIX": settings.topic_prefix,
+            "DRIFTLINE_KAFKA__SESSION_TIMEOUT": f"{SESSION_MS}ms",
+            "DRIFTLINE_MONITOR__TICKER": "off",
+            "DRIFTLINE_MONITOR__COMMIT_INTERVAL": "50ms",
+            "DRIFTLINE_MONITOR__CHUNK_RECORDS": "50",
+        }
+        self._started: list[Worker] = []
+
+    def start(self, instance: str, stages: int = 1, failpoint: str = "") -> Worker:
+        extra = {"DRIFTLINE_MONITOR__INSTANCE": instance, "DRIFTLINE_FAILPOINT": failpoint}
+        worker = Worker([SCRIPT, str(stages)], self._environment | extra)
+        self._started.append(worker)
+        return worker
+
+    def close(self) -> None:
+        for worker in self._started:
+            worker.kill()
+
+
+@pytest.fixture
+def workers(settings: KafkaSettings) -> Iterator[Workers]:
+    started = Workers(settings)
+    yield started
+    started.close()
+
+
+def counted(settings: KafkaSettings, task: str) -> int:
+    """Rows of ``predictions`` in the committed state of a task."""
+    import msgspec
+
+    stage, partition = task.split("/")
+    where = state_partition(stage, int(partition), settings.input_partitions)
+    loaded = load(task, read_to_end(settings, settings.topic("state"), where))
+    return int(msgspec.msgpack.decode(loaded.pieces["state"])["rows"].get("predictions", 0))
+
+
+def test_killed_at_every_failpoint_each_row_is_passed_on_and_counted_once(
+    settings: KafkaSettings, workers: Workers
+) -> None:
+    """Each worker recovers from its predecessor's death and dies at the next point; the last one finishes."""
+    points = ("before-apply:3", "after-apply:3", "before-state:2", "before-commit:3", "after-commit:2")
+    sent = 0
+    for point in points:
+        worker = workers.start("only", failpoint=f"join.{point}")
+        send_rows(settings, "predictions", range(sent, sent + 600))
+        sent += 600
+        assert worker.wait() == 137, f"{point}: {''.join(worker.log[-20:])}"
+    workers.start("only").wait_for("ready")
+    reader = Reader(settings, "observations", PARTITIONS)
+    rows = reader.rows(sent)
+    reader.close()
+    assert Counter(rows) == Counter(range(sent))
+    assert sum(counted(settings, f"join/{p}") for p in range(PARTITIONS)) == sent
+
+
+def test_when_one_of_two_workers_is_killed_the_other_takes_over_without_loss_or_double(
+    settings: KafkaSettings, workers: Workers
+) -> None:
+    """Tasks are shared out whole; after a kill -9 the survivor has them all and every row is there once."""
+    first = workers.start("one")
+    assert len(first.wait_for("ready")["tasks"]) == PARTITIONS
+    second = workers.start("two")
+    assert len(second.wait_for("ready")["tasks"]) == PARTITIONS // 2
+    send_rows(settings, "predictions", range(1_000))
+    send_rows(settings, "feedback", range(1_000, 1_400))
+    first.kill()
+    send_rows(settings, "predictions", range(1_400, 2_400))
+    reader = Reader(settings, "observations", PARTITIONS)
+    rows = reader.rows(2_400)
+    reader.close()
+    assert Counter(rows) == Counter(range(2_400))
+    assert second.terminate() == 0
+
+
+def test_a_tick_passes_three_stages_quickly_and_sigterm_ends_cleanly(
+    settings: KafkaSettings, workers: Workers
+) -> None:
+    """Event time comes out at the end soon after it went in: nothing on the way polls in its sleep."""
+    worker = workers.start("only", stages=3)
+    worker.wait_for("ready")
+    producer = Producer(settings.producer(**{"linger.ms": 0}))
+    reader = Reader(settings, "control", 1)
+    seconds = []
+    for event_time_ms in range(1, 26):
+        start_s = time.monotonic()
+        send_ticks(producer, settings, "predictions", event_time_ms)
+        arrived = 0
+        while arrived < PARTITIONS and time.monotonic() - start_s < 10:
+            message = reader.poll(1.0)
+            if message is not None and f'"event_time_ms":{event_time_ms},'.encode() in (
+                message.value() or b""
+            ):
+                arrived += 1
+        assert arrived == PARTITIONS
+        seconds.append(time.monotonic() - start_s)
+    reader.close()
+    print(
+        f"tick to control: median {statistics.median(seconds) * 1000:.0f} ms, max {max(seconds) * 1000:.0f} ms"
+    )
+    assert statistics.median(seconds) < 0.5
+    start_s = time.monotonic()
+    assert worker.terminate() == 0
+    assert time.monotonic() - start_s < 10
+
+
+def test_a_zombie_cannot_commit_and_its_records_stay_invisible(settings: KafkaSettings) -> None:
+    """The successor's init fences the predecessor, whose transaction nobody ever sees."""
+
+    def transaction(before: Manifest, text: bytes) -> object:
+        outs = [Out("observations", text, text, 0)]
+        return plan(
+            before, outs=outs, changed={"piece": text}, offsets={}, high={}, watermarks={}, activations={}
+        )
+
+    zombie, successor = TaskStore(settings, "join", 0), TaskStore(settings, "join", 0)
+    assert zombie.open().manifest is None
+    zombie.commit(transaction(Manifest(task="join/0"), b"1"))  # type: ignore[arg-type]
+    loaded = successor.open()
+    assert loaded.pieces == {"piece": b"1"}
+    assert loaded.manifest is not None
+    with pytest.raises(Fenced, match="join/0"):
+        zombie.commit(transaction(loaded.manifest, b"2"))  # type: ignore[arg-type]
+    successor.commit(transaction(loaded.manifest, b"3"))  # type: ignore[arg-type]
+    reader = Reader(settings, "observations", PARTITIONS)
+    assert reader.rows(2) == [1, 3]
+    reader.close()
+
+
+def test_a_model_is_known_as_soon_as_its_publication_was_acknowledged(settings: KafkaSettings) -> None:
+    """``refresh`` after the flush sees the record, and a task can ask for what it has not seen."""
+    broadcast = Broadcast(settings)
+    broadcast.start()
+    try:
+        assert broadcast.since("models", 0) == []
+        record = ModelRecord(contract=ModelContract(model="m", features=(Feature(name="x"),)))
+        producer = Producer(settings.producer(**{"linger.ms": 0}))
+        producer.produce(settings.topic("models"), record.model_dump_json().encode(), b"m")
+        producer.flush(10)
+        broadcast.refresh("models")
+        assert model_records(broadcast.since("models", 0)) == [record]
+        assert broadcast.since("models", broadcast.next_offset("models")) == []
+    finally:
+        broadcast.stop()
+
+
+def test_broadcast_topics_that_do_not_exist_are_said_so(kafka: LocalKafka) -> None:
+    """A missing topic is an error with its name, not an endless wait."""
+    broadcast = Broadcast(KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix="nobody-made-"))
+    try:
+        with pytest.raises(DeliveryError, match="nobody-made-models"):
+            broadcast.start()
+    finally:
+        broadcast.stop()
