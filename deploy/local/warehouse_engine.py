@@ -98,8 +98,12 @@ class Engine:
             ) from None
         except OSError as error:
             raise PlatformError(f"cannot write the warehouse directory {data_dir}: {error}") from error
-        from chdb.state.sqlitelike import connect
-
+        try:
+            from chdb.state.sqlitelike import connect
+        except ImportError as error:
+            raise PlatformError(
+                f"the embedded warehouse needs chdb ({error}): install driftline[local]"
+            ) from error
         self._clock = clock
         self._connect = connect
         self._path = str(data_dir / "store")
