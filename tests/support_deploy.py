@@ -69,7 +69,7 @@ def feature_row(table: dict[str, Any], at: int) -> dict[str, Any]:
         name: column[at].item() if hasattr(column[at], "item") else column[at]
         for name, column in table.items()
     }
-    return {name: None if value != value else value for name, value in found.items()}  # noqa: PLR0124
+    return {name: None if value != value else value for name, value in found.items()}
 
 
 class Wire:

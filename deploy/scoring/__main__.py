@@ -10,6 +10,6 @@ from schemas.settings import ScorerSettings
 if __name__ == "__main__":
     loaded = ScorerSettings.load()
     if "--check" in sys.argv[1:]:
-        print(check(loaded))
+        sys.stdout.write(check(loaded) + "\n")
     else:
         sys.exit(run(loaded))

@@ -100,7 +100,7 @@ class Scorer:
         """The loop: hear, gather, answer. Raises Fenced when another process took this instance's name."""
         self._listener.start()
         self._producer.init_transactions(30)
-        moved = {name: self._on_moved for name in ("on_assign", "on_revoke", "on_lost")}
+        moved = dict.fromkeys(("on_assign", "on_revoke", "on_lost"), self._on_moved)
         self._consumer.subscribe([self._settings.kafka.topic("scoring-requests")], **moved)
         log.info("scorer %s is ready", self._settings.scorer.instance)
         next_ms = 0

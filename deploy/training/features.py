@@ -44,7 +44,9 @@ class Encoder:
         """
         absent = [name for name in self.features if name not in table]
         if absent:
-            raise ContractError(f"cannot encode rows without the feature(s) {', '.join(absent)}: send every feature")
+            raise ContractError(
+                f"cannot encode rows without the feature(s) {', '.join(absent)}: send every feature"
+            )
         rows = len(table[self.features[0]]) if self.features else 0
         matrix = np.empty((rows, len(self.features)), dtype=np.float32)
         for at, name in enumerate(self.features):
@@ -58,7 +60,9 @@ class Encoder:
             values = [row.get(name) for row in rows]
             if name in self.categories:
                 codes, other = self.categories[name], self.other[name]
-                matrix[:, at] = [codes.get(value, other) if isinstance(value, str) else other for value in values]
+                matrix[:, at] = [
+                    codes.get(value, other) if isinstance(value, str) else other for value in values
+                ]
             else:
                 numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
                 matrix[:, at] = self._shifted(name, numbers)
@@ -88,7 +92,9 @@ class Encoder:
             raw = json.loads(text)
             return Encoder(tuple(raw["features"]), raw["categories"], raw["other"], int(raw["hour_shift"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise ContractError(f"stored encoder cannot be read ({error!r}): register the version again") from error
+            raise ContractError(
+                f"stored encoder cannot be read ({error!r}): register the version again"
+            ) from error
 
     def _column(self, name: str, column: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if name not in self.categories:

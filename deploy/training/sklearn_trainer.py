@@ -79,7 +79,9 @@ def train(
 
     best_loss, best_half_life, best_scores = np.inf, None, np.empty(0)
     for half_life in half_lives_days if event_ms is not None else (None,):
-        model = _fit(matrix[early], labels[early], weights[early] * _age_weights(event_ms, early, half_life), seed)
+        model = _fit(
+            matrix[early], labels[early], weights[early] * _age_weights(event_ms, early, half_life), seed
+        )
         scores = model.predict_proba(matrix[late])[:, 1]
         loss = log_loss(labels[late], scores)
         if loss < best_loss:
@@ -211,14 +213,21 @@ def _in_time_order(
     if event_ms is not None:
         lengths.add(len(event_ms))
     if lengths != {rows} or len(columns) != len(features):
-        raise TrainingError(f"snapshot columns do not match {rows} labels (missing or of lengths {sorted(lengths)})")
+        raise TrainingError(
+            f"snapshot columns do not match {rows} labels (missing or of lengths {sorted(lengths)})"
+        )
     if rows and not (np.all(np.isfinite(weights)) and weights.min() > 0):
         raise TrainingError("weights must be finite and positive: drop rows that should not count")
     labels = np.asarray(labels).astype(np.int8)
     if event_ms is None:
         return columns, labels, weights, None
     order = np.argsort(event_ms, kind="stable")
-    return {name: column[order] for name, column in columns.items()}, labels[order], weights[order], event_ms[order]
+    return (
+        {name: column[order] for name, column in columns.items()},
+        labels[order],
+        weights[order],
+        event_ms[order],
+    )
 
 
 def _part(columns: Table, part: slice) -> dict[str, npt.NDArray[Any]]:

@@ -110,7 +110,8 @@ def test_a_version_is_found_by_its_cause(tmp_path: Path) -> None:
     registry.register(CONTRACT, _artifact(), Lineage(cause="r-1"))
     registry.register(CONTRACT, _artifact(), Lineage(cause="r-2"))
     found = registry.find_by_cause("delay", "r-1")
-    assert found is not None and found.version == "1"
+    assert found is not None
+    assert found.version == "1"
     assert registry.find_by_cause("delay", "r-3") is None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -424,7 +423,8 @@ def test_the_golden_set_proves_a_version(registry: Registry) -> None:
     engine = Engine(registry, CPU)
     assert list(engine.keep("delay", {"1", "2", "3"}, {})) == ["3"]
     one, two = engine.get("delay", "1"), engine.get("delay", "2")
-    assert one is not None and two is not None
+    assert one is not None
+    assert two is not None
     assert one.golden_agrees()
     one.golden = two.golden
     assert not one.golden_agrees()
