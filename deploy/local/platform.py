@@ -1,0 +1,409 @@
+"""Why: one command must give a newcomer the whole system, and take all of it away again.
+
+The platform starts a real Kafka, the warehouse, the topics and migrations, then every service as its own process with
+the same settings keys it would have in production. It watches them: a child that dies is named, started again, and
+given up on only when it dies again and again. Everything it knows is in ``platform.json`` beside the data, so that
+``driftline status``, ``down`` and ``logs`` work from another terminal.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from deploy.local.children import HOST, free_port, require_free_port, spawn_module, stop_child, tail
+from deploy.local.kafka import LocalKafka
+from deploy.local.warehouse import LocalWarehouse
+from schemas.errors import PlatformError
+from schemas.settings import ClickHouseSettings, KafkaSettings
+from schemas.signing import Signer
+
+#: Service name to the module that is it and that module's arguments, in the order of starting.
+SERVICES: dict[str, tuple[str, ...]] = {
+    "archive": ("streams", "archive"),
+    "monitor": ("streams", "monitor"),
+    "controller": ("deploy.cli", "controller"),
+    "scorer": ("deploy.cli", "scorer"),
+    "trainer": ("deploy.cli", "trainer"),
+    "notifier": ("deploy.cli", "notifier"),
+}
+STATE_FILE = "platform.json"
+FREE_BYTES_MIN = 512 * 1024 * 1024
+RESTARTS_MAX = 6
+RESTART_WINDOW_S = 60.0
+_READY_MARK = '"ready"'
+
+Say = Callable[[str, str], None]
+
+
+@dataclass(slots=True)
+class Service:
+    """One running child and how often it had to be started."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    log: Path
+    environment: dict[str, str]
+    child: subprocess.Popen[bytes] | None = None
+    log_from: int = 0
+    restarts: deque[float] = field(default_factory=deque)
+    restarted: int = 0
+    died: str = ""
+
+    def start(self) -> None:
+        self.log_from = self.log.stat().st_size if self.log.exists() else 0
+        self.child = spawn_module(
+            "deploy.local.launch", [self.module, *self.arguments], log=self.log, environment=self.environment
+        )
+
+    def ready(self) -> bool:
+        """Whether the service has said so in its log since it was last started."""
+        try:
+            with self.log.open("rb") as source:
+                source.seek(self.log_from)
+                return _READY_MARK.encode() in source.read(1_000_000)
+        except OSError:
+            return False
+
+
+class Platform:
+    """Kafka, warehouse and services over one data directory. Also a context manager.
+
+    ``environment`` adds settings for every service (``DRIFTLINE_…``); ``say(service, text)`` receives one line for each
+    thing worth knowing. Ports of 0 are chosen freely.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        kafka_port: int = 0,
+        warehouse_port: int = 0,
+        api_port: int = 0,
+        services: tuple[str, ...] = tuple(SERVICES),
+        environment: Mapping[str, str] | None = None,
+        input_partitions: int = 4,
+        say: Say = lambda _service, _text: None,
+    ) -> None:
+        unknown = sorted(set(services) - set(SERVICES))
+        if unknown:
+            raise PlatformError(f"unknown services: {', '.join(unknown)}; known: {', '.join(SERVICES)}")
+        self.data_dir = data_dir.resolve()
+        self._ports = {"kafka": kafka_port, "warehouse": warehouse_port, "api": api_port or free_port()}
+        self._wanted = services
+        self._extra = dict(environment or {})
+        self._partitions = input_partitions
+        self._say = say
+        self._kafka = LocalKafka()
+        self._warehouse = LocalWarehouse()
+        self._services: dict[str, Service] = {}
+        self._stopping = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self.failure: str | None = None
+
+    # what clients need
+
+    @property
+    def kafka(self) -> KafkaSettings:
+        return KafkaSettings(bootstrap=self._kafka.bootstrap, input_partitions=self._partitions)
+
+    @property
+    def clickhouse(self) -> ClickHouseSettings:
+        return ClickHouseSettings(host=HOST, port=self._warehouse.port)
+
+    @property
+    def api_url(self) -> str:
+        return f"http://{HOST}:{self._ports['api']}"
+
+    @property
+    def registry(self) -> Path:
+        return self.data_dir / "registry"
+
+    @property
+    def signing_key(self) -> Path:
+        return self.data_dir / "keys" / "driftline.pem"
+
+    def environment(self) -> dict[str, str]:
+        """The settings every service is started with."""
+        signer = Signer.create(self.signing_key)
+        return {
+            "DRIFTLINE_KAFKA__BOOTSTRAP": self._kafka.bootstrap,
+            "DRIFTLINE_KAFKA__INPUT_PARTITIONS": str(self._partitions),
+            "DRIFTLINE_CLICKHOUSE__HOST": HOST,
+            "DRIFTLINE_CLICKHOUSE__PORT": str(self._warehouse.port),
+            "DRIFTLINE_SIGNING__KEY_FILE": str(self.signing_key),
+            "DRIFTLINE_SIGNING__TRUSTED": json.dumps([base64.b64encode(signer.public).decode()]),
+            "DRIFTLINE_SCORER__REGISTRY": str(self.registry),
+            "DRIFTLINE_CONTROLLER__REGISTRY": str(self.registry),
+            "DRIFTLINE_TRAINER__REGISTRY": str(self.registry),
+            "DRIFTLINE_CONTROLLER__API_PORT": str(self._ports["api"]),
+            # One BLAS and OpenMP thread a process: six processes share the machine.
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+        } | self._extra
+
+    # life
+
+    def start(self) -> None:
+        """Bring everything up; raises PlatformError that names what failed, with everything stopped again."""
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> None:
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        running = read_state(self.data_dir)
+        if running is not None:
+            raise PlatformError(
+                f"a platform already runs over {self.data_dir} (pid {running['pid']}); `driftline down` stops it"
+            )
+        free = shutil.disk_usage(self.data_dir).free
+        if free < FREE_BYTES_MIN:
+            raise PlatformError(
+                f"{self.data_dir}: {free // 2**20} MiB free on that disk, {FREE_BYTES_MIN // 2**20} MiB are needed; "
+                "free some space or choose another --data-dir"
+            )
+        require_free_port(self._ports["api"], "the controller's API")
+        logs = self.data_dir / "logs"
+        logs.mkdir(exist_ok=True)
+        began = time.monotonic()
+        self._kafka.start(self.data_dir / "kafka", self._ports["kafka"])
+        self._warehouse.start(self.data_dir / "warehouse", self._ports["warehouse"])
+        self._warehouse.wait_ready()
+        self._say("warehouse", f"ready on {self._warehouse.url} after {time.monotonic() - began:.1f} s")
+        migrated = threading.Thread(target=self._guard, args=(self._migrate,), daemon=True)
+        migrated.start()
+        self._kafka.wait_ready()
+        self._say("kafka", f"ready on {self._kafka.bootstrap} after {time.monotonic() - began:.1f} s")
+        from deploy.topics import create_topics
+
+        create_topics(self.kafka)
+        migrated.join()
+        if self.failure:
+            raise PlatformError(self.failure)
+        environment = self.environment()
+        for name in self._wanted:
+            module, *arguments = SERVICES[name]
+            service = Service(name, module, tuple(arguments), logs / f"{name}.log", environment)
+            self._services[name] = service
+            service.start()
+        self._write_state()
+        for service in self._services.values():
+            self._wait_ready(service, began)
+        self._write_state()
+        self._watcher = threading.Thread(target=self._watch, name="watch-children", daemon=True)
+        self._watcher.start()
+
+    def _migrate(self) -> None:
+        from deploy.migrate import migrate
+
+        migrate(self.clickhouse)
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}"
+
+    def _wait_ready(self, service: Service, began: float, timeout_s: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not service.ready():
+            assert service.child is not None
+            if service.child.poll() is not None:
+                raise PlatformError(
+                    f"{service.name} died while starting (exit status {service.child.returncode}); "
+                    f"{service.log} ends with:\n{tail(service.log)}"
+                )
+            if time.monotonic() > deadline:
+                raise PlatformError(
+                    f"{service.name} is not ready after {timeout_s:.0f} s; {service.log} ends with:\n{tail(service.log)}"
+                )
+            if self._stopping.wait(0.02):
+                raise PlatformError("stopped while starting")
+        self._say(service.name, f"ready after {time.monotonic() - began:.1f} s")
+
+    def _watch(self) -> None:
+        """Start again what died, and give up on what keeps dying."""
+        while not self._stopping.wait(0.1):
+            with self._lock:
+                if self._stopping.is_set():
+                    return
+                if not self._kafka_alive() or not self._warehouse_alive():
+                    self._revive_stores()
+                for service in self._services.values():
+                    if service.child is not None and service.child.poll() is not None:
+                        self._restart(service)
+
+    def _kafka_alive(self) -> bool:
+        return self._kafka.pid is not None and _alive(self._kafka.pid)
+
+    def _warehouse_alive(self) -> bool:
+        return self._warehouse.pid is not None and _alive(self._warehouse.pid)
+
+    def _revive_stores(self) -> None:
+        try:
+            if not self._kafka_alive():
+                self._say("kafka", "died; starting it again over the same data")
+                port = int(self._kafka.bootstrap.rpartition(":")[2])
+                self._kafka.stop()
+                self._kafka.start(self.data_dir / "kafka", port)
+                self._kafka.wait_ready()
+                self._say("kafka", "ready again")
+            if not self._warehouse_alive():
+                self._say("warehouse", "died; starting it again over the same data")
+                port = self._warehouse.port
+                self._warehouse.stop()
+                self._warehouse.start(self.data_dir / "warehouse", port)
+                self._warehouse.wait_ready()
+                self._say("warehouse", "ready again")
+        except PlatformError as error:
+            self.failure = str(error)
+            self._stopping.set()
+
+    def _restart(self, service: Service) -> None:
+        assert service.child is not None
+        status = service.child.returncode
+        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        now = time.monotonic()
+        service.restarts.append(now)
+        while service.restarts and now - service.restarts[0] > RESTART_WINDOW_S:
+            service.restarts.popleft()
+        service.died = how
+        if len(service.restarts) > RESTARTS_MAX:
+            self.failure = (
+                f"{service.name} died {len(service.restarts)} times within {RESTART_WINDOW_S:.0f} s, last: {how}; "
+                f"{service.log} ends with:\n{tail(service.log)}"
+            )
+            self._say(service.name, f"given up: {how}")
+            self._stopping.set()
+            return
+        self._say(service.name, f"died ({how}); starting it again")
+        service.restarted += 1
+        service.start()
+        self._write_state()
+
+    def kill(self, service: str, sign: int = signal.SIGKILL) -> int:
+        """Send ``sign`` to a service's process, for tests of recovery. Returns the pid."""
+        child = self._services[service].child
+        assert child is not None
+        child.send_signal(sign)
+        return child.pid
+
+    @property
+    def restarted(self) -> dict[str, int]:
+        """How often each service had to be started again."""
+        return {service.name: service.restarted for service in self._services.values()}
+
+    def log(self, service: str) -> Path:
+        return self._services[service].log
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until something failed for good or the platform is stopped. True when it is over."""
+        return self._stopping.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Stop services, then the stores, in order; no process of ours is left. May be called twice."""
+        self._stopping.set()
+        if self._watcher is not None:
+            self._watcher.join()
+        with self._lock:
+            for service in self._services.values():
+                if service.child is not None and service.child.poll() is None:
+                    service.child.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + 10.0
+            for service in self._services.values():
+                if service.child is not None:
+                    stop_child(service.child, timeout_s=max(0.1, deadline - time.monotonic()))
+                    self._say(service.name, "stopped")
+            self._warehouse.stop()
+            self._kafka.stop()
+            with suppress(OSError):
+                (self.data_dir / STATE_FILE).unlink()
+
+    def _write_state(self) -> None:
+        state: dict[str, Any] = {
+            "pid": os.getpid(),
+            "started": psutil.Process().create_time(),
+            "kafka": self._kafka.bootstrap,
+            "clickhouse": self._warehouse.url,
+            "api": self.api_url,
+            "processes": {"kafka": self._kafka.pid, "warehouse": self._warehouse.pid}
+            | {s.name: s.child.pid for s in self._services.values() if s.child is not None},
+            "restarted": {s.name: s.restarted for s in self._services.values()},
+            "logs": {s.name: str(s.log) for s in self._services.values()}
+            | {
+                "kafka": str(self.data_dir / "kafka" / "kafka.log"),
+                "warehouse": str(self.data_dir / "warehouse" / "warehouse.log"),
+            },
+        }
+        draft = self.data_dir / (STATE_FILE + ".new")
+        draft.write_text(json.dumps(state, indent=1))
+        draft.replace(self.data_dir / STATE_FILE)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def read_state(data_dir: Path) -> dict[str, Any] | None:
+    """What the platform over ``data_dir`` wrote about itself, or None when none runs there.
+
+    A file left by a killed platform is recognised: the process is gone or is another one under the same number.
+    """
+    try:
+        state: dict[str, Any] = json.loads((data_dir / STATE_FILE).read_text())
+        process = psutil.Process(int(state["pid"]))
+        if abs(process.create_time() - float(state["started"])) > 1.0:
+            return None
+    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+        return None
+    return state
+
+
+def stop_running(data_dir: Path, timeout_s: float = 30.0) -> bool:
+    """Ask the platform over ``data_dir`` to stop and wait for it. False when none was running.
+
+    Raises PlatformError when it has not gone in time.
+    """
+    state = read_state(data_dir)
+    if state is None:
+        return False
+    process = psutil.Process(int(state["pid"]))
+    with suppress(psutil.NoSuchProcess):
+        process.terminate()
+        try:
+            process.wait(timeout_s)
+        except psutil.TimeoutExpired:
+            raise PlatformError(
+                f"the platform (pid {process.pid}) has not stopped after {timeout_s:.0f} s"
+            ) from None
+    return True

@@ -1,0 +1,260 @@
+"""The rows written to ClickHouse: one place for each table's columns, in the order in which rows carry them.
+
+The numbered migrations in ``schemas/clickhouse`` create these tables; a test compares the two on the real engine.
+
+Aggregates are cumulative values of ONE source partition's log prefix; ``version`` is the sequence of the manifest they
+belong to. A replay writes the same key with the same or a higher version, so a reader takes the row of the highest
+version for each key and then merges over partitions. Logs are keyed by the address of the row they copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TableRows:
+    """``columns``: (name, ClickHouse type) in row order. ``key``: the columns that identify a row among replays."""
+
+    name: str
+    columns: tuple[tuple[str, str], ...]
+    key: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.columns)
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        return tuple(kind for _, kind in self.columns)
+
+
+_TEXT = "LowCardinality(String)"
+_TIME = "DateTime64(3, 'UTC')"
+_COUNTS = "Array(UInt64)"
+
+_WINDOW: tuple[tuple[str, str], ...] = (
+    ("window_start", _TIME),
+    ("window_ms", "UInt64"),
+    ("model", _TEXT),
+    ("model_version", _TEXT),
+    ("role", _TEXT),
+    ("segment", _TEXT),
+    ("source_partition", "UInt16"),
+)
+_SOURCE: tuple[tuple[str, str], ...] = (
+    ("source_partition", "UInt16"),
+    ("source_offset", "Int64"),
+    ("source_row", "UInt32"),
+)
+_VERSION = (("version", "UInt64"),)
+_WINDOW_KEY = tuple(name for name, _ in _WINDOW)
+
+
+def _log(name: str, columns: tuple[tuple[str, str], ...], key: tuple[str, ...] = ()) -> TableRows:
+    return TableRows(name, columns + _SOURCE, (*key, *(n for n, _ in _SOURCE)))
+
+
+#: Score histograms have this many equal bins of [0, 1]; outcome ones are finer, because the AUC is read off them.
+SCORE_BINS = 20
+OUTCOME_BINS = 200
+CALIBRATION_BINS = 10
+#: Latency buckets: bucket b holds (GAMMA**(b-1), GAMMA**b] microseconds, so a quantile is off by at most 1 %.
+LATENCY_GAMMA = 1.02
+#: Probabilities are kept this far from 0 and 1 before a logarithm is taken.
+PROBABILITY_MIN = 1e-6
+NANO = 1_000_000_000
+MICRO = 1_000_000
+
+TABLES: dict[str, TableRows] = {
+    t.name: t
+    for t in (
+        TableRows(
+            "window_counts",
+            _WINDOW
+            + (
+                ("predictions", "UInt64"),
+                ("errors", "UInt64"),
+                ("fallbacks", "UInt64"),
+                ("late", "UInt64"),
+                ("positives", "UInt64"),
+                ("payload_bytes", "UInt64"),
+                ("latency_sum_us", "UInt64"),
+                ("latency_buckets", "Map(Int16, UInt64)"),
+                ("score_histogram", _COUNTS),
+                ("closed", "UInt8"),
+            )
+            + _VERSION,
+            _WINDOW_KEY,
+        ),
+        TableRows(
+            "window_features",
+            _WINDOW
+            + (
+                ("feature", _TEXT),
+                ("rows", "UInt64"),
+                ("missing", "UInt64"),
+                ("invalid", "UInt64"),
+                ("sum_micro", "Int64"),
+                ("low", "Float64"),
+                ("high", "Float64"),
+                ("edges", "Array(Float64)"),
+                ("histogram", _COUNTS),
+                ("categories", "Map(LowCardinality(String), UInt64)"),
+            )
+            + _VERSION,
+            (*_WINDOW_KEY, "feature"),
+        ),
+        TableRows(
+            "window_outcomes",
+            _WINDOW
+            + (
+                ("predictions", "UInt64"),
+                ("labelled", "UInt64"),
+                ("revisions", "UInt64"),
+                ("true_positive", "UInt64"),
+                ("false_positive", "UInt64"),
+                ("true_negative", "UInt64"),
+                ("false_negative", "UInt64"),
+                ("log_loss_nano", "Int64"),
+                ("brier_nano", "Int64"),
+                ("positive_scores", _COUNTS),
+                ("negative_scores", _COUNTS),
+                ("calibration_counts", _COUNTS),
+                ("calibration_score_nano", "Array(Int64)"),
+                ("calibration_positives", _COUNTS),
+                ("final", "UInt8"),
+            )
+            + _VERSION,
+            _WINDOW_KEY,
+        ),
+        _log(
+            "prediction_log",
+            (
+                ("model", _TEXT),
+                ("model_version", _TEXT),
+                ("role", _TEXT),
+                ("prediction_id", "String"),
+                ("event_time", _TIME),
+                ("numbers", "Map(LowCardinality(String), Float64)"),
+                ("categories", "Map(LowCardinality(String), LowCardinality(String))"),
+                ("score", "Nullable(Float64)"),
+                ("latency_ms", "Float64"),
+                ("status", _TEXT),
+                ("entity", "String"),
+                ("trace_id", "String"),
+            ),
+        ),
+        _log(
+            "label_log",
+            (
+                ("model", _TEXT),
+                ("prediction_id", "String"),
+                ("label", "Float64"),
+                ("label_time", _TIME),
+                ("revision", "UInt32"),
+                ("trace_id", "String"),
+            ),
+        ),
+        _log(
+            "signal_log",
+            (
+                ("model", _TEXT),
+                ("model_version", _TEXT),
+                ("role", _TEXT),
+                ("detector", _TEXT),
+                ("kind", _TEXT),
+                ("family", _TEXT),
+                ("previous", _TEXT),
+                ("state", _TEXT),
+                ("score", "Float64"),
+                ("threshold", "Float64"),
+                ("column", _TEXT),
+                ("event_time", _TIME),
+                ("document", "String"),
+            ),
+        ),
+        _log(
+            "alert_log",
+            (
+                ("model", _TEXT),
+                ("model_version", _TEXT),
+                ("dedup_key", "String"),
+                ("status", _TEXT),
+                ("severity", _TEXT),
+                ("title", "String"),
+                ("cause", _TEXT),
+                ("action", _TEXT),
+                ("incident", "String"),
+                ("event_time", _TIME),
+                ("document", "String"),
+            ),
+        ),
+        _log(
+            "control_log",
+            (
+                ("model", _TEXT),
+                ("type", _TEXT),
+                ("request_id", "String"),
+                ("model_version", _TEXT),
+                ("cause", _TEXT),
+                ("issued_by", _TEXT),
+                ("event_time", _TIME),
+                ("document", "String"),
+            ),
+        ),
+        _log(
+            "deployment_log",
+            (
+                ("model", _TEXT),
+                ("revision", "UInt64"),
+                ("phase", _TEXT),
+                ("stable", _TEXT),
+                ("candidate", _TEXT),
+                ("weights", "Map(LowCardinality(String), Float64)"),
+                ("reason", "String"),
+                ("event_time", _TIME),
+                ("document", "String"),
+            ),
+        ),
+        _log(
+            "decision_log",
+            (
+                ("model", _TEXT),
+                ("decision_id", "String"),
+                ("kind", _TEXT),
+                ("model_version", _TEXT),
+                ("actor", _TEXT),
+                ("request_id", "String"),
+                ("incident", "String"),
+                ("detail", "String"),
+                ("event_time", _TIME),
+                ("recorded", _TIME),
+                ("document", "String"),
+            ),
+        ),
+        _log(
+            "dead_letter_log",
+            (
+                ("topic", _TEXT),
+                ("bad_partition", "UInt16"),
+                ("bad_offset", "Int64"),
+                ("bad_row", "UInt32"),
+                ("reason", _TEXT),
+                ("detail", "String"),
+                ("value_base64", "String"),
+                ("kafka_time", _TIME),
+            ),
+        ),
+        TableRows(
+            "archive_progress",
+            (
+                ("topic", _TEXT),
+                ("partition", "UInt16"),
+                ("next_offset", "Int64"),
+                ("event_time_ms", "Int64"),
+            ),
+            ("topic", "partition"),
+        ),
+    )
+}
