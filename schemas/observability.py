@@ -73,7 +73,9 @@ class Metrics:
     def _make(self, name: str) -> Any:
         metric = METRICS.get(name)
         if metric is None:
-            raise ConfigurationError(f"metric {name!r} is not on the list in schemas/metrics.py; add it there first")
+            raise ConfigurationError(
+                f"metric {name!r} is not on the list in schemas/metrics.py; add it there first"
+            )
         made = _TYPES[metric.kind](name, metric.help, metric.labels, registry=self.registry)
         self._made[name] = made
         return made
@@ -121,7 +123,7 @@ def _handler(registry: CollectorRegistry, healthy: Callable[[], bool]) -> type[B
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: Any) -> None:
+        def log_message(self, *_: Any) -> None:
             """Scrapes are not worth a log line."""
 
     return Handler

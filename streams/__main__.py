@@ -12,7 +12,7 @@ from schemas.observability import configure_logs
 from schemas.settings import ArchiveSettings, MonitorSettings
 
 #: Libraries whose own start-up tales would bury the events that matter.
-_TALKATIVE = ("faust", "mode", "aiokafka", "streams.batches.consumer")
+_TALKATIVE = ("faust", "mode", "aiokafka")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,14 +28,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _monitor() -> int:
-    from schemas.rows import COLUMNS
 
     from streams.monitor import run_monitor
     from streams.sink import ClickHouseSink
 
     settings = MonitorSettings.load()
     _configure(settings)
-    sink = ClickHouseSink(settings.clickhouse, COLUMNS) if settings.monitor.warehouse else None
+    sink = ClickHouseSink(settings.clickhouse) if settings.monitor.warehouse else None
     return asyncio.run(run_monitor(settings, sink=sink))
 
 

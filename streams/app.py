@@ -133,7 +133,7 @@ class TaskSet:
 
     async def start(self) -> None:
         await self._loop.run_in_executor(self._io, self.broadcast.start)
-        self.broadcast.on_new = lambda: self._loop.call_soon_threadsafe(self._wake)
+        self.broadcast.on_new = self._on_broadcast
 
     async def stop(self) -> None:
         """Commit what was applied and let every task go."""
@@ -158,7 +158,7 @@ class TaskSet:
         """Ticked inputs, as (topic on the broker, partition), of running tasks."""
         return [
             (self._settings.kafka.topic(topic), partition)
-            for (stage, _), task in self._tasks.items()
+            for (stage, _), task in list(self._tasks.items())
             if self._stages[stage].ticked
             for topic, partition in task.inputs
         ]
@@ -209,6 +209,9 @@ class TaskSet:
             for task in self._tasks.values()
             for (topic, partition), offset in task.offsets.items()
         }
+
+    def _on_broadcast(self) -> None:
+        self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
         for task in self._tasks.values():

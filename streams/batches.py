@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import aiokafka
 from aiokafka.cluster import ClusterMetadata
@@ -32,8 +32,18 @@ from streams.core.delivery import Record
 #: just taken is asked for in the next one: this bounds how long an idle partition can hold up a busy one.
 FETCH_WAIT_MS = 10
 
-#: (topic on the broker, partition) to the offset to read from.
+#: (topic on the broker, partition) to an offset.
 Positions = Mapping[tuple[str, int], int]
+
+
+class OffsetsOwner(Protocol):
+    """What the consumer asks of its app: how tasks are assigned, where to read from, what to show as read."""
+
+    stage_assignor: StageAssignor
+
+    def positions(self, seek: int) -> Positions: ...
+
+    def commit_offsets(self) -> Positions: ...
 
 
 class Chunk:
@@ -82,7 +92,7 @@ def chunk_scheduler(chunk_records: int) -> type[DefaultSchedulingStrategy]:
     return ChunkScheduler
 
 
-class RawSchema(Schema):
+class RawSchema(Schema[Any, Any]):
     """Hands keys and values through as they are: decoding is the core's work, and a bad value no exception."""
 
     def __init__(self) -> None:
@@ -95,7 +105,7 @@ class RawSchema(Schema):
         return message.value
 
 
-class StageAssignor(AbstractPartitionAssignor):
+class StageAssignor(AbstractPartitionAssignor):  # type: ignore[misc]
     """Gives whole tasks to members: partition p of all of a stage's topics goes to one of them, and stays with the
     member that has it as far as an even distribution allows."""
 
@@ -107,8 +117,10 @@ class StageAssignor(AbstractPartitionAssignor):
         self._partitions = partitions
         self.owned: tuple[tuple[str, int], ...] = ()
 
-    def assign(  # type: ignore[override]  # aiokafka declares class methods; it calls them on the instance
-        self, cluster: ClusterMetadata, members: Mapping[str, ConsumerProtocolMemberMetadata]
+    def assign(  # aiokafka declares class methods; it calls them on the instance
+        self,
+        cluster: ClusterMetadata,
+        members: Mapping[str, ConsumerProtocolMemberMetadata],
     ) -> dict[str, ConsumerProtocolMemberAssignment]:
         owned = {member: _decode_owned(metadata.user_data) for member, metadata in members.items()}
         shares = share_out([(s, p) for p in range(self._partitions) for s in self._stages], owned)
@@ -121,10 +133,10 @@ class StageAssignor(AbstractPartitionAssignor):
             result[member] = ConsumerProtocolMemberAssignment(self.version, sorted(topics.items()), b"")
         return result
 
-    def metadata(self, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:  # type: ignore[override]
+    def metadata(self, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
         return ConsumerProtocolMemberMetadata(self.version, list(topics), json.dumps(self.owned).encode())
 
-    def on_assignment(self, assignment: ConsumerProtocolMemberAssignment) -> None:  # type: ignore[override]
+    def on_assignment(self, assignment: ConsumerProtocolMemberAssignment) -> None:
         assigned = {(tp.topic, tp.partition) for tp in assignment.partitions()}
         self.owned = tuple(
             (stage, partition)
@@ -164,7 +176,7 @@ def share_out(
 class _ConsumerThread(driver.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf
-        self._assignor = self.app.stage_assignor
+        self._assignor = cast(OffsetsOwner, self.app).stage_assignor
         return aiokafka.AIOKafkaConsumer(
             client_id=conf.broker_client_id,
             group_id=conf.id,
@@ -203,27 +215,28 @@ class _Consumer(driver.Consumer):
         record.seek = self._seeks
         record.number = self._numbers[tp]
         self._numbers[tp] += 1
+        value: Any = record  # Faust says bytes; RawSchema hands through whatever it is
         return ConsumerMessage(
             record.topic, record.partition, last.offset, last.timestamp / 1000, last.timestamp_type,
-            (), None, record, None, 0, 0, tp, generation_id=self.app.consumer_generation_id,
+            None, None, value, None, 0, 0, tp, generation_id=self.app.consumer_generation_id,
         )  # fmt: skip
 
     async def perform_seek(self) -> None:
         """Seek each assigned partition of a live task to what the task has not yet taken in."""
         self._seeks += 1
         self._numbers.clear()
-        positions: Positions = self.app.positions(self._seeks)
+        positions = cast(OffsetsOwner, self.app).positions(self._seeks)
         wanted = {(tp.topic, tp.partition): tp for tp in self.assignment()}
         known = {tp: positions[pair] for pair, tp in wanted.items() if pair in positions}
         if known:
             await self._thread.seek_wait(known)
 
-    async def force_commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
+    async def force_commit(self, *_: Any, **__: Any) -> bool:
         """Write the manifests' offsets to the group: for lag display only, nobody starts from them."""
         assigned = self.assignment()
         offsets = {
             TP(topic, partition): offset
-            for (topic, partition), offset in self.app.commit_offsets().items()
+            for (topic, partition), offset in cast(OffsetsOwner, self.app).commit_offsets().items()
             if (topic, partition) in assigned
         }
         changed = {tp: offset for tp, offset in offsets.items() if self._committed_offset[tp] != offset}

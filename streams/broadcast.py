@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Any, cast
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 
@@ -44,7 +45,7 @@ class Broadcast:
     def start(self) -> None:
         """Read every topic to its end, then follow in a thread. Raises DeliveryError when Kafka does not answer."""
         self._consumer = Consumer(
-            self._kafka.consumer(**{"enable.partition.eof": True, "fetch.wait.max.ms": 100})
+            self._kafka.consumer(None, **{"enable.partition.eof": True, "fetch.wait.max.ms": 100})
         )
         # A broker answers one request a connection at a time: beside a waiting fetch the question would wait too.
         self._asker = Consumer(self._kafka.consumer())
@@ -107,7 +108,7 @@ class Broadcast:
     def _take(self, message: Message) -> bool:
         """Store one message; true when it carried a record."""
         name = self._logical[str(message.topic())]
-        error, offset = message.error(), message.offset()
+        error, offset = message.error(), int(message.offset() or 0)
         if error is not None and error.code() != KafkaError._PARTITION_EOF:
             if error.fatal():
                 raise DeliveryError(f"topic {message.topic()}: {error}")
@@ -116,14 +117,14 @@ class Broadcast:
             if error is not None:  # the end, which lies behind any transaction marker
                 self._next[name] = max(self._next[name], offset)
             else:
-                key = message.key()
+                key, headers = message.key(), cast(Any, message.headers())
                 self._newest[name][key] = Record(
                     name,
                     0,
                     offset,
                     key,
                     message.value(),
-                    dict(message.headers() or ()),
+                    dict(headers or ()),
                     message.timestamp()[1],
                 )
                 self._next[name] = offset + 1

@@ -10,9 +10,13 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
+from typing import Any
 
+from faust.types import TP
+
+from schemas.errors import DeliveryError
 from schemas.observability import Metrics
 from schemas.settings import MonitorSettings
 from streams.app import MonitorApp, TaskSet, wire
@@ -22,8 +26,11 @@ from streams.ticker import Ticker
 
 log = logging.getLogger(__name__)
 EXIT_UNEXPECTED = 70
-WATCH_INTERVAL_S = 1.0
 STOP_TIMEOUT_S = 20.0
+_WATCH_INTERVAL_S = 1.0
+_START_INTERVAL_S = 0.02
+
+OnFatal = Callable[[BaseException], None]
 
 
 async def run_monitor(
@@ -48,26 +55,19 @@ async def run_monitor(
     metrics = Metrics()
     tasks = TaskSet(settings, stages, metrics, on_fatal)
     app = wire(settings, stages, tasks)
-    app.on_init_dependencies()
     async with AsyncExitStack() as stack:
         if settings.metrics_port:
             server = metrics.serve(settings.metrics_host, settings.metrics_port, lambda: tasks.ready)
             stack.callback(server.shutdown)
         if settings.monitor.ticker == "wall" and any(stage.ticked for stage in stages):
             ticker = Ticker(settings, tasks.inputs)
-            ticker.start()
             stack.callback(ticker.stop)
-        watcher = asyncio.create_task(_watch(settings, app, tasks, on_fatal), name="watch")
-        stack.callback(watcher.cancel)
+            ticker.start()
         if sink is not None:
-            writer = asyncio.create_task(
-                SinkWriter(sink, lambda: tasks.tasks, tasks.dirty, metrics).run(), name="sink"
-            )
-            writer.add_done_callback(
-                lambda t: None if t.cancelled() or not t.exception() else on_fatal(t.exception())
-            )  # type: ignore[arg-type]
             stack.callback(sink.close)
-            stack.callback(writer.cancel)
+            writer = SinkWriter(sink, lambda: tasks.tasks, tasks.dirty, metrics)
+            stack.callback(_attend(writer.run(), "sink", on_fatal))
+        stack.callback(_attend(_watch(settings, app, tasks), "watch", on_fatal))
         try:
             await tasks.start()
             await app.start()
@@ -86,28 +86,35 @@ async def run_monitor(
     return code
 
 
-async def _watch(settings: MonitorSettings, app: MonitorApp, tasks: TaskSet, on_fatal: object) -> None:
-    """Says when the process is ready; ends it when it is not for too long or its lag grows while nothing moves."""
-    assert callable(on_fatal)
+def _attend(work: Coroutine[Any, Any, None], name: str, on_fatal: OnFatal) -> Callable[[], object]:
+    """Run ``work`` beside everything else; its failure is the process's. Returns what cancels it."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            on_fatal(error)
+
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(ended)
+    return task.cancel
+
+
+async def _watch(settings: MonitorSettings, app: MonitorApp, tasks: TaskSet) -> None:
+    """Says when the process is ready. Raises DeliveryError when it is not for too long, when Faust has crashed, or
+    when the lag of an input grows while its task stands still: Faust can do all of these without a word."""
     limit_s = settings.monitor.ready_timeout / 1000
     unready_since_s: float | None = time.monotonic()
-    stuck: dict[tuple[str, int], tuple[int, int, float]] = {}
-    interval_s = 0.02
+    seen: dict[tuple[str, int], tuple[int, int, float]] = {}
     while True:
-        await asyncio.sleep(interval_s)
+        await asyncio.sleep(_WATCH_INTERVAL_S if unready_since_s is None else _START_INTERVAL_S)
         now_s = time.monotonic()
         if app.crashed:
-            on_fatal(RuntimeError(f"the Faust app crashed: {app.crash_reason!r}"))
-            return
+            raise DeliveryError(f"Faust crashed: {app.crash_reason!r}")
         if not tasks.ready:
             unready_since_s = unready_since_s or now_s
             if now_s - unready_since_s > limit_s:
-                on_fatal(
-                    RuntimeError(
-                        f"not ready within {limit_s:.0f} s; is the broker reachable and do all topics exist?"
-                    )
+                raise DeliveryError(
+                    f"not ready within {limit_s:.0f} s: is the broker up, and do all topics exist?"
                 )
-                return
             continue
         if unready_since_s is not None:
             names = sorted(task.name for task in tasks.tasks)
@@ -115,26 +122,21 @@ async def _watch(settings: MonitorSettings, app: MonitorApp, tasks: TaskSet, on_
                 "ready",
                 extra={"event": "ready", "tasks": names, "seconds": round(now_s - unready_since_s, 3)},
             )
-            unready_since_s, interval_s = None, WATCH_INTERVAL_S
+            unready_since_s = None
         for tp, at, end in _lags(settings, app, tasks):
-            before = stuck.get(tp)
+            before = seen.get(tp)
             if before is None or before[0] != at:
-                stuck[tp] = (at, end, now_s)
+                seen[tp] = (at, end, now_s)
             elif end > before[1] + settings.monitor.chunk_records and now_s - before[2] > limit_s:
-                on_fatal(
-                    RuntimeError(
-                        f"{tp[0]}[{tp[1]}] stands at {at} for {limit_s:.0f} s while its end is {end}"
-                    )
+                raise DeliveryError(
+                    f"{tp[0]}[{tp[1]}] stood at {at} for {limit_s:.0f} s while its end went to {end}"
                 )
-                return
 
 
 def _lags(
     settings: MonitorSettings, app: MonitorApp, tasks: TaskSet
 ) -> list[tuple[tuple[str, int], int, int]]:
     """(input, position, end) of every running task; sets the lag gauges. A transaction marker at the end counts one."""
-    from faust.types import TP
-
     lags = []
     for task in tasks.tasks:
         total = 0
@@ -143,7 +145,6 @@ def _lags(
             if end is not None:
                 total += max(0, end - at)
                 lags.append(((topic, partition), at, end))
-        tasks.metrics.set(
-            "driftline_lag_records", total, stage=task.context.stage, partition=str(task.context.partition)
-        )
+        labels = {"stage": task.context.stage, "partition": str(task.context.partition)}
+        tasks.metrics.set("driftline_lag_records", total, **labels)
     return lags

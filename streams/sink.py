@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import clickhouse_connect
@@ -18,6 +18,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from schemas.errors import WarehouseError
 from schemas.observability import Metrics
+from schemas.rows import TABLES
 from schemas.settings import ClickHouseSettings
 from streams.core.delivery import Upsert
 from streams.task import Task
@@ -57,24 +58,36 @@ class MemorySink:
 
 
 class ClickHouseSink:
-    """Inserts over HTTP(S). ``columns``: by table, in the order of the rows' fields. Connects on first use."""
+    """Inserts over HTTP(S) into the tables of ``schemas.rows``. Connects on first use, anew after a failure."""
 
-    def __init__(self, settings: ClickHouseSettings, columns: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, settings: ClickHouseSettings) -> None:
         self._settings = settings
-        self._columns = columns
         self._client: Any = None
 
     def write(self, table: str, rows: Sequence[Row]) -> None:
-        if not rows:
-            return
+        if rows:
+            known = TABLES[table]
+            self._call(
+                f"{len(rows)} rows for {table}",
+                lambda client: client.insert(
+                    table, rows, column_names=known.names, column_type_names=list(known.types)
+                ),
+            )
+
+    def query(self, sql: str) -> Sequence[Row]:
+        """Rows of a query. Raises WarehouseError."""
+        found: Sequence[Row] = self._call("a query", lambda client: client.query(sql)).result_rows
+        return found
+
+    def _call(self, what: str, work: Callable[[Any], Any]) -> Any:
         try:
             if self._client is None:
                 self._client = clickhouse_connect.get_client(**self._settings.client())
-            self._client.insert(table, rows, column_names=list(self._columns[table]))
+            return work(self._client)
         except (ClickHouseError, OSError) as error:
             self.close()
             raise WarehouseError(
-                f"{self._settings.host}:{self._settings.port} did not take {len(rows)} rows for {table}: {error}"
+                f"{self._settings.host}:{self._settings.port}, {self._settings.database}: {what} failed: {error}"
             ) from error
 
     def close(self) -> None:

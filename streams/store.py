@@ -137,7 +137,7 @@ def read_to_end(
     kafka: KafkaSettings, topic: str, partition: int
 ) -> Iterator[tuple[bytes | None, bytes | None]]:
     """Every committed (key, value) of one partition up to its present end. Raises DeliveryError."""
-    consumer = Consumer(kafka.consumer(**{"enable.partition.eof": True}))
+    consumer = Consumer(kafka.consumer(None, **{"enable.partition.eof": True}))
     try:
         consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING)])
         while True:

@@ -342,7 +342,7 @@ class Task:
 
     def _report(self, transaction: Transaction, seconds: float) -> None:
         metrics, labels = self._shared.metrics, self._labels
-        metrics.count("driftline_commits_total", **labels)
+        metrics.count("driftline_commits_total", 1, **labels)
         metrics.observe("driftline_commit_seconds", seconds, stage=self.context.stage)
         metrics.count("driftline_state_bytes_total", transaction.state_bytes, **labels)
         for source, at_ms in transaction.manifest.watermarks.items():
@@ -350,9 +350,9 @@ class Task:
         if isinstance(self.core, Measured):
             for name, own, value in self.core.measurements():
                 if name.endswith("_total"):
-                    metrics.count(name, value, **own)
+                    metrics.count(name, amount=value, **own)
                 else:
-                    metrics.set(name, value, **own)
+                    metrics.set(name, value=value, **own)
 
     async def _cpu(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._shared.cpu, work, *arguments)
