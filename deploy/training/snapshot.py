@@ -94,7 +94,7 @@ def take_snapshot(client: Client, contract: ModelContract, event_time_ms: int) -
     query = f"""
         SELECT prediction_id, event_ms, version, score, label, {names}
         FROM (
-            SELECT prediction_id, toUnixTimestamp64Milli(event_time) AS event_ms, toString(version) AS version,
+            SELECT prediction_id, toUnixTimestamp64Milli(event_time) AS event_ms, toString(model_version) AS version,
                    ifNull(score, nan) AS score, {features}
             FROM prediction_log
             WHERE model = {{model:String}} AND role != 'shadow'
@@ -104,7 +104,7 @@ def take_snapshot(client: Client, contract: ModelContract, event_time_ms: int) -
             LIMIT 1 BY prediction_id
         ) AS p
         INNER JOIN (
-            SELECT prediction_id, argMax(label, revision) AS label
+            SELECT prediction_id, argMax(label, (revision, -source_offset, -toInt64(source_row))) AS label
             FROM label_log
             WHERE model = {{model:String}} AND label_time <= fromUnixTimestamp64Milli({{to_ms:Int64}}, 'UTC')
             GROUP BY prediction_id
