@@ -1,0 +1,446 @@
+"""The hot path's codecs: from messages to columns, with decoders compiled from the models' own contracts.
+
+pydantic says what a prediction is (``schemas.events``); validating with it costs several microseconds an event. Here each
+contract becomes a msgspec type whose tag is the model's name, so one decoder validates and dispatches in one pass.
+A message that does not fit becomes a :class:`Bad` with a reason of the closed list, and never touches its neighbours.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from schemas.contracts import ModelContract
+from schemas.errors import BadMessage
+from schemas.events import ID_CHARS_MAX, MESSAGE_BYTES_MAX, GroundTruth, PredictionMade, Status
+from schemas.ids import ROLES, partitions_of
+
+STATUSES: tuple[str, ...] = tuple(status.value for status in Status)
+_ROLE = {role: code for code, role in enumerate(ROLES)}
+_STATUS = {status: code for code, status in enumerate(STATUSES)}
+_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
+_Text = Annotated[str, msgspec.Meta(max_length=ID_CHARS_MAX)]
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+#: Event times outside these years are absurd whatever the stream's own time is.
+TIME_MIN_MS = 946_684_800_000
+TIME_MAX_MS = 4_102_444_800_000
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """One row that cannot be used: position of its message, row in it, reason and detail."""
+
+    message: int
+    row: int
+    reason: str
+    detail: str
+
+
+@dataclass(slots=True)
+class PredictionColumns:
+    """``n`` predictions of one model. ``message`` and ``row`` say where each came from among the decoded messages.
+
+    ``features``: (n, k) float64 in contract order, a category as its index (unknown: ``len(categories)``), null NaN.
+    ``score`` is NaN where null. ``payload_bytes`` is a row's share of its message.
+    """
+
+    contract: ModelContract
+    message: NDArray[np.int64]
+    row: NDArray[np.int32]
+    ids: list[str]
+    versions: list[str]
+    role: NDArray[np.int8]
+    event_time_ms: NDArray[np.int64]
+    score: NDArray[np.float64]
+    latency_ms: NDArray[np.float64]
+    status: NDArray[np.int8]
+    features: NDArray[np.float64]
+    payload_bytes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, keep: NDArray[np.int64]) -> PredictionColumns:
+        """The rows at positions ``keep``."""
+        return PredictionColumns(
+            self.contract,
+            self.message[keep],
+            self.row[keep],
+            [self.ids[i] for i in keep],
+            [self.versions[i] for i in keep],
+            self.role[keep],
+            self.event_time_ms[keep],
+            self.score[keep],
+            self.latency_ms[keep],
+            self.status[keep],
+            self.features[keep],
+            self.payload_bytes[keep],
+        )
+
+
+class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """One ground truth as decoded; the same document as ``schemas.events.GroundTruth``."""
+
+    prediction_id: _Id
+    model: _Name
+    label: float
+    label_time_ms: int
+    revision: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    trace_id: _Text | None = None
+
+
+_LABELS = msgspec.json.Decoder(Label)
+
+
+def _features_type(contract: ModelContract) -> type[msgspec.Struct]:
+    fields: list[Any] = []
+    rename: dict[str, str] = {}
+    for at, feature in enumerate(contract.features):
+        kind: Any = float if feature.kind == "numeric" else str
+        name = f"f{at}"
+        rename[name] = feature.name
+        fields.append((name, kind | None, None) if feature.nullable else (name, kind))
+    return msgspec.defstruct(
+        "Features", fields, rename=rename, forbid_unknown_fields=True, gc=False, kw_only=True
+    )
+
+
+def _event_type(contract: ModelContract) -> type[msgspec.Struct]:
+    return msgspec.defstruct(
+        "Prediction",
+        [
+            ("prediction_id", _Id),
+            ("version", _Name),
+            ("event_time_ms", int),
+            ("features", _features_type(contract)),
+            ("role", Literal["stable", "canary", "shadow"], "stable"),
+            ("score", float | None, None),
+            ("latency_ms", Annotated[float, msgspec.Meta(ge=0)], 0.0),
+            ("status", Literal["ok", "error", "fallback"], "ok"),
+            ("entity", _Text | None, None),
+            ("trace_id", _Text | None, None),
+        ],
+        tag=contract.model,
+        tag_field="model",
+        forbid_unknown_fields=True,
+        gc=False,
+        kw_only=True,
+        namespace={"contract": contract},
+    )
+
+
+class PredictionDecoder:
+    """Decodes predictions of every model in ``contracts``; compile once, use for each batch."""
+
+    def __init__(self, contracts: Iterable[ModelContract]) -> None:
+        self.contracts = {contract.model: contract for contract in contracts}
+        types = {contract.model: _event_type(contract) for contract in self.contracts.values()}
+        self._model_of = {kind: model for model, kind in types.items()}
+        union: Any = None
+        for kind in types.values():
+            union = kind if union is None else union | kind
+        self._decoder: msgspec.json.Decoder[Any] | None = None if union is None else msgspec.json.Decoder(union)
+        self._builders = {model: _Builder(contract) for model, contract in self.contracts.items()}
+
+    def decode(
+        self,
+        messages: Sequence[tuple[bytes | None, bytes | None, bool]],
+        time_ms: int | None = None,
+    ) -> tuple[list[PredictionColumns], list[Bad]]:
+        """``messages``: (key, value, is Arrow). ``time_ms``: the stream's own event time, None before it has any.
+
+        Returns columns for each model, rows in the order of the messages, and what could not be used.
+        """
+        bad: list[Bad] = []
+        rows: dict[str, tuple[list[int], list[Any], list[int]]] = {}
+        columns: list[PredictionColumns] = []
+        decode = self._decoder.decode if self._decoder is not None else _no_model
+        for at, (key, value, arrow) in enumerate(messages):
+            if arrow:
+                columns += self._arrow(at, value, bad)
+                continue
+            try:
+                event = _checked(decode, value)
+                if key is not None and key != event.prediction_id.encode():
+                    raise BadMessage("wrong-key", f"key {key[:60]!r} is not the prediction_id {event.prediction_id!r}")
+            except BadMessage as error:
+                bad.append(Bad(at, 0, error.reason, error.detail))
+                continue
+            kept = rows.setdefault(self._model_of[type(event)], ([], [], []))
+            kept[0].append(at)
+            kept[1].append(event)
+            kept[2].append(len(value or b""))
+        for model, (places, events, sizes) in rows.items():
+            columns.append(self._builders[model].columns(places, events, sizes))
+        return [c for c in (_sane(c, time_ms, bad) for c in columns) if len(c)], bad
+
+    def _arrow(self, at: int, value: bytes | None, bad: list[Bad]) -> list[PredictionColumns]:
+        try:
+            table = read_arrow(value)
+            model = (table.schema.metadata or {}).get(b"model", b"").decode()
+            contract = self.contracts.get(model)
+            if contract is None:
+                raise BadMessage("unknown-model", f"no contract for model {model!r} in the batch's schema metadata")
+            return [self._builders[model].from_arrow(at, table, len(value or b""), bad)]
+        except BadMessage as error:
+            bad.append(Bad(at, 0, error.reason, error.detail))
+            return []
+
+
+class _Builder:
+    """Turns decoded events of one contract into columns."""
+
+    def __init__(self, contract: ModelContract) -> None:
+        self.contract = contract
+        self._codes = [
+            {category: float(code) for code, category in enumerate(feature.categories)} for feature in contract.features
+        ]
+
+    def columns(self, places: list[int], events: list[Any], sizes: list[int]) -> PredictionColumns:
+        n = len(events)
+        matrix = np.empty((n, len(self.contract.features)), np.float64)
+        by_column = list(zip(*[msgspec.structs.astuple(e.features) for e in events], strict=True))
+        for at, (feature, values) in enumerate(zip(self.contract.features, by_column, strict=True)):
+            matrix[:, at] = values if feature.kind == "numeric" else self._coded(at, values)
+        return PredictionColumns(
+            self.contract,
+            np.array(places, np.int64),
+            np.zeros(n, np.int32),
+            [e.prediction_id for e in events],
+            [e.version for e in events],
+            np.fromiter((_ROLE[e.role] for e in events), np.int8, n),
+            np.array([e.event_time_ms for e in events], dtype=object).clip(-(2**62), 2**62).astype(np.int64)
+            if any(abs(e.event_time_ms) > 2**62 for e in events)
+            else np.fromiter((e.event_time_ms for e in events), np.int64, n),
+            np.array([e.score for e in events], np.float64),
+            np.fromiter((e.latency_ms for e in events), np.float64, n),
+            np.fromiter((_STATUS[e.status] for e in events), np.int8, n),
+            matrix,
+            np.array(sizes, np.int64),
+        )
+
+    def _coded(self, at: int, values: Iterable[str | None]) -> list[float]:
+        codes = self._codes[at]
+        unknown = float(len(codes))
+        return [np.nan if value is None else codes.get(value, unknown) for value in values]
+
+    def from_arrow(self, at: int, table: pa.Table, size: int, bad: list[Bad]) -> PredictionColumns:
+        n = table.num_rows
+        known = {"prediction_id", "version", "role", "event_time_ms", "score", "latency_ms", "status", "entity", "trace_id"}
+        known |= set(self.contract.feature_names)
+        unknown = sorted(set(table.column_names) - known)
+        if unknown:
+            raise BadMessage("unknown-field", f"columns {unknown} are not in the contract of {self.contract.model}")
+        for name in ("prediction_id", "version", "event_time_ms"):
+            if name not in table.column_names:
+                raise BadMessage("wrong-type", f"the batch has no column {name}")
+        broken: dict[int, tuple[str, str]] = {}
+
+        def numbers(name: str, kind: Any, default: float) -> NDArray[Any]:
+            if name not in table.column_names:
+                return np.full(n, default, kind)
+            try:
+                column = table[name].combine_chunks().cast(pa.float64() if kind is np.float64 else pa.int64())
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise BadMessage("wrong-type", f"column {name}: {error}") from error
+            if kind is np.int64:
+                if column.null_count:
+                    raise BadMessage("wrong-type", f"column {name} has nulls")
+                return np.asarray(column.to_numpy(zero_copy_only=False), np.int64)
+            return np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
+
+        def texts(name: str, default: str | None) -> list[Any]:
+            if name not in table.column_names:
+                return [default] * n
+            return list(table[name].to_pylist())
+
+        matrix = np.empty((n, len(self.contract.features)), np.float64)
+        for place, feature in enumerate(self.contract.features):
+            if feature.name not in table.column_names:
+                if not feature.nullable:
+                    raise BadMessage("missing-feature", f"the batch has no column {feature.name}")
+                matrix[:, place] = np.nan
+            elif feature.kind == "numeric":
+                matrix[:, place] = numbers(feature.name, np.float64, np.nan)
+            else:
+                matrix[:, place] = self._coded(place, texts(feature.name, None))
+            if not feature.nullable:
+                for row in np.flatnonzero(np.isnan(matrix[:, place])):
+                    broken.setdefault(int(row), ("not-finite", f"{feature.name} is null or NaN"))
+            for row in np.flatnonzero(np.isinf(matrix[:, place])):
+                broken.setdefault(int(row), ("not-finite", f"{feature.name} is infinite"))
+        ids, versions = texts("prediction_id", None), texts("version", None)
+        roles, statuses = texts("role", "stable"), texts("status", "ok")
+        for row in range(n):
+            for name, value, allowed in (("role", roles[row], _ROLE), ("status", statuses[row], _STATUS)):
+                if value not in allowed:
+                    broken.setdefault(row, ("invalid-value", f"{name} {value!r} is not one of {sorted(allowed)}"))
+            if not isinstance(ids[row], str) or not 0 < len(ids[row]) <= ID_CHARS_MAX:
+                broken.setdefault(row, ("invalid-value", "prediction_id is empty or too long"))
+            if not isinstance(versions[row], str) or not versions[row]:
+                broken.setdefault(row, ("invalid-value", "version is empty"))
+        bad += [Bad(at, row, *why) for row, why in sorted(broken.items())]
+        keep = np.array([row for row in range(n) if row not in broken], np.int64)
+        return PredictionColumns(
+            self.contract,
+            np.full(len(keep), at, np.int64),
+            keep.astype(np.int32),
+            [ids[i] for i in keep],
+            [versions[i] for i in keep],
+            np.array([_ROLE[roles[i]] for i in keep], np.int8),
+            numbers("event_time_ms", np.int64, 0)[keep],
+            numbers("score", np.float64, np.nan)[keep],
+            numbers("latency_ms", np.float64, 0.0)[keep],
+            np.array([_STATUS[statuses[i]] for i in keep], np.int8),
+            matrix[keep],
+            np.full(len(keep), size // max(n, 1), np.int64),
+        )
+
+
+def _sane(columns: PredictionColumns, time_ms: int | None, bad: list[Bad]) -> PredictionColumns:
+    """Take out rows whose time is absurd or whose score is not finite."""
+    monitoring = columns.contract.monitoring
+    times = columns.event_time_ms
+    low, high = TIME_MIN_MS, TIME_MAX_MS
+    if time_ms is not None:
+        low, high = max(low, time_ms - monitoring.event_age_max), min(high, time_ms + monitoring.event_ahead_max)
+    wrong = (times < low) | (times > high)
+    infinite = np.isinf(columns.score)
+    if not (wrong.any() or infinite.any()):
+        return columns
+    for i in np.flatnonzero(wrong | infinite):
+        if wrong[i]:
+            why = ("absurd-timestamp", f"event_time_ms {times[i]} is not within [{low}, {high}] around the stream's time")
+        else:
+            why = ("not-finite", "score is infinite")
+        bad.append(Bad(int(columns.message[i]), int(columns.row[i]), *why))
+    return columns.take(np.flatnonzero(~(wrong | infinite)))
+
+
+def decode_labels(
+    messages: Sequence[tuple[bytes | None, bytes | None, bool]], contracts: Mapping[str, ModelContract]
+) -> tuple[list[tuple[int, int, Label]], list[Bad]]:
+    """Ground truths as (message, row, label) in order, and what could not be used."""
+    good: list[tuple[int, int, Label]] = []
+    bad: list[Bad] = []
+    for at, (key, value, arrow) in enumerate(messages):
+        try:
+            if arrow:
+                labels = _arrow_labels(value)
+            else:
+                labels = [_checked(_LABELS.decode, value)]
+                if key is not None and key != labels[0].prediction_id.encode():
+                    raise BadMessage("wrong-key", f"key {key[:60]!r} is not the prediction_id {labels[0].prediction_id!r}")
+        except BadMessage as error:
+            bad.append(Bad(at, 0, error.reason, error.detail))
+            continue
+        for row, label in enumerate(labels):
+            why = _label_fault(label, contracts)
+            if why is None:
+                good.append((at, row, label))
+            else:
+                bad.append(Bad(at, row, *why))
+    return good, bad
+
+
+def _label_fault(label: Label, contracts: Mapping[str, ModelContract]) -> tuple[str, str] | None:
+    contract = contracts.get(label.model)
+    if contract is None:
+        return "unknown-model", f"no contract for model {label.model!r}"
+    if not np.isfinite(label.label):
+        return "not-finite", "label is not finite"
+    if contract.task == "binary" and label.label not in (0.0, 1.0):
+        return "invalid-value", f"label {label.label} of a binary model is not 0 or 1"
+    if not TIME_MIN_MS <= label.label_time_ms <= TIME_MAX_MS:
+        return "absurd-timestamp", f"label_time_ms {label.label_time_ms} is not within the years 2000 to 2100"
+    return None
+
+
+def _arrow_labels(value: bytes | None) -> list[Label]:
+    table = read_arrow(value)
+    try:
+        return [msgspec.convert(row, Label) for row in table.to_pylist()]
+    except msgspec.ValidationError as error:
+        raise BadMessage(*_reason(error)) from error
+
+
+def read_arrow(value: bytes | None) -> pa.Table:
+    """An Arrow IPC stream as a table. Raises BadMessage."""
+    if not value:
+        raise BadMessage("empty", "the message has no value")
+    if len(value) > MESSAGE_BYTES_MAX:
+        raise BadMessage("oversize", f"{len(value)} bytes; at most {MESSAGE_BYTES_MAX}")
+    try:
+        table = pa.ipc.open_stream(pa.BufferReader(value)).read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, EOFError) as error:
+        raise BadMessage("bad-arrow", f"not a whole Arrow IPC stream: {error}") from error
+    return table
+
+
+def _no_model(_value: bytes) -> Any:
+    raise msgspec.ValidationError("Invalid value 'any' - at `$.model`")
+
+
+def _checked(decode: Callable[[bytes], Any], value: bytes | None) -> Any:
+    if not value:
+        raise BadMessage("empty", "the message has no value")
+    if len(value) > MESSAGE_BYTES_MAX:
+        raise BadMessage("oversize", f"{len(value)} bytes; at most {MESSAGE_BYTES_MAX}")
+    try:
+        return decode(value)
+    except msgspec.ValidationError as error:
+        raise BadMessage(*_reason(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if re.search(rb":\s*-?(NaN|Infinity)", value) or "out of range" in str(error):
+            raise BadMessage("not-finite", f"{error}; JSON has no NaN or Infinity: send null") from error
+        raise BadMessage("not-json", str(error)) from error
+
+
+def _reason(error: msgspec.ValidationError) -> tuple[str, str]:
+    text = str(error)
+    if "out of range" in text:
+        return "not-finite", text
+    if "$.model`" in text and ("Invalid value" in text or "missing" in text.lower()):
+        return "unknown-model", text
+    if "unknown field" in text:
+        return "unknown-field", text
+    if "$.features" in text and ("missing required" in text or "got `null`" in text):
+        return "missing-feature", text
+    if "Invalid enum" in text or "of length" in text or "Invalid value" in text or ">=" in text or "<=" in text:
+        return "invalid-value", text
+    return "wrong-type", text
+
+
+def encode_prediction(event: PredictionMade) -> tuple[bytes, bytes]:
+    """(key, value) of one prediction."""
+    return event.prediction_id.encode(), event.model_dump_json(exclude_none=True).encode()
+
+
+def encode_label(event: GroundTruth) -> tuple[bytes, bytes]:
+    """(key, value) of one ground truth."""
+    return event.prediction_id.encode(), event.model_dump_json(exclude_none=True).encode()
+
+
+def encode_arrow_predictions(
+    model: str, columns: Mapping[str, Sequence[Any]], partitions: int
+) -> dict[int, bytes]:
+    """An Arrow IPC stream (lz4) for each partition that has rows, cut by murmur2 of ``columns["prediction_id"]``."""
+    table = pa.table(dict(columns)).replace_schema_metadata({b"model": model.encode()})
+    where = partitions_of([str(i).encode() for i in columns["prediction_id"]], partitions)
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    batches = {}
+    for partition in np.unique(where):
+        sink = io.BytesIO()
+        with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+            writer.write_table(table.take(np.flatnonzero(where == partition)))
+        batches[int(partition)] = sink.getvalue()
+    return batches
