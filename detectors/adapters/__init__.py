@@ -1,0 +1,1 @@
+"""Detectors of other libraries behind the one protocol; each is imported only when a configuration names it."""

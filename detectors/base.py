@@ -1,0 +1,208 @@
+"""The one protocol of all detectors, so that configuration, running state, law tests and delivery need no special cases.
+
+Rows come in the order (time, identity), cut into calls anywhere; a verdict depends on the rows and never on the cuts.
+``advance(t)`` says that all rows up to event time ``t`` have been given, and is what closes blocks of time: a slow hour
+and a fast one close the same blocks. A row that comes after its block was closed changes nothing.
+
+Columns of ``Rows.values`` by stream:
+
+    features     one a feature named by the configuration, in contract order; categoricals as indices, null as NaN
+    score        score
+    loss         score, label, loss        one row a joined outcome; sign -1 takes back what a revision replaced
+    comparison   score, label              group 0: the stable version, 1: the candidate; one identity in both pairs up
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from schemas.contracts import FalsePages, Reference
+from schemas.errors import SnapshotError
+from schemas.verdicts import Evidence, Family, State, Verdict
+
+Stream = Literal["features", "score", "loss", "comparison"]
+#: Columns of the streams whose rows do not depend on the contract.
+STREAM_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "score": ("score",),
+    "loss": ("score", "label", "loss"),
+    "comparison": ("score", "label"),
+}
+DAY_MS = 86_400_000
+#: Sums that must not depend on the order of addition are kept as integers of this many parts of one.
+FIXED_POINT = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """``n`` rows: ``values (n, k)``, ``time_ms``, ``identity``, ``group`` and ``sign`` ``(n,)``. Never written to."""
+
+    values: NDArray[np.float64]
+    time_ms: NDArray[np.int64]
+    identity: NDArray[np.uint64]
+    group: NDArray[np.int8]
+    sign: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.time_ms)
+
+    @classmethod
+    def of(
+        cls,
+        values: NDArray[np.float64],
+        time_ms: NDArray[np.int64],
+        identity: NDArray[np.uint64] | None = None,
+        group: NDArray[np.int8] | None = None,
+        sign: NDArray[np.int8] | None = None,
+    ) -> Rows:
+        """Rows with what is not given filled in: identities count up, group 0, sign +1. 1-d values become a column."""
+        n = len(time_ms)
+        return cls(
+            values[:, None] if values.ndim == 1 else values,
+            time_ms,
+            np.arange(n, dtype=np.uint64) if identity is None else identity,
+            np.zeros(n, np.int8) if group is None else group,
+            np.ones(n, np.int8) if sign is None else sign,
+        )
+
+    def take(self, index: Any) -> Rows:
+        """The rows selected by a slice, mask or positions."""
+        return Rows(
+            self.values[index], self.time_ms[index], self.identity[index], self.group[index], self.sign[index]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The verdict at one point. ``index``: row of the call at which it was reached, -1 when a block of time closed;
+    ``time_ms``: event time of that row, or the block's end."""
+
+    index: int
+    time_ms: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a detector may know beside its options.
+
+    ``categories``: 0 for a numeric column, else the number of codes including the one for unknown values.
+    ``false_pages`` is the model's whole budget, ``share`` this detector's part of it. ``cache`` holds calibrations by
+    content hash: dear to compute, equal for equal content, may be empty at any time.
+    """
+
+    columns: tuple[str, ...]
+    categories: tuple[int, ...] = ()
+    stream: Stream = "score"
+    reference: Reference | None = None
+    version: str = ""
+    false_pages: FalsePages | None = None
+    share: float = 1.0
+    seed: int = 0
+    cache: MutableMapping[str, bytes] = field(default_factory=dict)
+
+
+class Detector(Protocol):
+    """A running detector. Deterministic: equal specs, contexts and rows give equal verdicts and equal snapshots."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What it says now; ``inconclusive`` until it has seen enough."""
+
+    def update(self, rows: Rows) -> list[Change]:
+        """Take rows; the changes of verdict they caused, in order. Never raises on values of any kind."""
+
+    def advance(self, time_ms: int) -> list[Change]:
+        """All rows up to ``time_ms`` were given; close what ends by then."""
+
+    def snapshot(self) -> bytes:
+        """The whole running state; equal states give equal bytes."""
+
+    def load(self, data: bytes) -> None:
+        """Become the state of ``snapshot``. Raises SnapshotError."""
+
+    def reset(self) -> None:
+        """As if just built."""
+
+
+class Spec(BaseModel, ABC):
+    """A kind's configuration: frozen, its fields are the options people write; builds running detectors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: ClassVar[str]
+    #: Streams it can read, and the family of its verdicts on each.
+    streams: ClassVar[Mapping[Stream, Family]]
+    #: Rough cost of a row on one core, nanoseconds, and of its state.
+    cost_ns: ClassVar[int]
+    state_size: ClassVar[str]
+    sees: ClassVar[str]
+    blind_to: ClassVar[str]
+    #: ``exact``: a restored detector goes on as if never stopped; ``warm-up``: it starts learning again.
+    restart: ClassVar[Literal["exact", "warm-up"]] = "exact"
+    #: Whether its false-alarm rate is bounded well enough to wake a person.
+    pages: ClassVar[bool] = False
+    #: Whether every closed block is to be announced, not only changes of state (whoever waits for rows needs it).
+    announces_blocks: ClassVar[bool] = False
+
+    @abstractmethod
+    def build(self, context: Context) -> Detector:
+        """A new detector. Raises ConfigurationError when ``context`` lacks what it needs."""
+
+    def restore(self, context: Context, data: bytes) -> Detector:
+        """The detector whose ``snapshot`` was ``data``. Raises SnapshotError."""
+        detector = self.build(context)
+        detector.load(data)
+        return detector
+
+    def family(self, stream: Stream) -> Family:
+        """What kind of harm its verdicts on ``stream`` are about."""
+        return self.streams[stream]
+
+
+def undecided(threshold: float, note: str) -> Verdict:
+    """The verdict of a detector that has not seen enough."""
+    return Verdict(state=State.INCONCLUSIVE, score=0.0, threshold=threshold, evidence=Evidence(note=note))
+
+
+class Snapshot(msgspec.Struct, frozen=True, array_like=True):
+    """Envelope of all native snapshots."""
+
+    kind: str
+    schema: int
+    state: msgspec.Raw
+
+
+S = TypeVar("S")
+
+
+def pack(kind: str, schema: int, state: Any) -> bytes:
+    """A snapshot of a msgspec-encodable ``state``; maps are written in sorted order, so equal states are equal bytes."""
+    inner = msgspec.msgpack.encode(state, order="sorted")
+    return msgspec.msgpack.encode(Snapshot(kind, schema, msgspec.Raw(inner)))
+
+
+def unpack(kind: str, schema: int, type_: type[S], data: bytes) -> S:
+    """Inverse of :func:`pack`. Raises SnapshotError for other kinds, schemas, and anything that is not a snapshot."""
+    try:
+        envelope = msgspec.msgpack.decode(data, type=Snapshot)
+        if (envelope.kind, envelope.schema) != (kind, schema):
+            raise SnapshotError(
+                f"snapshot is of {envelope.kind!r} schema {envelope.schema}, expected {kind!r} schema {schema}: "
+                "the detector starts again, or run the version that wrote it"
+            )
+        return msgspec.msgpack.decode(envelope.state, type=type_)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise SnapshotError(f"not a snapshot of {kind!r}: {error}") from error
+
+
+def block_start(time_ms: int, block_ms: int, offset_ms: int) -> int:
+    """Start of the block of time that holds ``time_ms``; blocks begin at ``offset_ms`` after the epoch, every ``block_ms``."""
+    return (time_ms - offset_ms) // block_ms * block_ms + offset_ms
