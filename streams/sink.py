@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import clickhouse_connect
@@ -21,7 +21,6 @@ from schemas.observability import Metrics
 from schemas.rows import TABLES
 from schemas.settings import ClickHouseSettings
 from streams.core.delivery import Upsert
-from streams.task import Task
 
 log = logging.getLogger(__name__)
 BATCH_ROWS_MAX = 20_000
@@ -96,11 +95,20 @@ class ClickHouseSink:
             self._client = None
 
 
+class Sender(Protocol):
+    """As much of a task as the writer sees."""
+
+    @property
+    def outbox(self) -> Mapping[tuple[str, tuple[Any, ...]], Upsert]: ...
+
+    def confirm(self, sent: list[Upsert]) -> None: ...
+
+
 class SinkWriter:
     """The coroutine that sends what tasks have in their outboxes, one batch at a time, and confirms it to them."""
 
     def __init__(
-        self, sink: Sink, tasks: Callable[[], list[Task]], dirty: asyncio.Event, metrics: Metrics
+        self, sink: Sink, tasks: Callable[[], Sequence[Sender]], dirty: asyncio.Event, metrics: Metrics
     ) -> None:
         self._sink = sink
         self._tasks = tasks
@@ -127,7 +135,7 @@ class SinkWriter:
 
     async def send_once(self) -> bool:
         """Send one batch and confirm it; false when there was nothing. Raises WarehouseError."""
-        batch: dict[str, list[tuple[Task, Upsert]]] = defaultdict(list)
+        batch: dict[str, list[tuple[Sender, Upsert]]] = defaultdict(list)
         rows = 0
         for task in self._tasks():
             for upsert in list(task.outbox.values())[: BATCH_ROWS_MAX - rows]:
@@ -140,9 +148,10 @@ class SinkWriter:
                 self._metrics.count("driftline_warehouse_errors_total", table=table)
                 raise
             self._metrics.count("driftline_warehouse_rows_total", len(sent), table=table)
-            by_task: dict[Task, list[Upsert]] = defaultdict(list)
+            by_task: dict[int, list[Upsert]] = defaultdict(list)
+            senders = {id(task): task for task, _ in sent}
             for task, upsert in sent:
-                by_task[task].append(upsert)
-            for task, upserts in by_task.items():
-                task.confirm(upserts)
+                by_task[id(task)].append(upsert)
+            for identity, upserts in by_task.items():
+                senders[identity].confirm(upserts)
         return rows > 0

@@ -50,13 +50,15 @@ class Worker:
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.log: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self.log.append(line)
-            self._lines.put(line)
+        with self._process.stderr as stream:
+            for line in stream:
+                self.log.append(line)
+                self._lines.put(line)
         self._lines.put(None)
 
     def wait_for(self, event: str, timeout_s: float = 40.0) -> dict[str, Any]:
@@ -86,6 +88,7 @@ class Worker:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
+        self._reader.join()
 
 
 def send_rows(kafka: KafkaSettings, topic: str, ids: Iterable[int]) -> None:

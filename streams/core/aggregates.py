@@ -1,0 +1,122 @@
+"""Sums that merge: what one window of one model, version, role and segment holds for one source partition.
+
+Everything is an integer, so that no order and no cut of the input can change a bit of it: latencies in microseconds,
+losses in 1e-9 units, feature sums in 1e-6 units. Minimum and maximum are exact and idempotent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.rows import CALIBRATION_BINS, LATENCY_GAMMA, OUTCOME_BINS, SCORE_BINS
+
+Ints = NDArray[np.int64]
+_LOG_GAMMA = np.log(LATENCY_GAMMA)
+
+
+def latency_bucket(microseconds: NDArray[np.float64]) -> Ints:
+    """Bucket of each latency: b holds (GAMMA**(b-1), GAMMA**b] microseconds, one microsecond and less fall in 0."""
+    with np.errstate(divide="ignore"):
+        raw = np.ceil(np.log(np.maximum(microseconds, 1.0)) / _LOG_GAMMA)
+    return np.minimum(raw, 32_000).astype(np.int64)
+
+
+def unit_bin(values: NDArray[np.float64], bins: int) -> Ints:
+    """Equal bins of [0, 1]; outside values go to the ends, NaN to the first."""
+    return np.clip(np.nan_to_num(values) * bins, 0, bins - 1).astype(np.int64)
+
+
+def _zeros(bins: int) -> Ints:
+    return np.zeros(bins, np.int64)
+
+
+@dataclass(slots=True)
+class Counts:
+    """Of predictions, whether labelled or not."""
+
+    predictions: int = 0
+    errors: int = 0
+    fallbacks: int = 0
+    late: int = 0
+    positives: int = 0
+    payload_bytes: int = 0
+    latency_sum_us: int = 0
+    latency_buckets: dict[int, int] = field(default_factory=dict)
+    score_histogram: Ints = field(default_factory=lambda: _zeros(SCORE_BINS))
+
+
+@dataclass(slots=True)
+class FeatureCounts:
+    """Of one feature. ``histogram`` has ``len(edges) + 1`` cells: below the first edge, between, above the last."""
+
+    rows: int = 0
+    missing: int = 0
+    invalid: int = 0
+    sum_micro: int = 0
+    low: float = float("inf")
+    high: float = float("-inf")
+    edges: tuple[float, ...] = ()
+    histogram: Ints = field(default_factory=lambda: _zeros(0))
+    categories: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """Of predictions whose label is known. Positive means that the label is 1."""
+
+    predictions: int = 0
+    labelled: int = 0
+    revisions: int = 0
+    true_positive: int = 0
+    false_positive: int = 0
+    true_negative: int = 0
+    false_negative: int = 0
+    log_loss_nano: int = 0
+    brier_nano: int = 0
+    positive_scores: Ints = field(default_factory=lambda: _zeros(OUTCOME_BINS))
+    negative_scores: Ints = field(default_factory=lambda: _zeros(OUTCOME_BINS))
+    calibration_counts: Ints = field(default_factory=lambda: _zeros(CALIBRATION_BINS))
+    calibration_score_nano: Ints = field(default_factory=lambda: _zeros(CALIBRATION_BINS))
+    calibration_positives: Ints = field(default_factory=lambda: _zeros(CALIBRATION_BINS))
+
+
+@dataclass(slots=True)
+class Cell:
+    """One (version, role, segment) of a window. ``dirty``: what the warehouse has not confirmed, by table."""
+
+    counts: Counts = field(default_factory=Counts)
+    outcomes: Outcomes = field(default_factory=Outcomes)
+    features: dict[str, FeatureCounts] = field(default_factory=dict)
+
+
+def pack(value: Any) -> Any:
+    """An aggregate as plain msgpack types; histograms that are mostly zero as (length, positions, counts)."""
+    if isinstance(value, np.ndarray):
+        at = np.flatnonzero(value)
+        if 2 * len(at) < len(value):
+            return ["s", len(value), at.astype("<u4").tobytes(), value[at].astype("<i8").tobytes()]
+        return ["d", value.astype("<i8").tobytes()]
+    if isinstance(value, Counts | FeatureCounts | Outcomes):
+        return [pack(getattr(value, name)) for name in value.__slots__]
+    return value
+
+
+def unpack(kind: type[Any], data: list[Any]) -> Any:
+    """Inverse of :func:`pack` for an aggregate class."""
+    return kind(*(_unpacked(item) for item in data))
+
+
+def _unpacked(item: Any) -> Any:
+    if isinstance(item, list) and item and item[0] == "s":
+        array = np.zeros(item[1], np.int64)
+        array[np.frombuffer(item[2], "<u4")] = np.frombuffer(item[3], "<i8")
+        return array
+    if isinstance(item, list) and item and item[0] == "d":
+        return np.frombuffer(item[1], "<i8").copy()
+    if isinstance(item, list):
+        return tuple(item)
+    return item
