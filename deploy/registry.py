@@ -162,9 +162,15 @@ class Registry:
         )
 
     def find_by_cause(self, model: str, cause: str) -> ModelVersion | None:
-        """The version that was registered for ``cause``, so that a request that was worked on twice yields one."""
+        """The version that was registered for ``cause``, so that a request that was worked on twice yields one.
+
+        A version that cannot be trusted is nobody's answer and is passed over.
+        """
         for version in reversed(self.versions(model)):
-            record = self.record(model, version)
+            try:
+                record = self.record(model, version)
+            except (RegistryError, SignatureError):
+                continue
             if record.cause == cause:
                 return record
         return None

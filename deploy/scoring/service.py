@@ -88,13 +88,19 @@ class Scorer:
         self._moved = False
         self._reports = Producer(kafka.producer())
         self._listener = Listener(kafka, self._core, engine, metrics, self.report, verifier)
+        name = f"{kafka.topic_prefix}driftline-scorer-{section.instance}"
         transaction: dict[str, Any] = {
-            "transactional.id": f"{kafka.topic_prefix}driftline-scorer-{section.instance}",
+            "transactional.id": name,
             "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
             "linger.ms": 0,
+            # A transaction holds two records a request and one more for each shadow; produce() must not run out of room.
+            "queue.buffering.max.messages": 1_000_000,
         }
         self._producer = Producer(kafka.producer(**transaction))
-        self._consumer = Consumer(kafka.consumer(GROUP, **{"queued.max.messages.kbytes": 65_536}))
+        # A static member that was killed and comes back under its name has its partitions at once, without waiting
+        # for its own death to be noticed.
+        member = {"group.instance.id": name, "queued.max.messages.kbytes": 65_536}
+        self._consumer = Consumer(kafka.consumer(GROUP, **member))
 
     def run(self, stop: threading.Event) -> None:
         """The loop: hear, gather, answer. Raises Fenced when another process took this instance's name."""

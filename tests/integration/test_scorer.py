@@ -225,3 +225,26 @@ def test_two_scorers_share_the_requests_and_one_leaves(settings: ScorerSettings,
         wire.wait("scores", lambda found: len(found) >= 3_000)
     identities = Counter(Score.model_validate_json(value).request_id for value in wire.read("scores"))
     assert identities == {f"q{at}": 1 for at in range(3_000)}
+
+
+def test_a_version_that_comes_late_is_served_once_it_is_there(settings: ScorerSettings, wire: Wire) -> None:
+    """Until then the fallback answers and the controller is told why; no restart is needed."""
+    _deploy(wire, 1, stable="3", weights={"3": 1.0})
+    with _running(settings):
+        wire.send("scoring-requests", _requests(0, 20), spread=True)
+        early = [Score.model_validate_json(v) for v in wire.wait("scores", lambda found: len(found) >= 20)]
+        told = wire.wait("control", lambda found: any(b'"failed":{"3":' in value for value in found))
+        record = Registry(settings.scorer.registry).register(CONTRACT, artifact(), Lineage())
+        publish_records(settings.kafka, [ModelRecord(version=record)])
+        answered: list[Score] = []
+        for first in range(100, 2_000, 20):
+            wire.send("scoring-requests", _requests(first, 20), spread=True)
+            count = 40 + first - 100
+            answered = [
+                Score.model_validate_json(v) for v in wire.wait("scores", lambda f, c=count: len(f) >= c)
+            ]
+            if answered[-1].status == "ok":
+                break
+    assert {s.status for s in early} == {"fallback"}
+    assert len(told) == 1
+    assert answered[-1].version == "3"

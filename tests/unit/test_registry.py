@@ -113,6 +113,9 @@ def test_a_version_is_found_by_its_cause(tmp_path: Path) -> None:
     assert found is not None
     assert found.version == "1"
     assert registry.find_by_cause("delay", "r-3") is None
+    (tmp_path / "delay" / "2" / "manifest.json").write_text("{}")
+    assert registry.find_by_cause("delay", "r-2") is None
+    assert registry.find_by_cause("delay", "r-1") == found
 
 
 @pytest.mark.parametrize(
