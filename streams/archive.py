@@ -20,7 +20,7 @@ from confluent_kafka import TopicPartition as TopicPartitionAt
 from schemas.errors import BadMessage, DeliveryError, WarehouseError
 from schemas.observability import Metrics
 from schemas.settings import ArchiveSettings
-from streams.core.archive import ARCHIVED, BatchDecoder, PartitionTime, Row, log_rows, sources_of
+from streams.core.archive import ARCHIVED, PartitionTime, Row, log_rows, sources_of
 from streams.core.delivery import Record, TopicPartition
 from streams.failpoints import failpoint
 from streams.sink import BACKOFF_S_MAX, BACKOFF_S_MIN, ClickHouseSink, Sink
@@ -40,14 +40,12 @@ class Archive:
         metrics: Metrics,
         progress: Progress,
         stop: threading.Event,
-        decode_batch: BatchDecoder | None = None,
     ) -> None:
         self._settings = settings
         self._kafka = settings.kafka
         self._sink = sink
         self._metrics = metrics
         self._stop = stop
-        self._decode_batch = decode_batch
         self._times = defaultdict[TopicPartition, PartitionTime](PartitionTime)
         self._next: dict[TopicPartition, int] = {}
         for tp, (next_offset, event_time_ms) in progress.items():
@@ -86,7 +84,7 @@ class Archive:
             ends[tp] = record.offset + 1
             self._times[tp].take(record, sources_of(record.topic, self._kafka.input_partitions))
             try:
-                table, rows = log_rows(record, self._decode_batch)
+                table, rows = log_rows(record)
             except BadMessage as error:
                 log.debug("left out", extra={"event": "bad-message", "detail": str(error)})
                 continue
@@ -191,7 +189,7 @@ def run_archive(settings: ArchiveSettings) -> int:
         )
     try:
         progress = _until(lambda: read_progress(sink), stop)
-        archive = Archive(settings, sink, metrics, progress, stop, _batch_decoder())
+        archive = Archive(settings, sink, metrics, progress, stop)
         archive.run()
     except WarehouseError:
         if not stop.is_set():
@@ -216,7 +214,3 @@ def _until(ask: Callable[[], Progress], stop: threading.Event) -> Progress:
             )
             if stop.wait(1.0):
                 raise
-
-
-def _batch_decoder() -> BatchDecoder | None:
-    return None

@@ -24,6 +24,8 @@ from streams.core.delivery import Upsert
 
 log = logging.getLogger(__name__)
 BATCH_ROWS_MAX = 20_000
+#: A replay may bring years of months in one insert; refusing it would stop the stream for good.
+_INSERT = {"max_partitions_per_insert_block": 0}
 BACKOFF_S_MIN = 0.1
 BACKOFF_S_MAX = 10.0
 
@@ -69,7 +71,11 @@ class ClickHouseSink:
             self._call(
                 f"{len(rows)} rows for {table}",
                 lambda client: client.insert(
-                    table, rows, column_names=known.names, column_type_names=list(known.types)
+                    table,
+                    rows,
+                    column_names=known.names,
+                    column_type_names=list(known.types),
+                    settings=_INSERT,
                 ),
             )
 

@@ -6,12 +6,13 @@ because the stage that consumes the topic has put it into ``dead-letters``, from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import BaseModel, ValidationError
 
+from schemas.codecs import TIME_MAX_MS, TIME_MIN_MS, Label, read_arrow
 from schemas.control import COMMANDS, Alert, ControlTick, Decision, Deployment
 from schemas.errors import BadMessage
 from schemas.events import (
@@ -30,9 +31,6 @@ from streams.core.delivery import Record
 
 Row = tuple[Any, ...]
 Address = tuple[int, int, int]
-#: Decodes an Arrow batch of events into one dict an event, as their JSON documents would read.
-BatchDecoder = Callable[[Record], list[dict[str, Any]]]
-
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
 
 
@@ -46,25 +44,15 @@ class _Prediction(msgspec.Struct, forbid_unknown_fields=True):
     features: dict[str, float | str | bool | None]
     role: Literal["stable", "canary", "shadow"] = "stable"
     score: float | None = None
-    latency_ms: float = 0.0
+    latency_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     status: Literal["ok", "error", "fallback"] = "ok"
     entity: str | None = None
     trace_id: str | None = None
 
 
-class _Label(msgspec.Struct, forbid_unknown_fields=True):
-    """:class:`schemas.events.GroundTruth`."""
-
-    prediction_id: _Id
-    model: str
-    label: float
-    label_time_ms: int
-    revision: int = 0
-    trace_id: str | None = None
-
-
+_PREDICTION_FIELDS = frozenset(_Prediction.__struct_fields__)
 _predictions = msgspec.json.Decoder(_Prediction)
-_labels = msgspec.json.Decoder(_Label)
+_labels = msgspec.json.Decoder(Label)
 
 
 def _prediction_row(event: _Prediction, address: Address) -> Row:
@@ -76,7 +64,7 @@ def _prediction_row(event: _Prediction, address: Address) -> Row:
     )  # fmt: skip
 
 
-def _label_row(event: _Label, address: Address) -> Row:
+def _label_row(event: Label, address: Address) -> Row:
     return (
         event.model, event.prediction_id, event.label, event.label_time_ms, event.revision, event.trace_id or "",
         *address,
@@ -149,7 +137,7 @@ _EVENTS: dict[str, tuple[str, Any, Callable[[Any, Address], Row]]] = {
 ARCHIVED = (*_EVENTS, *_DOCUMENTS)
 
 
-def log_rows(record: Record, decode_batch: BatchDecoder | None = None) -> tuple[str, list[Row]]:
+def log_rows(record: Record) -> tuple[str, list[Row]]:
     """(table, rows) of one record; no rows for ticks and tombstones. Raises BadMessage when it cannot be read.
 
     A row that was sent on from the wrong partition keeps its first address, so both copies are one row.
@@ -160,20 +148,53 @@ def log_rows(record: Record, decode_batch: BatchDecoder | None = None) -> tuple[
     try:
         if record.topic in _DOCUMENTS:
             row = _DOCUMENTS[record.topic][1](record.value, (record.partition, record.offset, 0))
-            return table, [] if row is None else [row]
-        _, decoder, to_row = _EVENTS[record.topic]
-        if record.headers.get(HEADER_FORMAT) == FORMAT_ARROW:
-            if decode_batch is None:
-                raise BadMessage("bad-arrow", "this archive reads no Arrow batches")
-            events = [msgspec.convert(event, decoder.type) for event in decode_batch(record)]
-        else:
-            events = [decoder.decode(record.value)]
+            return table, [] if row is None else [_checked(row)]
         partition, offset, first = _origin(record)
-        return table, [to_row(event, (partition, offset, first + row)) for row, event in enumerate(events)]
-    except (msgspec.DecodeError, msgspec.ValidationError, ValidationError, ValueError) as error:
+        return table, [
+            to_row(event, (partition, offset, first + place)) for place, event, to_row in _events(record)
+        ]
+    except (msgspec.MsgspecError, ValidationError, ValueError) as error:
         raise BadMessage(
             "invalid-value", f"{record.topic}[{record.partition}]@{record.offset}: {error}"
         ) from error
+
+
+def _events(record: Record) -> list[tuple[int, Any, Callable[[Any, Address], Row]]]:
+    """(row, event, what makes a log row of it) for each event of a message that is usable."""
+    _, decoder, to_row = _EVENTS[record.topic]
+    if record.headers.get(HEADER_FORMAT) != FORMAT_ARROW:
+        event = decoder.decode(record.value)
+        if not _has_sane_time(event):
+            raise BadMessage("absurd-timestamp", "not within the years 2000 to 2100")
+        return [(0, event, to_row)]
+    table = read_arrow(record.value)
+    model = (table.schema.metadata or {}).get(b"model", b"").decode()
+    found = []
+    for place, document in enumerate(table.to_pylist()):
+        if record.topic == "predictions":
+            features = {name: document.pop(name) for name in list(document) if name not in _PREDICTION_FIELDS}
+            document = {name: value for name, value in document.items() if value is not None}
+            document |= {"model": model, "features": features}
+        try:
+            event = msgspec.convert(document, decoder.type)
+        except msgspec.ValidationError:
+            continue
+        if _has_sane_time(event):
+            found.append((place, event, to_row))
+    return found
+
+
+def _has_sane_time(event: _Prediction | Label) -> bool:
+    at_ms = event.event_time_ms if isinstance(event, _Prediction) else event.label_time_ms
+    return TIME_MIN_MS <= at_ms <= TIME_MAX_MS
+
+
+def _checked(row: Sequence[Any]) -> Row:
+    """``row``, unless it holds a number no column can: one such row would hold up the archive for ever."""
+    for value in row:
+        if isinstance(value, int) and not 0 <= value <= TIME_MAX_MS:
+            raise BadMessage("invalid-value", f"{value} is out of range")
+    return tuple(row)
 
 
 def _origin(record: Record) -> Address:

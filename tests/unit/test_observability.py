@@ -1,0 +1,49 @@
+"""Logs and metrics: one vocabulary for every process."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import httpx
+import pytest
+
+from schemas.errors import ConfigurationError
+from schemas.observability import JsonLines, Metrics
+
+
+def test_a_name_that_is_not_on_the_list_cannot_be_exported() -> None:
+    """The list in ``schemas.metrics`` is closed."""
+    with pytest.raises(ConfigurationError, match="driftline_surprises_total"):
+        Metrics().count("driftline_surprises_total")
+
+
+def test_values_are_scraped_under_their_names_and_readiness_is_told() -> None:
+    """What Prometheus and a supervisor see over HTTP."""
+    metrics = Metrics()
+    metrics.count("driftline_commits_total", 2, stage="join", partition="0")
+    metrics.set("driftline_pending_predictions", 7, partition="0")
+    metrics.observe("driftline_commit_seconds", 0.01, stage="join")
+    ready = [False]
+    server = metrics.serve("127.0.0.1", 0, lambda: ready[0])
+    base = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        text = httpx.get(f"{base}/metrics").text
+        assert 'driftline_commits_total{partition="0",stage="join"} 2.0' in text
+        assert 'driftline_commit_seconds_count{stage="join"} 1.0' in text
+        assert httpx.get(f"{base}/healthz").status_code == 503
+        ready[0] = True
+        assert httpx.get(f"{base}/healthz").status_code == 200
+        assert httpx.get(f"{base}/else").status_code == 404
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert metrics.value("driftline_commits_total", stage="join", partition="0") == 2
+
+
+def test_a_log_line_is_one_json_object_with_its_extras_as_keys() -> None:
+    """A supervisor reads events, a person searches trace ids."""
+    record = logging.makeLogRecord({"name": "n", "levelname": "INFO", "msg": "hi %s", "args": ("you",)})
+    record.trace_id = "abc"
+    line = json.loads(JsonLines().format(record))
+    assert (line["message"], line["level"], line["trace_id"]) == ("hi you", "info", "abc")
