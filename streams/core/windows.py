@@ -113,7 +113,11 @@ class Windows:
         return found
 
     def add(
-        self, columns: PredictionColumns, references: dict[str, Reference], watermark_ms: int, segments: list[list[str]]
+        self,
+        columns: PredictionColumns,
+        references: dict[str, Reference],
+        watermark_ms: int,
+        segments: list[list[str]],
     ) -> None:
         """Count predictions. Rows behind ``watermark`` by more than the allowed lateness are counted as late too."""
         contract = columns.contract
@@ -122,7 +126,9 @@ class Windows:
         late = starts + window_ms + contract.monitoring.allowed_lateness <= watermark_ms
         if late.any():
             self.too_late[model] = self.too_late.get(model, 0) + int(late.sum())
-        versions, version_of = np.unique(np.array(columns.versions, dtype=object).astype(str), return_inverse=True)
+        versions, version_of = np.unique(
+            np.array(columns.versions, dtype=object).astype(str), return_inverse=True
+        )
         unique_starts, start_of = np.unique(starts, return_inverse=True)
         base = (start_of * len(versions) + version_of) * len(ROLES) + columns.role
         for which, labels in enumerate([None, *segments]):
@@ -276,7 +282,12 @@ def _encode(model: str, group: Group) -> bytes:
             "final": group.final,
             "dirty": sorted((t, list(k), f) for t, k, f in group.dirty | group.sent),
             "cells": [
-                [list(key), pack(cell.counts), pack(cell.outcomes), {n: pack(f) for n, f in cell.features.items()}]
+                [
+                    list(key),
+                    pack(cell.counts),
+                    pack(cell.outcomes),
+                    {n: pack(f) for n, f in cell.features.items()},
+                ]
                 for key, cell in group.cells.items()
             ],
         }
@@ -299,7 +310,10 @@ def _decode(name: str, data: bytes) -> tuple[str, Group]:
 
 
 def _count(
-    cells: list[tuple[Group, CellKey]], member: NDArray[Any], columns: PredictionColumns, late: NDArray[np.bool_]
+    cells: list[tuple[Group, CellKey]],
+    member: NDArray[Any],
+    columns: PredictionColumns,
+    late: NDArray[np.bool_],
 ) -> None:
     n = len(cells)
 
@@ -315,7 +329,9 @@ def _count(
     positives = sums(scored & (columns.score >= columns.contract.threshold))
     sizes, latencies, lates = sums(columns.payload_bytes), sums(microseconds), sums(late)
     bins = unit_bin(columns.score, SCORE_BINS)
-    scores = np.bincount((member * SCORE_BINS + bins)[scored], minlength=n * SCORE_BINS).reshape(n, SCORE_BINS)
+    scores = np.bincount((member * SCORE_BINS + bins)[scored], minlength=n * SCORE_BINS).reshape(
+        n, SCORE_BINS
+    )
     buckets = latency_bucket(microseconds.astype(np.float64))
     pairs, times = np.unique(member.astype(np.int64) << 16 | buckets, return_counts=True)
     for at, (group, key) in enumerate(cells):
