@@ -31,6 +31,8 @@ DEAD_LETTER_BYTES_MAX = 262_144
 #: The share of bad messages is judged over at least this many.
 BAD_WINDOW_ROWS = 1_000
 BEGINNING_MS = -(2**62)
+#: A block stays well under what a broker takes in one message.
+BLOCK_BYTES_MAX = 700_000
 Message = tuple[bytes | None, bytes | None, bool]
 
 
@@ -288,8 +290,10 @@ class JoinCore:
 
     def _flush_rows(self) -> None:
         for (kind, model), rows in self._rows.items():
-            if rows:
-                block = _block(kind, self._contracts[model], rows)
+            contract = self._contracts[model]
+            most = max(1, BLOCK_BYTES_MAX // (8 * len(contract.features) + 96))
+            for start in range(0, len(rows), most):
+                block = _block(kind, contract, rows[start : start + most])
                 self._outs.append(Out("observations", model.encode(), encode_block(block)))
         self._rows = {}
 

@@ -1,0 +1,492 @@
+"""The POLICY stage: what signals mean for people and for the rollout.
+
+Signals are facts; rules in the model's contract decide. One incident a cause: the first rule that matches opens it, further
+detectors join it, its alert goes out once, its action at most once a cooldown, and it is resolved when every detector has
+taken its verdict back or the version has left the traffic. Actions are level-triggered: one that must wait (a rollout is
+open, the interval between retrains has not passed) is tried again as event time moves. An error or an inconclusive verdict
+never acts. Every decision is a signed fact; ids are content hashes, so a replay repeats them.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+from pydantic import BaseModel, Field, ValidationError
+from typing_extensions import assert_never
+
+from schemas.contracts import ModelContract, ModelRecord, Rule
+from schemas.control import (
+    Alert,
+    Because,
+    Command,
+    ControlTick,
+    Decision,
+    Deployment,
+    RetrainRequested,
+    RollbackRequested,
+    Severity,
+)
+from schemas.events import HEADER_KIND, HEADER_TRACE, KIND_TICK, Tick
+from schemas.ids import content_hash
+from schemas.signing import Signer
+from schemas.verdicts import SignalChanged, State
+from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
+
+POLICY_SCHEMA = 1
+DAY_MS = 86_400_000
+BEGINNING_MS = -(2**62)
+Sign = Callable[[Command | Decision], Command | Decision]
+
+
+def create(context: StageContext) -> PolicyCore:
+    """The policy stage's core; signs with the settings' key when there is one."""
+    key = context.settings.signing.key_file
+    signer = None if key is None else Signer.load(key)
+    return PolicyCore(context, (lambda message: message) if signer is None else signer.sign)
+
+
+class Incident(BaseModel):
+    """One cause of one version: which detectors agree, what was done."""
+
+    incident: str
+    model: str
+    version: str
+    role: Literal["stable", "canary", "shadow"]
+    rule: str
+    opened_ms: int
+    trace_id: str | None = None
+    agreeing: dict[str, Because] = Field(default_factory=dict)
+    seen: dict[str, Because] = Field(default_factory=dict)
+    alerted: bool = False
+    pending: bool = False
+    acted_ms: int | None = None
+    resolved_ms: int | None = None
+
+    @property
+    def evidence(self) -> tuple[Because, ...]:
+        return tuple((self.agreeing or self.seen)[name] for name in sorted(self.agreeing or self.seen))
+
+
+class ModelState(BaseModel):
+    """What policy remembers of one model; one piece of state."""
+
+    incidents: dict[str, Incident] = Field(default_factory=dict)
+    retrained_ms: int | None = None
+    commands: dict[int, int] = Field(default_factory=dict, description="Commands by day of event time.")
+    deployment: Deployment | None = None
+
+
+class PolicyCore:
+    """See the module. ``sign`` must be deterministic (Ed25519 is)."""
+
+    stage = "policy"
+
+    def __init__(self, context: StageContext, sign: Sign) -> None:
+        self._context = context
+        self._sign = sign
+        self._contracts: dict[str, ModelContract] = {}
+        self._models: dict[str, ModelState] = {}
+        self._changed: set[str] = set()
+        self._sources: dict[str, int] = {}
+        self._time_ms = BEGINNING_MS
+        self._time_changed = False
+        self._outs: list[Out] = []
+        self._counted: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
+        self._now_ms = 0
+
+    def activate(self, records: Sequence[ModelRecord]) -> None:
+        for record in records:
+            if record.contract is not None:
+                self._contracts[record.contract.model] = record.contract
+
+    def apply(self, records: Sequence[Record], now_ms: int) -> None:
+        self._now_ms = now_ms
+        for record in records:
+            if record.topic == "deployments":
+                self._deployment(record)
+            elif record.headers.get(HEADER_KIND) == KIND_TICK:
+                self._tick(record)
+            else:
+                self._signal(record)
+
+    # -- input ----------------------------------------------------------------------------------------------------
+
+    def _deployment(self, record: Record) -> None:
+        try:
+            deployment = Deployment.model_validate_json(record.value or b"")
+        except ValidationError:
+            return
+        state = self._state(deployment.model)
+        if state.deployment is not None and state.deployment.revision >= deployment.revision:
+            return
+        state.deployment = deployment
+        self._changed.add(deployment.model)
+        serving = {deployment.stable, deployment.candidate, *deployment.weights}
+        for incident in state.incidents.values():
+            if incident.resolved_ms is None and incident.version not in serving:
+                self._resolve(incident, max(self._time_ms, incident.opened_ms), "the version has left the traffic")
+
+    def _tick(self, record: Record) -> None:
+        tick = Tick.model_validate_json(record.value or b"")
+        if tick.event_time_ms <= self._sources.get(tick.source, BEGINNING_MS):
+            return
+        self._sources[tick.source] = tick.event_time_ms
+        self._time_changed = True
+        if len(self._sources) < max(tick.sources, 1):
+            return
+        reached = min(self._sources.values())
+        if reached <= self._time_ms:
+            return
+        self._time_ms = reached
+        for model, state in self._models.items():
+            for incident in state.incidents.values():
+                if incident.pending:
+                    self._act(model, incident, reached)
+        value = ControlTick(event_time_ms=reached, source=self._context.task).model_dump_json().encode()
+        self._outs.append(Out("control", None, value, 0, {HEADER_KIND: KIND_TICK}))
+
+    def _signal(self, record: Record) -> None:
+        try:
+            signal = SignalChanged.model_validate_json(record.value or b"")
+        except ValidationError:
+            self._count("driftline_errors_total", where="policy: signal that cannot be read")
+            return
+        contract = self._contracts.get(signal.model)
+        if contract is None:
+            return
+        match signal.verdict.state:
+            case State.DRIFT | State.WARNING | State.ERROR:
+                rule = matching_rule(contract, signal)
+                if rule is not None:
+                    self._agree(contract, rule, signal)
+            case State.STABLE:
+                self._take_back(signal)
+            case State.INCONCLUSIVE:
+                pass
+            case _:
+                assert_never(signal.verdict.state)
+
+    # -- incidents ------------------------------------------------------------------------------------------------
+
+    def _agree(self, contract: ModelContract, rule: Rule, signal: SignalChanged) -> None:
+        state = self._state(signal.model)
+        key = f"{signal.version}/{rule.name}"
+        incident = state.incidents.get(key)
+        ended = incident is not None and incident.resolved_ms is not None
+        if incident is not None and ended:
+            assert incident.resolved_ms is not None
+            if signal.event_time_ms < incident.resolved_ms + rule.cooldown:
+                return
+        if incident is None or ended:
+            name = content_hash(f"{signal.model}/{key}/{signal.signal_id}".encode())[:16]
+            incident = state.incidents[key] = Incident(
+                incident=name,
+                model=signal.model,
+                version=signal.version,
+                role=signal.role,
+                rule=rule.name,
+                opened_ms=signal.event_time_ms,
+                trace_id=signal.trace_id or signal.signal_id[:32],
+            )
+        because = Because(
+            signal_id=signal.signal_id,
+            detector=signal.detector,
+            score=signal.verdict.score,
+            threshold=signal.verdict.threshold,
+            evidence=signal.verdict.evidence,
+        )
+        incident.agreeing[signal.detector] = because
+        incident.seen[signal.detector] = because
+        self._changed.add(signal.model)
+        if len(incident.agreeing) < rule.streak or incident.alerted:
+            return
+        incident.alerted = True
+        severity = Severity(rule.severity)
+        if severity is Severity.PAGE and not signal.pages:
+            severity = Severity.TICKET
+        incident.pending = rule.action != "none" and signal.verdict.state is not State.ERROR
+        self._alert(incident, rule, severity, "trigger", signal.event_time_ms, headline(incident))
+        self._decide(contract, incident, "alert-opened", signal.event_time_ms, headline(incident))
+        if incident.pending:
+            self._act(signal.model, incident, signal.event_time_ms)
+
+    def _take_back(self, signal: SignalChanged) -> None:
+        state = self._models.get(signal.model)
+        if state is None:
+            return
+        for incident in state.incidents.values():
+            if incident.version == signal.version and signal.detector in incident.agreeing:
+                del incident.agreeing[signal.detector]
+                self._changed.add(signal.model)
+                if not incident.agreeing and incident.resolved_ms is None:
+                    self._resolve(incident, signal.event_time_ms, "the detectors have taken their verdicts back")
+
+    def _resolve(self, incident: Incident, event_time_ms: int, why: str) -> None:
+        incident.resolved_ms = event_time_ms
+        incident.pending = False
+        self._changed.add(incident.model)
+        contract = self._contracts.get(incident.model)
+        rule = None if contract is None else rule_named(contract, incident.rule)
+        if incident.alerted and rule is not None and contract is not None:
+            self._alert(incident, rule, Severity(rule.severity), "resolve", event_time_ms, why)
+            self._decide(contract, incident, "alert-resolved", event_time_ms, why)
+
+    # -- actions --------------------------------------------------------------------------------------------------
+
+    def _act(self, model: str, incident: Incident, event_time_ms: int) -> None:
+        contract = self._contracts[model]
+        rule = rule_named(contract, incident.rule)
+        if rule is None:
+            incident.pending = False
+            return
+        state = self._state(model)
+        if incident.acted_ms is not None and event_time_ms < incident.acted_ms + rule.cooldown:
+            return
+        command = self._command(contract, rule, state, incident, event_time_ms)
+        if command is None:
+            return
+        day = event_time_ms // DAY_MS
+        if state.commands.get(day, 0) >= contract.policy.commands_per_day_max:
+            return
+        state.commands = {day: state.commands.get(day, 0) + 1}
+        incident.pending = False
+        incident.acted_ms = event_time_ms
+        self._changed.add(model)
+        signed = self._sign(command)
+        self._outs.append(
+            Out("control", model.encode(), signed.model_dump_json().encode(), 0, _trace(incident.trace_id))
+        )
+        kind = "retrain-requested" if isinstance(command, RetrainRequested) else "rollback-requested"
+        self._count("driftline_commands_total", model=model, type=kind)
+        self._decide(contract, incident, kind, event_time_ms, command.reason, command.request_id)
+
+    def _command(
+        self, contract: ModelContract, rule: Rule, state: ModelState, incident: Incident, event_time_ms: int
+    ) -> Command | None:
+        """The command ``rule`` asks for, or None while it has to wait."""
+        deployment = state.deployment
+        if deployment is None or incident.version not in deployment.weights:
+            return None
+        match rule.action:
+            case "none":
+                return None
+            case "rollback":
+                if incident.version != deployment.stable:
+                    return self._rollback(contract, incident, deployment, event_time_ms)
+                target = deployment.previous
+                if target is not None and target not in deployment.tripped:
+                    return self._rollback(contract, incident, deployment, event_time_ms)
+                return self._retrain(contract, state, incident, deployment, event_time_ms)
+            case "retrain":
+                return self._retrain(contract, state, incident, deployment, event_time_ms)
+            case _:
+                assert_never(rule.action)
+
+    def _rollback(
+        self, contract: ModelContract, incident: Incident, deployment: Deployment, event_time_ms: int
+    ) -> RollbackRequested:
+        return RollbackRequested(
+            request_id=content_hash(f"rollback/{incident.incident}/{event_time_ms}".encode())[:24],
+            model=contract.model,
+            version=incident.version,
+            deployment_revision=deployment.revision,
+            cause=incident.rule,
+            incident=incident.incident,
+            because=incident.evidence,
+            event_time_ms=event_time_ms,
+            expires_ms=event_time_ms + contract.policy.command_ttl,
+            issued_by=f"policy/{incident.rule}",
+            reason=headline(incident),
+            trace_id=incident.trace_id,
+            config_hash=contract.hash,
+        )
+
+    def _retrain(
+        self,
+        contract: ModelContract,
+        state: ModelState,
+        incident: Incident,
+        deployment: Deployment,
+        event_time_ms: int,
+    ) -> RetrainRequested | None:
+        if deployment.training is not None or deployment.candidate is not None:
+            return None
+        last = state.retrained_ms
+        if last is not None and event_time_ms < last + contract.policy.retrain_interval:
+            return None
+        state.retrained_ms = event_time_ms
+        return RetrainRequested(
+            request_id=content_hash(f"retrain/{incident.incident}/{event_time_ms}".encode())[:24],
+            model=contract.model,
+            version=incident.version,
+            deployment_revision=deployment.revision,
+            cause=incident.rule,
+            incident=incident.incident,
+            because=incident.evidence,
+            event_time_ms=event_time_ms,
+            expires_ms=event_time_ms + contract.policy.command_ttl,
+            issued_by=f"policy/{incident.rule}",
+            reason=headline(incident),
+            trace_id=incident.trace_id,
+            config_hash=contract.hash,
+        )
+
+    # -- what leaves ----------------------------------------------------------------------------------------------
+
+    def _alert(
+        self,
+        incident: Incident,
+        rule: Rule,
+        severity: Severity,
+        status: Literal["trigger", "resolve"],
+        event_time_ms: int,
+        summary: str,
+    ) -> None:
+        alert = Alert(
+            alert_id=content_hash(f"{incident.incident}/{status}/{event_time_ms}".encode())[:24],
+            dedup_key=incident.incident,
+            status=status,
+            severity=severity,
+            model=incident.model,
+            version=incident.version,
+            role=incident.role,
+            title=f"{incident.model} v{incident.version}: {headline(incident)}"
+            if status == "trigger"
+            else f"{incident.model} v{incident.version}: {incident.rule} is over, {summary}",
+            summary=summary,
+            cause=incident.rule,
+            runbook=rule.runbook,
+            action=rule.action,
+            because=incident.evidence,
+            event_time_ms=event_time_ms,
+            incident=incident.incident,
+            trace_id=incident.trace_id,
+        )
+        self._count("driftline_alerts_total", model=incident.model, severity=severity.value, status=status)
+        self._outs.append(
+            Out("alerts", incident.incident.encode(), alert.model_dump_json().encode(), 0, _trace(incident.trace_id))
+        )
+
+    def _decide(
+        self,
+        contract: ModelContract,
+        incident: Incident,
+        kind: str,
+        event_time_ms: int,
+        detail: str,
+        request_id: str | None = None,
+    ) -> None:
+        deployment = self._state(contract.model).deployment
+        decision = Decision(
+            decision_id=content_hash(f"{incident.incident}/{kind}/{event_time_ms}".encode())[:24],
+            model=contract.model,
+            version=incident.version,
+            kind=kind,
+            actor=f"policy/{incident.rule}",
+            request_id=request_id,
+            incident=incident.incident,
+            deployment_revision=None if deployment is None else deployment.revision,
+            detail=detail,
+            because=incident.evidence,
+            config_hash=contract.hash,
+            event_time_ms=event_time_ms,
+            recorded_ms=self._now_ms,
+            trace_id=incident.trace_id,
+        )
+        signed = self._sign(decision)
+        self._outs.append(
+            Out("decisions", contract.model.encode(), signed.model_dump_json().encode(), 0, _trace(incident.trace_id))
+        )
+
+    def outputs(self) -> list[Out]:
+        outs, self._outs = self._outs, []
+        return outs
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def _state(self, model: str) -> ModelState:
+        return self._models.setdefault(model, ModelState())
+
+    def changed_pieces(self) -> dict[str, bytes | None]:
+        pieces: dict[str, bytes | None] = {
+            f"model/{model}": msgspec.msgpack.encode([POLICY_SCHEMA, self._models[model].model_dump_json()])
+            for model in sorted(self._changed)
+        }
+        self._changed = set()
+        if self._time_changed:
+            pieces["time"] = msgspec.msgpack.encode([POLICY_SCHEMA, self._time_ms, self._sources])
+            self._time_changed = False
+        return pieces
+
+    def restore(self, pieces: Mapping[str, bytes], manifest: Manifest | None) -> None:
+        for name, data in pieces.items():
+            if name == "time":
+                _, self._time_ms, self._sources = msgspec.msgpack.decode(data)
+            else:
+                _, text = msgspec.msgpack.decode(data)
+                self._models[name.removeprefix("model/")] = ModelState.model_validate_json(text)
+
+    def positions(self) -> dict[TopicPartition, int]:
+        return {}
+
+    def watermarks(self) -> dict[str, int]:
+        return {"signals": self._time_ms}
+
+    def committed(self, sequence: int) -> None:
+        """Nothing waits for it."""
+
+    def upserts(self) -> list[Upsert]:
+        return []
+
+    def confirm(self, sent: Sequence[Upsert]) -> None:
+        """This stage writes no aggregates."""
+
+    def measurements(self) -> Iterable[tuple[str, dict[str, str], float]]:
+        counted, self._counted = self._counted, {}
+        for (name, labels), value in counted.items():
+            yield name, dict(labels), value
+
+    def _count(self, name: str, **labels: str) -> None:
+        key = (name, tuple(sorted(labels.items())))
+        self._counted[key] = self._counted.get(key, 0) + 1
+
+
+def matching_rule(contract: ModelContract, signal: SignalChanged) -> Rule | None:
+    """The first rule of the contract that speaks of this signal."""
+    for rule in contract.policy.rules:
+        if (
+            signal.verdict.state in rule.states
+            and signal.role in rule.roles
+            and (not rule.families or signal.family in rule.families)
+            and any(fnmatch.fnmatchcase(signal.detector, pattern) for pattern in rule.detectors)
+        ):
+            return rule
+    return None
+
+
+def rule_named(contract: ModelContract, name: str) -> Rule | None:
+    """The contract's rule ``name``, if it still has one."""
+    return next((rule for rule in contract.policy.rules if rule.name == name), None)
+
+
+def headline(incident: Incident) -> str:
+    """One line a person understands: which detector, on what, how strong."""
+    parts = []
+    for because in incident.evidence[:3]:
+        evidence = because.evidence
+        text = because.detector
+        if evidence.column:
+            text += f" on {evidence.column}"
+        if evidence.current is not None and evidence.reference is not None:
+            text += f" ({evidence.effect_name or 'value'} {evidence.reference:.3g} → {evidence.current:.3g})"
+        elif evidence.effect is not None:
+            text += f" ({evidence.effect_name or 'effect'} {evidence.effect:+.3g})"
+        parts.append(text)
+    return f"{incident.rule}: {', '.join(parts)}"
+
+
+def _trace(trace_id: str | None) -> dict[str, bytes]:
+    return {} if trace_id is None else {HEADER_TRACE: trace_id.encode()}
