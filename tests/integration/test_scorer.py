@@ -178,12 +178,16 @@ def test_off_a_bad_version_within_a_second(settings: ScorerSettings, wire: Wire)
 def test_an_unsigned_rollback_request_is_not_obeyed(
     settings: ScorerSettings, wire: Wire, tmp_path: Path
 ) -> None:
-    """With trusted keys named, a request by nobody trips nothing, and one by a known key trips."""
+    """With trusted keys named, a request by nobody trips nothing, and one by a known key trips; that nobody answers it
+    is exported, and the version stays off."""
     import base64
 
     signer = Signer.create(tmp_path / "key.pem")
     trusting = settings.model_copy(
-        update={"signing": SigningSettings(trusted=(base64.b64encode(signer.public).decode(),))}
+        update={
+            "signing": SigningSettings(trusted=(base64.b64encode(signer.public).decode(),)),
+            "scorer": settings.scorer.model_copy(update={"trip_answer_timeout": 200}),
+        }
     )
     for path in (settings.scorer.registry / "delay").iterdir():
         record = signer.sign_bytes((path / "manifest.json").read_bytes())
@@ -204,6 +208,7 @@ def test_an_unsigned_rollback_request_is_not_obeyed(
         signed = signer.sign(command.model_copy(update={"request_id": "rb-2"}))
         wire.send("control", [("delay", signed.model_dump_json().encode())])
         wire.wait("control", lambda found: any(b'"tripped":["1"]' in value for value in found))
+        wire.wait("control", lambda _: metrics.value("driftline_trip_unanswered", model="delay") == 1)
         wire.send("scoring-requests", _requests(0, 20), spread=True)
         scores = [Score.model_validate_json(v) for v in wire.wait("scores", lambda found: len(found) >= 20)]
     assert metrics.value("driftline_errors_total", where="signature") == 1
