@@ -20,11 +20,12 @@ _NEXT = {"join": "observations", "detect": "signals", "policy": "control"}
 
 
 class State(msgspec.Struct):
-    """Rows seen, by input; event time by source; the value of the last row by input."""
+    """Rows passed on, by input; event time by source; the tick sent last; what a holding core has let go."""
 
     rows: dict[str, int] = {}
     sources: dict[str, int] = {}
     sent_ms: int = -1
+    released: dict[str, int] = {}
 
 
 class CountingCore:
@@ -99,18 +100,44 @@ class CountingCore:
         self.models += len(records)
 
 
+class HoldingCore(CountingCore):
+    """Keeps rows in memory, not in state, until a tick; recovery reads them again, as detectors' waiting rows are."""
+
+    def __init__(self, context: StageContext) -> None:
+        super().__init__(context)
+        self._waiting: dict[TopicPartition, list[Record]] = {}
+
+    def apply(self, records: Sequence[Record], now_ms: int) -> None:
+        for record in records:
+            tp = (record.topic, record.partition)
+            if record.offset < self._state.released.get(f"{tp[0]}/{tp[1]}", 0):
+                continue
+            waiting = self._waiting.setdefault(tp, [])
+            if record.headers.get(HEADER_KIND) == KIND_TICK:
+                self._state.released[f"{tp[0]}/{tp[1]}"] = record.offset + 1
+                super().apply([*waiting, record], now_ms)
+                waiting.clear()
+            else:
+                waiting.append(record)
+
+    def positions(self) -> dict[TopicPartition, int]:
+        return {tp: waiting[0].offset for tp, waiting in self._waiting.items() if waiting}
+
+
 STAGES = (
     Stage("join", ("predictions", "feedback"), CountingCore, ticked=True),
     Stage("detect", ("observations",), CountingCore),
     Stage("policy", ("signals",), CountingCore, follows=("deployments",)),
 )
+HOLDING = (Stage("join", ("predictions", "feedback"), HoldingCore, ticked=True),)
 
 
 def main() -> int:
     settings = MonitorSettings()
     configure_logs(settings)
-    stages = STAGES[: int(sys.argv[1])] if len(sys.argv) > 1 else STAGES
-    return asyncio.run(run_monitor(settings, stages))
+    return asyncio.run(
+        run_monitor(settings, HOLDING if sys.argv[1] == "hold" else STAGES[: int(sys.argv[1])])
+    )
 
 
 if __name__ == "__main__":

@@ -9,17 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Producer
-from support_streams import PARTITIONS, Reader, Worker, create_topics, send_rows, send_ticks
+from confluent_kafka import Consumer, Producer, TopicPartition
+from support_streams import PARTITIONS, Reader, Worker, create_topics, is_tick, send_rows, send_ticks
 
 from deploy.local.kafka import LocalKafka
 from schemas.contracts import Feature, ModelContract, ModelRecord
 from schemas.errors import DeliveryError, Fenced
-from schemas.settings import KafkaSettings
+from schemas.events import Tick
+from schemas.settings import KafkaSettings, MonitorSettings
 from schemas.topics import state_partition
 from streams.broadcast import Broadcast, model_records
 from streams.core.delivery import Manifest, Out, load, plan
 from streams.store import TaskStore, read_to_end
+from streams.ticker import Ticker
 
 pytestmark = pytest.mark.integration
 SCRIPT = str(Path(__file__).parent / "counting_worker.py")
@@ -48,7 +50,7 @@ class Workers:
         }
         self._started: list[Worker] = []
 
-    def start(self, instance: str, stages: int = 1, failpoint: str = "") -> Worker:
+    def start(self, instance: str, stages: int | str = 1, failpoint: str = "") -> Worker:
         extra = {"DRIFTLINE_MONITOR__INSTANCE": instance, "DRIFTLINE_FAILPOINT": failpoint}
         worker = Worker([SCRIPT, str(stages)], self._environment | extra)
         self._started.append(worker)
@@ -76,6 +78,17 @@ def counted(settings: KafkaSettings, task: str) -> int:
     return int(msgspec.msgpack.decode(loaded.pieces["state"])["rows"].get("predictions", 0))
 
 
+def committed_end(settings: KafkaSettings, topic: str, partition: int) -> int:
+    """The group's committed offset, once there is one."""
+    consumer = Consumer(settings.consumer("driftline-monitor"))
+    where = [TopicPartition(settings.topic(topic), partition)]
+    deadline_s = time.monotonic() + 10
+    while (offset := consumer.committed(where, 5)[0].offset) < 25 and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    consumer.close()
+    return offset
+
+
 def test_killed_at_every_failpoint_each_row_is_passed_on_and_counted_once(
     settings: KafkaSettings, workers: Workers
 ) -> None:
@@ -93,6 +106,28 @@ def test_killed_at_every_failpoint_each_row_is_passed_on_and_counted_once(
     reader.close()
     assert Counter(rows) == Counter(range(sent))
     assert sum(counted(settings, f"join/{p}") for p in range(PARTITIONS)) == sent
+
+
+def test_rows_a_core_still_holds_are_read_again_after_a_kill_and_counted_once(
+    settings: KafkaSettings, workers: Workers
+) -> None:
+    """The manifest says from where: a row neither gets lost in memory nor is passed on twice."""
+    worker = workers.start("only", "hold", failpoint="join.after-commit:8")
+    producer = Producer(settings.producer(**{"linger.ms": 0}))
+    reader = Reader(settings, "observations", PARTITIONS)
+    send_rows(settings, "predictions", range(400))
+    send_ticks(producer, settings, "predictions", 10)
+    send_rows(settings, "predictions", range(400, 800))
+    rows = reader.rows(400)
+    send_rows(settings, "predictions", range(800, 1_200))
+    assert worker.wait() == 137
+    workers.start("only", "hold").wait_for("ready")
+    rows += reader.rows(1, timeout_s=1.0)
+    assert Counter(rows) == Counter(range(400)), "rows behind the last tick stay held"
+    send_ticks(producer, settings, "predictions", 20)
+    rows += reader.rows(800)
+    reader.close()
+    assert Counter(rows) == Counter(range(1_200))
 
 
 def test_when_one_of_two_workers_is_killed_the_other_takes_over_without_loss_or_double(
@@ -140,6 +175,8 @@ def test_a_tick_passes_three_stages_quickly_and_sigterm_ends_cleanly(
         f"tick to control: median {statistics.median(seconds) * 1000:.0f} ms, max {max(seconds) * 1000:.0f} ms"
     )
     assert statistics.median(seconds) < 0.5
+    shown = committed_end(settings, "predictions", 0)
+    assert shown == 25, "the group's offsets are what lag displays read"
     start_s = time.monotonic()
     assert worker.terminate() == 0
     assert time.monotonic() - start_s < 10
@@ -166,6 +203,22 @@ def test_a_zombie_cannot_commit_and_its_records_stay_invisible(settings: KafkaSe
     reader = Reader(settings, "observations", PARTITIONS)
     assert reader.rows(2) == [1, 3]
     reader.close()
+
+
+def test_the_ticker_writes_the_clock_less_its_delay_to_every_input(settings: KafkaSettings) -> None:
+    """One tick a partition, behind the clock by the delay, told apart from events by its header."""
+    monitor = MonitorSettings(kafka=settings)
+    ticker = Ticker(monitor, lambda: [(settings.topic("predictions"), p) for p in range(PARTITIONS)])
+    ticker.tick(1_000_000)
+    reader = Reader(settings, "predictions", PARTITIONS)
+    ticks = [reader.poll(10.0) for _ in range(PARTITIONS)]
+    reader.close()
+    assert all(tick is not None and is_tick(tick) for tick in ticks)
+    times = {
+        Tick.model_validate_json(tick.value() or b"").event_time_ms for tick in ticks if tick is not None
+    }
+    assert times == {1_000_000 - monitor.monitor.tick_delay}
+    assert {tick.partition() for tick in ticks if tick is not None} == set(range(PARTITIONS))
 
 
 def test_a_model_is_known_as_soon_as_its_publication_was_acknowledged(settings: KafkaSettings) -> None:
