@@ -17,6 +17,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make .venv as locked (every other target does it first)
+	$(eval missing := $(shell PYTHON="$(PYTHON)" .ci/setup --check 2>&1))$(if $(missing),$(error $(missing)))
 	@PYTHON="$(PYTHON)" .ci/setup
 
 demo: setup ## replay the flights of 2013 through the whole loop
