@@ -22,7 +22,9 @@ _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, 
 
 
 def parse_duration_ms(value: Any) -> Any:
-    """``"90s"``, ``"1h30m"``, ``"30d"`` or a number of milliseconds, as milliseconds. Raises ValueError."""
+    """``"90s"``, ``"1h30m"``, ``"30d"`` or a number of milliseconds (also as text), as milliseconds. Raises ValueError."""
+    if isinstance(value, str) and value.strip().isdigit():
+        return int(value)
     if isinstance(value, str):
         parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", value.replace(" ", ""))
         if not parts or "".join(n + u for n, u in parts) != value.replace(" ", ""):

@@ -36,10 +36,10 @@ from schemas.signing import Signer
 SERVICES: dict[str, tuple[str, ...]] = {
     "archive": ("streams", "archive"),
     "monitor": ("streams", "monitor"),
-    "controller": ("deploy.cli", "controller"),
-    "scorer": ("deploy.cli", "scorer"),
-    "trainer": ("deploy.cli", "trainer"),
-    "notifier": ("deploy.cli", "notifier"),
+    "controller": ("deploy.controller",),
+    "scorer": ("deploy.scoring",),
+    "trainer": ("deploy.training",),
+    "notifier": ("deploy.notify",),
 }
 STATE_FILE = "platform.json"
 FREE_BYTES_MIN = 512 * 1024 * 1024
