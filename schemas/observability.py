@@ -14,13 +14,15 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from schemas.errors import ConfigurationError
 from schemas.metrics import METRICS
 from schemas.settings import ServiceSettings
 
+#: Only names on the list are exported, no ``_created`` companions.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _TYPES: dict[str, type[Counter] | type[Gauge] | type[Histogram]] = {
     "counter": Counter,

@@ -11,6 +11,7 @@ alone cannot tell (transaction markers leave holes in them).
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from streams.core.delivery import Record
 #: How long the broker may hold a fetch. aiokafka has one fetch in flight a broker, and a partition whose records were
 #: just taken is asked for in the next one: this bounds how long an idle partition can hold up a busy one.
 FETCH_WAIT_MS = 10
+BUFFERS_FULL_PAUSE_S = 0.01
 
 #: (topic on the broker, partition) to an offset.
 Positions = Mapping[tuple[str, int], int]
@@ -220,6 +222,13 @@ class _Consumer(driver.Consumer):
             record.topic, record.partition, last.offset, last.timestamp / 1000, last.timestamp_type,
             None, None, value, None, 0, 0, tp, generation_id=self.app.consumer_generation_id,
         )  # fmt: skip
+
+    async def _wait_next_records(self, timeout: float) -> Any:  # noqa: ASYNC109  # Faust's signature
+        """Faust sleeps a whole second when every partition's buffer is full; they are emptied in milliseconds."""
+        if self.flow_active and not self._get_active_partitions():
+            await asyncio.sleep(BUFFERS_FULL_PAUSE_S)
+            return {}, set()
+        return await super()._wait_next_records(timeout)
 
     async def perform_seek(self) -> None:
         """Seek each assigned partition of a live task to what the task has not yet taken in."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -82,6 +83,8 @@ async def run_monitor(
                 await app.stop()
         except Exception:
             log.exception("the stop was not clean", extra={"event": "stop-failed"})
+            # Threads that wait for a broker that is away would hold the process for a minute; killed is as good.
+            os._exit(code or EXIT_UNEXPECTED)
     log.info("stopped", extra={"event": "stopped", "exit_code": code})
     return code
 

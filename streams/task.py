@@ -197,6 +197,7 @@ class Task:
             if (waiting := self.outbox.get(key)) is not None and waiting.version <= upsert.version:
                 del self.outbox[key]
         self._confirmed += sent
+        self._report_dirty()
 
     @property
     def offsets(self) -> dict[tuple[str, int], int]:
@@ -263,12 +264,9 @@ class Task:
         now_ms = time.time_ns() // 1_000_000
         before = self.core.watermarks()
         records = [record for topic in self._follows for record in self._followed(topic)]
-        rows = 0
         for chunk in chunks:
             topic = chunk.topic.removeprefix(self._kafka.topic_prefix)
-            fresh = self._fresh((topic, chunk.partition), chunk.to_records(topic))
-            records += fresh
-            rows += len(fresh)
+            records += self._fresh((topic, chunk.partition), chunk.to_records(topic))
         if records:
             failpoint(f"{self.context.stage}.before-apply")
             self.core.apply(records, now_ms)
@@ -276,7 +274,6 @@ class Task:
             self._rows += len(records)
             self._since_s = self._since_s or time.monotonic()
             self._moved = self._moved or self.core.watermarks() != before
-            self._shared.metrics.count("driftline_rows_total", rows, topic=self.inputs[0][0], **self._labels)
 
     def _fresh(self, tp: tuple[str, int], records: list[Record]) -> list[Record]:
         high, at = self._high.get(tp, 0), self._next[tp]
@@ -284,6 +281,7 @@ class Task:
         self._next[tp] = max(at, records[-1].offset + 1)
         size = sum(len(r.value) for r in fresh if r.value is not None)
         self._shared.metrics.count("driftline_input_bytes_total", size, **self._labels)
+        self._shared.metrics.count("driftline_rows_total", len(fresh), topic=tp[0], **self._labels)
         return fresh
 
     def _activate(self) -> None:
@@ -336,9 +334,13 @@ class Task:
     def _offer(self, upserts: list[Upsert]) -> None:
         for upsert in upserts:
             self.outbox[(upsert.table, upsert.key)] = upsert
-        self._shared.metrics.set("driftline_warehouse_dirty", len(self.outbox), partition=self.name)
-        if self.outbox:
+        if upserts:
+            self._report_dirty()
             self._shared.on_upserts()
+
+    def _report_dirty(self) -> None:
+        labels = {"partition": self._labels["partition"]}
+        self._shared.metrics.set("driftline_warehouse_dirty", len(self.outbox), **labels)
 
     def _report(self, transaction: Transaction, seconds: float) -> None:
         metrics, labels = self._shared.metrics, self._labels
