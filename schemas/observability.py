@@ -47,6 +47,29 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+class Repeats(logging.Filter):
+    """Lets a library say the same thing once in ``interval_s``: a broker that is away is worth a line, not a flood."""
+
+    def __init__(
+        self, libraries: tuple[str, ...] = ("aiokafka", "faust", "mode"), interval_s: float = 5.0
+    ) -> None:
+        super().__init__()
+        self._libraries = libraries
+        self._interval_s = interval_s
+        self._said: dict[tuple[str, object], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] not in self._libraries:
+            return True
+        what = (record.name, record.msg)
+        if record.created - self._said.get(what, -self._interval_s) < self._interval_s:
+            return False
+        if len(self._said) > 1_000:  # messages that were formatted before they were logged
+            self._said.clear()
+        self._said[what] = record.created
+        return True
+
+
 def configure_logs(settings: ServiceSettings) -> None:
     """Log to standard error as the settings say."""
     handler = logging.StreamHandler(sys.stderr)
@@ -54,6 +77,7 @@ def configure_logs(settings: ServiceSettings) -> None:
         handler.setFormatter(JsonLines())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.addFilter(Repeats())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
 
 

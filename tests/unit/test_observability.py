@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from schemas.errors import ConfigurationError
-from schemas.observability import JsonLines, Metrics
+from schemas.observability import JsonLines, Metrics, Repeats
 
 
 def test_a_name_that_is_not_on_the_list_cannot_be_exported() -> None:
@@ -47,3 +47,17 @@ def test_a_log_line_is_one_json_object_with_its_extras_as_keys() -> None:
     record.trace_id = "abc"
     line = json.loads(JsonLines().format(record))
     assert (line["message"], line["level"], line["trace_id"]) == ("hi you", "info", "abc")
+
+
+def test_a_librarys_repeated_line_is_kept_once_an_interval_and_our_own_always() -> None:
+    """A broker that is away must not bury the lines that matter."""
+    repeats = Repeats(interval_s=5.0)
+
+    def passes(name: str, text: str, created: float) -> bool:
+        record = logging.makeLogRecord({"name": name, "msg": text, "created": created})
+        return repeats.filter(record)
+
+    said = [passes("aiokafka.cluster", "away", at) for at in (0.0, 1.0, 4.9, 5.0, 6.0)]
+    assert said == [True, False, False, True, False]
+    assert passes("aiokafka.cluster", "something else", 6.0)
+    assert all(passes("streams.task", "loaded", at) for at in (0.0, 0.1))
