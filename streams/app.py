@@ -123,6 +123,7 @@ class TaskSet:
         self._assigned: set[tuple[str, int]] | None = None
         self._on_fatal = on_fatal
         self._closing: set[asyncio.Task[None]] = set()
+        self._stopping = False
         self.metrics = metrics
         self.dirty = asyncio.Event()
         self.broadcast = Broadcast(settings.kafka)
@@ -137,6 +138,7 @@ class TaskSet:
 
     async def stop(self) -> None:
         """Commit what was applied and let every task go."""
+        self._stopping = True
         tasks, self._tasks = list(self._tasks.values()), {}
         await asyncio.gather(*(task.close() for task in tasks), *self._closing)
         await self._loop.run_in_executor(self._io, self.broadcast.stop)
@@ -227,9 +229,26 @@ class TaskSet:
         )
         if self._tasks.get((task.context.stage, task.context.partition)) is task:
             del self._tasks[(task.context.stage, task.context.partition)]
+        # The rebalance that moved it is usually still to be heard of. If it is not, and the group says it is ours,
+        # only a fresh start gets it back: this consumer's position is no longer to be trusted.
+        patience_s = 2 * self._settings.kafka.session_timeout / 1000
+        self._loop.call_later(patience_s, self._require, (task.context.stage, task.context.partition))
         closing = asyncio.create_task(task.close())
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
+
+    def _require(self, name: tuple[str, int]) -> None:
+        if (
+            self._assigned is not None
+            and name in self._assigned
+            and name not in self._tasks
+            and not self._stopping
+        ):
+            self._on_fatal(
+                Fenced(
+                    f"task {name[0]}/{name[1]} was taken over, yet the group still gives it to this worker"
+                )
+            )
 
 
 def wire(settings: MonitorSettings, stages: Sequence[Stage], tasks: TaskSet) -> MonitorApp:

@@ -84,6 +84,13 @@ class Worker:
         self._process.terminate()
         return self._process.wait(timeout_s)
 
+    def pause(self) -> None:
+        """As if the machine slept: it holds everything and answers nothing."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)

@@ -78,6 +78,28 @@ def counted(settings: KafkaSettings, task: str) -> int:
     return int(msgspec.msgpack.decode(loaded.pieces["state"])["rows"].get("predictions", 0))
 
 
+def test_a_worker_that_slept_through_its_replacement_does_no_harm(
+    settings: KafkaSettings, workers: Workers
+) -> None:
+    """It wakes with rows in memory that its successor has long passed on: fenced, and nobody sees them twice."""
+    sleeper = workers.start("sleeper")
+    sleeper.wait_for("ready")
+    send_rows(settings, "predictions", range(400))
+    reader = Reader(settings, "observations", PARTITIONS)
+    rows = reader.rows(400)
+    sleeper.pause()
+    send_rows(settings, "predictions", range(400, 800))
+    workers.start("other").wait_for("ready")
+    rows += reader.rows(400)
+    sleeper.resume()
+    for start in range(800, 2_000, 200):
+        send_rows(settings, "predictions", range(start, start + 200))
+        rows += reader.rows(200, settle_s=0.01)
+    rows += reader.rows(1, timeout_s=1.0)
+    reader.close()
+    assert Counter(rows) == Counter(range(2_000))
+
+
 def committed_end(settings: KafkaSettings, topic: str, partition: int) -> int:
     """The group's committed offset, once there is one."""
     consumer = Consumer(settings.consumer("driftline-monitor"))
