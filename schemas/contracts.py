@@ -153,7 +153,11 @@ class Rollout(Document):
     )
     labels_min: int = Field(default=50, ge=0, description="Joined canary outcomes a step needs before it may pass.")
     deadline: DurationMs = Field(default=21 * 86_400_000, description="A step without enough data pauses, then fails.")
-    failures_max: int = Field(default=0, ge=0)
+    unproven: Literal["wait", "promote"] = Field(
+        default="wait",
+        description="What the last step does when harm is not shown and neither is its absence: wait until the deadline "
+        "(then fail), or promote when its bake is over.",
+    )
     watch_after: DurationMs = Field(
         default=14 * 86_400_000, description="How long the replaced version is kept warm as rollback target."
     )

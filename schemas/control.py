@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from schemas.ids import Role
-from schemas.verdicts import Evidence
+from schemas.verdicts import Evidence, State
 
 
 class Message(BaseModel):
@@ -123,6 +123,23 @@ class ScorerReport(Command):
     golden: dict[str, bool] = Field(default_factory=dict, description="Version to: outputs equal those on record.")
 
 
+class CanaryAnalysis(Message):
+    """What the comparison of a candidate with the stable version says now. A fact that policy passes on, so that the
+    controller reads one ordered topic and its decisions are a function of it."""
+
+    type: Literal["analysis"] = "analysis"
+    model: str
+    version: str
+    detector: str
+    state: State
+    evidence: Evidence = Evidence()
+    score: float = 0.0
+    threshold: float = 0.0
+    event_time_ms: int
+    signal_id: str = ""
+    trace_id: str | None = None
+
+
 class ControlTick(Message):
     """Event time for whoever reads ``control`` and is not a monitor task (controller, notifier, replay)."""
 
@@ -140,6 +157,7 @@ AnyCommand = Annotated[
     | ResumeRequested
     | TrainingFinished
     | ScorerReport
+    | CanaryAnalysis
     | ControlTick,
     Field(discriminator="type"),
 ]
@@ -216,6 +234,7 @@ class Deployment(Message):
     effective_ms: int = 0
     event_time_ms: int = 0
     answers: tuple[Answer, ...] = ()
+    analysis: CanaryAnalysis | None = Field(default=None, description="The newest one of the candidate.")
     control_offsets: dict[int, int] = Field(default_factory=dict, description="Next offset to read on ``control``.")
     reason: str = ""
     trace_id: str | None = None

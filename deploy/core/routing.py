@@ -93,11 +93,12 @@ class Routes:
         if deployment is None or newest is None:
             return Route(None, "stable", 0)
         barred = {*unhealthy, *newest.tripped, *deployment.tripped}
-        shadows = tuple(v for v in deployment.shadow if v not in barred)
+        shadows = [v for v in deployment.shadow if v not in barred]
         for version in (_drawn(deployment, unit), deployment.stable, deployment.previous):
             if version is not None and version not in barred:
-                return Route(version, role_of(deployment, version), deployment.revision, shadows)
-        return Route(None, "stable", deployment.revision, shadows)
+                beside = tuple(v for v in shadows if v != version)
+                return Route(version, role_of(deployment, version), deployment.revision, beside)
+        return Route(None, "stable", deployment.revision, tuple(shadows))
 
 
 def _drawn(deployment: Deployment, unit: float) -> str | None:

@@ -21,6 +21,7 @@ from schemas.contracts import ModelContract, ModelRecord, Rule
 from schemas.control import (
     Alert,
     Because,
+    CanaryAnalysis,
     Command,
     ControlTick,
     Decision,
@@ -32,7 +33,7 @@ from schemas.control import (
 from schemas.events import HEADER_KIND, HEADER_TRACE, KIND_TICK, Tick
 from schemas.ids import content_hash
 from schemas.signing import Signer
-from schemas.verdicts import SignalChanged, State
+from schemas.verdicts import Family, SignalChanged, State
 from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
 
 POLICY_SCHEMA = 1
@@ -157,6 +158,8 @@ class PolicyCore:
         contract = self._contracts.get(signal.model)
         if contract is None:
             return
+        if signal.family is Family.COMPARISON:
+            self._pass_on(signal)
         match signal.verdict.state:
             case State.DRIFT | State.WARNING | State.ERROR:
                 rule = matching_rule(contract, signal)
@@ -168,6 +171,22 @@ class PolicyCore:
                 pass
             case _:
                 assert_never(signal.verdict.state)
+
+    def _pass_on(self, signal: SignalChanged) -> None:
+        """The controller reads ``control`` alone: analyses of a candidate reach it there, in order with everything."""
+        analysis = CanaryAnalysis(
+            model=signal.model,
+            version=signal.version,
+            detector=signal.detector,
+            state=signal.verdict.state,
+            evidence=signal.verdict.evidence,
+            score=signal.verdict.score,
+            threshold=signal.verdict.threshold,
+            event_time_ms=signal.event_time_ms,
+            signal_id=signal.signal_id,
+            trace_id=signal.trace_id,
+        )
+        self._outs.append(Out("control", signal.model.encode(), analysis.model_dump_json().encode(), 0))
 
     # -- incidents ------------------------------------------------------------------------------------------------
 

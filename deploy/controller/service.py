@@ -1,0 +1,300 @@
+"""The controller's shell: ``control`` in, ``deployments`` and ``decisions`` out, each revision in one transaction.
+
+What it knows is the newest revision of each model; that names the offsets of ``control`` to read on from, so a controller
+killed at any instruction reads the same messages again and decides the same. A second controller fences the first.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from pydantic import ValidationError
+
+from deploy.broadcast import Broadcast
+from deploy.controller.view import View
+from deploy.core.rollout import Step, World, decide
+from deploy.process import Metrics, configure_logs, stop_event, wall_ms
+from deploy.registry import Registry
+from schemas.contracts import ModelRecord
+from schemas.control import (
+    COMMANDS,
+    Alert,
+    AnyCommand,
+    Command,
+    ControlTick,
+    Decision,
+    Deployment,
+    ScorerReport,
+)
+from schemas.errors import DriftlineError, Fenced, PlatformError, SignatureError
+from schemas.events import HEADER_TRACE
+from schemas.settings import ControllerSettings
+from schemas.signing import Signer, Verifier
+
+log = logging.getLogger(__name__)
+_LOOK_S = 0.05
+_TRANSACTION_S = 30.0
+_FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
+
+
+def run(settings: ControllerSettings, stop: threading.Event | None = None, metrics: Metrics | None = None) -> int:
+    """Serve until told to stop. Returns the exit status; 3 when another controller has taken over."""
+    configure_logs(settings)
+    stop = stop or stop_event()
+    metrics = metrics or Metrics()
+    metrics.serve(settings)
+    controller = Controller(settings, metrics)
+    api: _Api | None = None
+    try:
+        controller.open()
+        api = _Api(settings, controller)
+        api.start()
+        log.info("controller is ready", extra={"event": "ready", "api_port": settings.controller.api_port})
+        while not stop.is_set():
+            controller.turn()
+    except Fenced as error:
+        log.error("another controller has taken over: %s", error)
+        return 3
+    except DriftlineError as error:
+        log.error("controller ends: %s", error)
+        return 1
+    finally:
+        if api is not None:
+            api.stop()
+        controller.close()
+    return 0
+
+
+class Controller:
+    """Reads, decides, publishes. One thread calls ``turn``; ``view`` may be read by others."""
+
+    def __init__(self, settings: ControllerSettings, metrics: Metrics) -> None:
+        self.view = View()
+        self._settings = settings
+        self._kafka = settings.kafka
+        self._metrics = metrics
+        key = settings.signing.key_file
+        self._signer = None if key is None else Signer.load(key)
+        trusted = list(settings.signing.trusted)
+        self._verifier = Verifier(trusted) if trusted else None
+        self._registry = Registry(Path(settings.controller.registry), self._signer, self._verifier)
+        self._states: dict[str, Deployment] = {}
+        self._sources: dict[str, int] = {}
+        self._time_ms = -1
+        self._offsets: dict[int, int] = {}
+        self._producer: Producer | None = None
+        self._commands = Producer(self._kafka.producer())
+        self._input: Broadcast | None = None
+
+    def open(self) -> None:
+        """Fence a predecessor, learn where things stand, and where to read on."""
+        producer = Producer(
+            self._kafka.producer(**{"transactional.id": f"{self._kafka.topic_prefix}controller", "linger.ms": 0})
+        )
+        producer.init_transactions(_TRANSACTION_S)
+        self._producer = producer
+        with Broadcast(self._kafka, ["models", "deployments", "decisions", "alerts"]) as history:
+            for message in history.read_to_end():
+                self._hear(history.name(message), message)
+        self._input = Broadcast(self._kafka, ["models", "alerts", "decisions"])
+        self._input.add("control", self._start_offsets())
+
+    def _start_offsets(self) -> dict[int, int]:
+        """The earliest offset any model still needs; what a model has had already is passed over message by message."""
+        known = [state.control_offsets for state in self._states.values()]
+        if not known or len(known) < len(self.view.contracts()):
+            return {}
+        return {p: min(offsets.get(p, 0) for offsets in known) for p in {p for offsets in known for p in offsets}}
+
+    def turn(self) -> None:
+        """Read what there is and act on it."""
+        assert self._input is not None
+        for message in self._input.poll(_LOOK_S):
+            topic = self._input.name(message)
+            if topic == "control":
+                self._control(message)
+            else:
+                self._hear(topic, message)
+
+    def _hear(self, topic: str, message: Message) -> None:
+        value = message.value()
+        if value is None:
+            return
+        try:
+            if topic == "models":
+                self.view.record(ModelRecord.model_validate_json(value))
+            elif topic == "deployments":
+                self._know(Deployment.model_validate_json(value))
+            elif topic == "decisions":
+                self.view.decided(Decision.model_validate_json(value))
+            elif topic == "alerts":
+                self.view.alerted(Alert.model_validate_json(value))
+        except ValidationError as error:
+            self._metrics.count("driftline_errors_total", where=f"controller: {topic}")
+            log.warning("%s/%s/%s cannot be read: %s", topic, message.partition(), message.offset(), error)
+
+    def _know(self, deployment: Deployment) -> None:
+        held = self._states.get(deployment.model)
+        if held is None or held.revision < deployment.revision:
+            self._states[deployment.model] = deployment
+            self.view.deployed(deployment)
+            self._metrics.set("driftline_deployment_revision", deployment.revision, model=deployment.model)
+
+    # -- one message of control -----------------------------------------------------------------------------------
+
+    def _control(self, message: Message) -> None:
+        partition, offset = int(message.partition() or 0), int(message.offset() or 0)
+        self._offsets[partition] = offset + 1
+        try:
+            command = COMMANDS.validate_json(message.value() or b"")
+        except ValidationError as error:
+            self._metrics.count("driftline_errors_total", where="controller: control")
+            log.warning("control/%s/%s cannot be read and is passed over: %s", partition, offset, error)
+            return
+        if isinstance(command, ControlTick):
+            self._tick(command, partition, offset)
+        else:
+            self._obey(command.model, command, (partition, offset))
+
+    def _tick(self, tick: ControlTick, partition: int, offset: int) -> None:
+        """Time is the slowest policy task's; it moves when all of them have spoken."""
+        self._sources[tick.source] = max(tick.event_time_ms, self._sources.get(tick.source, tick.event_time_ms))
+        if tick.source.startswith("policy/"):
+            policies = [at for source, at in self._sources.items() if source.startswith("policy/")]
+            if len(policies) < self._kafka.input_partitions:
+                return
+            reached = min(policies)
+        else:
+            reached = tick.event_time_ms
+        if reached <= self._time_ms:
+            return
+        self._time_ms = reached
+        self.view.reached(reached)
+        moved = tick.model_copy(update={"event_time_ms": reached})
+        for model, state in list(self._states.items()):
+            if state.candidate is not None:
+                self._obey(model, moved, (partition, offset))
+
+    def _obey(self, model: str, command: AnyCommand, address: tuple[int, int]) -> None:
+        state = self._states.get(model)
+        if state is not None and address[1] < state.control_offsets.get(address[0], 0):
+            return
+        contract = self.view.contract(model)
+        if contract is None:
+            self._refresh_models()
+            contract = self.view.contract(model)
+        if contract is None:
+            log.error("control/%s/%s is about model %s, which has no contract", *address, model)
+            return
+        world = World(contract, lambda v: self._unfit(model, v), self._time_ms, self._settings.controller.activation_delay)
+        self._publish(model, decide(state, command, address, world, self._untrusted(command)))
+
+    def _untrusted(self, command: AnyCommand) -> str | None:
+        if self._verifier is None or not isinstance(command, Command) or isinstance(command, ScorerReport):
+            return None
+        try:
+            self._verifier.verify(command)
+        except SignatureError as error:
+            return f"not obeyed: {error}"
+        return None
+
+    def _unfit(self, model: str, version: str) -> str | None:
+        """Why a version must not get traffic, by looking at every byte of its artifact; None when it may."""
+        record = self.view.version(model, version)
+        if record is None:
+            self._refresh_models()
+            record = self.view.version(model, version)
+        if record is None:
+            return "it was never announced on `models`"
+        contract = self.view.contract(model)
+        try:
+            loaded, artifact = self._registry.load(model, version, record.sha256)
+        except DriftlineError as error:
+            return str(error)
+        del artifact
+        if contract is not None and loaded.contract_revision > contract.revision:
+            return f"it was trained for contract revision {loaded.contract_revision}, in force is {contract.revision}"
+        return None
+
+    def _refresh_models(self) -> None:
+        with Broadcast(self._kafka, ["models"]) as models:
+            for message in models.read_to_end():
+                self._hear("models", message)
+
+    # -- what leaves ----------------------------------------------------------------------------------------------
+
+    def _publish(self, model: str, step: Step) -> None:
+        self._states[model] = step.state
+        if step.deployment is None and not step.decisions:
+            return
+        producer = self._producer
+        assert producer is not None
+        try:
+            producer.begin_transaction()
+            for decision in step.decisions:
+                stamped = decision.model_copy(update={"recorded_ms": wall_ms()})
+                signed = stamped if self._signer is None else self._signer.sign(stamped)
+                self._produce(producer, "decisions", model, signed.model_dump_json().encode(), decision.trace_id)
+            if step.deployment is not None:
+                revision = step.deployment.model_copy(update={"control_offsets": dict(self._offsets)})
+                self._produce(producer, "deployments", model, revision.model_dump_json().encode(), None)
+                self._states[model] = revision
+            producer.commit_transaction(_TRANSACTION_S)
+        except KafkaException as error:
+            if error.args[0].code() in _FENCED:
+                raise Fenced(str(error)) from error
+            raise PlatformError(f"a decision about {model} could not be written: {error}") from error
+        for decision in step.decisions:
+            self._metrics.count("driftline_decisions_total", model=model, kind=decision.kind)
+            log.info(
+                "%s: %s", decision.kind, decision.detail,
+                extra={"event": "decision", "model": model, "trace_id": decision.trace_id},
+            )  # fmt: skip
+        if step.deployment is not None:
+            self.view.deployed(self._states[model])
+            self._metrics.set("driftline_deployment_revision", step.deployment.revision, model=model)
+
+    def _produce(self, producer: Producer, topic: str, key: str, value: bytes, trace: str | None) -> None:
+        headers = [] if trace is None else [(HEADER_TRACE, trace.encode())]
+        producer.produce(self._kafka.topic(topic), value, key.encode(), 0, headers=headers)
+
+    def submit(self, command: Command) -> None:
+        """Put a command of the API on ``control``, signed with this service's key. Raises PlatformError."""
+        signed = command if self._signer is None else self._signer.sign(command)
+        self._commands.produce(
+            self._kafka.topic("control"), signed.model_dump_json().encode(), signed.model.encode(), 0
+        )
+        if self._commands.flush(10):
+            raise PlatformError("the command could not be written to `control`: is the broker up?")
+
+    def close(self) -> None:
+        if self._input is not None:
+            self._input.close()
+
+
+class _Api:
+    """The HTTP API on a thread of its own."""
+
+    def __init__(self, settings: ControllerSettings, controller: Controller) -> None:
+        from deploy.api import create_app
+
+        token = settings.controller.api_token
+        app: Any = create_app(controller.view, controller.submit, None if token is None else token.get_secret_value())
+        config = uvicorn.Config(
+            app, settings.controller.api_host, settings.controller.api_port, log_level="warning", access_log=False
+        )
+        self._server = uvicorn.Server(config)
+        # Signals are the process's business; a server on a thread cannot have them anyway.
+        self._thread = threading.Thread(target=self._server.run, name="api", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(5)
