@@ -1,4 +1,9 @@
-"""Named places at which a test may kill the process, as ``kill -9`` would: no handler runs, nothing is flushed."""
+"""Named places at which a test may kill the process, as ``kill -9`` would: no handler runs, nothing is flushed.
+
+Of each stage: ``before-apply``, ``after-apply``, ``before-transaction``, ``before-state`` (outputs produced),
+``before-commit`` (all produced), ``after-commit`` (nothing acknowledged yet), as in ``join.before-commit``.
+Of the archive: ``archive.before-progress`` (rows written), ``archive.before-commit`` (progress written).
+"""
 
 from __future__ import annotations
 

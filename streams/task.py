@@ -90,7 +90,7 @@ class Task:
         self._high: dict[tuple[str, int], int] = {}
         self._received: dict[tuple[str, int], int] = {}
         self._activations: dict[str, int] = {}
-        self._seek = 0
+        self._seek = -1
         self._numbers: dict[tuple[str, int], int] = {}
         self._rows = 0
         self._since_s: float | None = None
