@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from schemas.control import (
     COMMANDS,
     Alert,
+    Answer,
     AnyCommand,
     Command,
     ControlTick,
@@ -55,7 +56,7 @@ class LoopWatch:
     alerts: list[Stamped[Alert]] = field(default_factory=list)
     unread: int = 0
     _sources: dict[str, int] = field(default_factory=dict)
-    _answered: set[str] = field(default_factory=set)
+    _answered: dict[str, Answer] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -96,7 +97,7 @@ class LoopWatch:
         elif topic == "deployments":
             deployment = Deployment.model_validate_json(value)
             self.deployments.setdefault(deployment.model, []).append(Stamped(deployment, stamp))
-            self._answered.update(answer.request_id for answer in deployment.answers)
+            self._answered.update({answer.request_id: answer for answer in deployment.answers})
         elif topic == "decisions":
             self.decisions.append(Stamped(Decision.model_validate_json(value), stamp))
         else:
@@ -112,6 +113,10 @@ class LoopWatch:
         """The model's newest routing state."""
         revisions = self.deployments.get(model)
         return revisions[-1].record if revisions else None
+
+    def answer(self, request_id: str) -> Answer | None:
+        """The controller's answer to a request, if it has given one."""
+        return self._answered.get(request_id)
 
     def training_open(self, model: str) -> bool:
         """Whether a retrain was asked for that is not yet answered, or is being worked on."""
