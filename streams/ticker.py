@@ -35,6 +35,7 @@ class Ticker:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._producer.flush(1.0)
 
     def tick(self, now_ms: int) -> None:
         """Write one round of ticks. A full local queue skips the round: a later tick says more than an earlier one."""

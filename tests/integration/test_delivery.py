@@ -232,6 +232,7 @@ def test_the_ticker_writes_the_clock_less_its_delay_to_every_input(settings: Kaf
     monitor = MonitorSettings(kafka=settings)
     ticker = Ticker(monitor, lambda: [(settings.topic("predictions"), p) for p in range(PARTITIONS)])
     ticker.tick(1_000_000)
+    ticker.stop()
     reader = Reader(settings, "predictions", PARTITIONS)
     ticks = [reader.poll(10.0) for _ in range(PARTITIONS)]
     reader.close()
