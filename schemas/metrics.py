@@ -35,6 +35,7 @@ METRICS: dict[str, Metric] = {
         Metric("driftline_pending_labels", "gauge", "Labels waiting for their prediction.", ("partition",)),
         Metric("driftline_labels_total", "counter", "Labels by what became of them.", ("outcome",)),
         Metric("driftline_late_rows_total", "counter", "Rows later than their window's allowed lateness.", ("model",)),
+        Metric("driftline_too_late_rows_total", "counter", "Rows of windows that are settled: in the log, in no figure.", ("model",)),
         Metric("driftline_open_windows", "gauge", "Windows held in state.", ("partition",)),
         # Monitor: detection and policy
         Metric("driftline_signals_total", "counter", "Changes of a verdict.", ("model", "detector", "state")),

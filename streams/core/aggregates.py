@@ -27,7 +27,8 @@ def latency_bucket(microseconds: NDArray[np.float64]) -> Ints:
 
 def unit_bin(values: NDArray[np.float64], bins: int) -> Ints:
     """Equal bins of [0, 1]; outside values go to the ends, NaN to the first."""
-    return np.clip(np.nan_to_num(values) * bins, 0, bins - 1).astype(np.int64)
+    bin_of: Ints = np.clip(np.clip(np.nan_to_num(values), 0.0, 1.0) * bins, 0, bins - 1).astype(np.int64)
+    return bin_of
 
 
 def _zeros(bins: int) -> Ints:
@@ -86,7 +87,7 @@ class Outcomes:
 
 @dataclass(slots=True)
 class Cell:
-    """One (version, role, segment) of a window. ``dirty``: what the warehouse has not confirmed, by table."""
+    """One (version, role, segment) of a window."""
 
     counts: Counts = field(default_factory=Counts)
     outcomes: Outcomes = field(default_factory=Outcomes)

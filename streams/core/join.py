@@ -1,37 +1,52 @@
 """The hot join index: predictions that wait for their label, labels that wait for their prediction.
 
-An entry leaves when the label horizon has passed by the feedback watermark; until then duplicates are known, one label
-settles every role of its prediction, and a higher revision replaces a lower one. State is append-only: what one commit
-added is one piece, what it settled another; small pieces are merged when there are many. The class hides how entries are
-held, so that a more compact index can take its place.
+An entry leaves when its window is settled; until then duplicates are known, one label settles every role of its
+prediction, and a higher revision replaces a lower one. State is a log: what one commit added, settled and left waiting
+is one piece; eight neighbours of one size are merged into one, so a row is rewritten a few times in its life, however
+long the index is. The class hides how entries are held, so that a more compact index can take its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+import heapq
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import msgspec
 
 from schemas.codecs import Label
 from schemas.errors import StateCorrupt
 
-JOIN_SCHEMA = 1
-#: More pieces than this are merged into one; it bounds both the number of pieces and the bytes rewritten.
-PIECES_MAX = 48
+JOIN_SCHEMA = 2
+#: This many neighbouring pieces of one level become one of the next.
+MERGE_FAN = 8
 NO_REVISION = -1
+PREFIX = "join/rows/"
+
+
+class WindowKey(NamedTuple):
+    """One window of one model."""
+
+    model: str
+    start_ms: int
+    window_ms: int
+
+    @property
+    def end_ms(self) -> int:
+        return self.start_ms + self.window_ms
 
 
 class Entry(msgspec.Struct, array_like=True):
-    """One prediction in the index. ``revision`` -1: no label yet."""
+    """One prediction in the index. ``score`` NaN: it has none. ``revision`` -1: no label yet."""
 
     prediction_id: str
-    model: str
+    window: WindowKey
     version: str
     role: int
     event_time_ms: int
-    score: float | None
+    score: float
+    latency_ms: float
     status: int
     segments: tuple[str, ...]
     partition: int
@@ -39,18 +54,18 @@ class Entry(msgspec.Struct, array_like=True):
     row: int
     identity: int
     number: int = 0
-    expires_minute: int = 0
     revision: int = NO_REVISION
     label: float = 0.0
     label_time_ms: int = 0
 
 
-@dataclass(slots=True)
-class Settled:
+class Settled(NamedTuple):
     """What a label did to one entry: the outcome it takes back (if any) and the one it makes."""
 
     entry: Entry
     old_label: float | None
+    label: float
+    label_time_ms: int
 
 
 @dataclass(slots=True)
@@ -68,23 +83,40 @@ class JoinCounts:
     duplicate_predictions: int = 0
 
 
+class _Body(msgspec.Struct, array_like=True):
+    """A piece as stored. ``settled``: (number, revision, label, label time) of entries of earlier pieces."""
+
+    schema: int
+    next_number: int
+    level: int
+    added: list[Entry]
+    settled: list[tuple[int, int, float, int]]
+    waits: list[Label]
+
+
 @dataclass(slots=True)
+class _Piece:
+    level: int
+    added: list[Entry]
+    settled: list[Entry]
+    waits: list[Label]
+
+
 class JoinIndex:
     """Bounded by ``early_max`` waiting labels; entries are bounded by the label horizon and what memory is given."""
 
-    early_max: int
-    counts: JoinCounts = field(default_factory=JoinCounts)
-    _entries: dict[tuple[str, str], list[Entry]] = field(default_factory=dict)
-    _early: dict[tuple[str, str], Label] = field(default_factory=dict)
-    _by_time: dict[int, list[Entry]] = field(default_factory=dict)
-    _next_number: int = 0
-    _added: list[Entry] = field(default_factory=list)
-    _settled: list[Entry] = field(default_factory=list)
-    _early_changed: bool = False
-    _pieces: dict[str, int] = field(default_factory=dict)
-    _next_piece: int = 0
-    _size: int = 0
-    _passed_minute: int = -(2**60)
+    def __init__(self, early_max: int) -> None:
+        self.early_max = early_max
+        self.counts = JoinCounts()
+        self._entries: dict[str, dict[str, Entry | list[Entry]]] = {}
+        self._windows: dict[WindowKey, list[Entry]] = {}
+        self._early: dict[tuple[str, str], Label] = {}
+        self._early_order: dict[str, list[tuple[int, str]]] = {}
+        self._next_number = 0
+        self._size = 0
+        self._now = _Piece(0, [], [], [])
+        self._pieces: dict[int, _Piece] = {}
+        self._next_piece = 0
 
     def __len__(self) -> int:
         return self._size
@@ -94,48 +126,63 @@ class JoinIndex:
         """Labels that wait for their prediction."""
         return len(self._early)
 
-    def add(self, entry: Entry, horizon_ms: int) -> tuple[bool, Settled | None]:
+    def add(self, entry: Entry) -> tuple[bool, Settled | None]:
         """Take a prediction in. Returns (it is new, what a label that had waited for it did)."""
-        key = (entry.model, entry.prediction_id)
-        others = self._entries.get(key)
-        if others is not None:
-            if any(o.version == entry.version and o.role == entry.role for o in others):
-                self.counts.duplicate_predictions += 1
-                return False, None
+        model, prediction_id = entry.window.model, entry.prediction_id
+        table = self._entries.get(model)
+        if table is None:
+            table = self._entries[model] = {}
+        held = table.get(prediction_id)
+        known: Entry | None = None
+        if held is None:
+            table[prediction_id] = entry
         else:
-            others = self._entries[key] = []
+            others = held if isinstance(held, list) else [held]
+            for other in others:
+                if other.version == entry.version and other.role == entry.role:
+                    self.counts.duplicate_predictions += 1
+                    return False, None
+            known = others[0]
+            table[prediction_id] = [*others, entry]
         entry.number = self._next_number
         self._next_number += 1
-        known = others[0] if others else None
-        others.append(entry)
-        self._added.append(entry)
         self._size += 1
-        entry.expires_minute = (entry.event_time_ms + horizon_ms) // 60_000 + 1
-        self._by_time.setdefault(entry.expires_minute, []).append(entry)
-        if known is not None and known.revision != NO_REVISION:
+        self._now.added.append(entry)
+        window = self._windows.get(entry.window)
+        if window is None:
+            window = self._windows[entry.window] = []
+        window.append(entry)
+        if known is not None:
+            if known.revision == NO_REVISION:
+                return True, None
             return True, self._give(entry, known.revision, known.label, known.label_time_ms)
-        label = self._early.pop(key, None)
+        if not self._early:
+            return True, None
+        label = self._early.pop((model, prediction_id), None)
         if label is None:
             return True, None
-        self._early_changed = True
         self.counts.joined += 1
         return True, self._give(entry, label.revision, label.label, label.label_time_ms)
 
-    def label(self, label: Label) -> list[Settled]:
-        """Apply a ground truth to every role of its prediction, or keep it until the prediction comes."""
-        key = (label.model, label.prediction_id)
-        entries = self._entries.get(key)
-        if entries is None:
-            self._wait(key, label)
+    def label(self, label: Label, horizon_from_ms: int) -> list[Settled]:
+        """Apply a ground truth to every role of its prediction, or keep it until the prediction comes.
+
+        ``horizon_from_ms``: a label older than this does not wait; its prediction would come too late.
+        """
+        table = self._entries.get(label.model)
+        held = None if table is None else table.get(label.prediction_id)
+        if held is None:
+            self._wait(label, horizon_from_ms)
             return []
-        held = entries[0].revision
-        if held == label.revision:
-            self.counts.duplicate += 1
+        entries = held if isinstance(held, list) else [held]
+        known = entries[0].revision
+        if known >= label.revision:
+            if known == label.revision:
+                self.counts.duplicate += 1
+            else:
+                self.counts.stale += 1
             return []
-        if held > label.revision:
-            self.counts.stale += 1
-            return []
-        if held == NO_REVISION:
+        if known == NO_REVISION:
             self.counts.joined += 1
         else:
             self.counts.revised += 1
@@ -144,114 +191,158 @@ class JoinIndex:
     def _give(self, entry: Entry, revision: int, label: float, label_time_ms: int) -> Settled:
         old = entry.label if entry.revision != NO_REVISION else None
         entry.revision, entry.label, entry.label_time_ms = revision, label, label_time_ms
-        self._settled.append(entry)
-        return Settled(entry, old)
+        self._now.settled.append(entry)
+        return Settled(entry, old, label, label_time_ms)
 
-    def _wait(self, key: tuple[str, str], label: Label) -> None:
+    def _wait(self, label: Label, horizon_from_ms: int) -> None:
+        key = (label.model, label.prediction_id)
         held = self._early.get(key)
-        if held is not None:
-            if held.revision >= label.revision:
-                self.counts.duplicate += 1
-                return
-        elif len(self._early) >= self.early_max:
+        if held is not None and held.revision >= label.revision:
+            self.counts.duplicate += 1
+            return
+        if label.label_time_ms < horizon_from_ms:
+            self.counts.unmatched += 1
+            return
+        if held is None and len(self._early) >= self.early_max:
             self.counts.dropped += 1
             return
-        else:
-            self.counts.early += 1
-        self._early[key] = label
-        self._early_changed = True
+        self.counts.early += int(held is None)
+        self._keep(label)
+        self._now.waits.append(label)
 
-    def expire(self, feedback_ms: int, horizon_ms: dict[str, int]) -> None:
-        """Let go of what the horizon has passed: unlabelled predictions, and labels whose prediction never came."""
-        self._passed_minute = feedback_ms // 60_000
-        for minute in [m for m in self._by_time if m <= self._passed_minute]:
-            for entry in self._by_time.pop(minute):
-                key = (entry.model, entry.prediction_id)
-                entries = self._entries.get(key)
-                if entries is None:
-                    continue
-                entries[:] = [e for e in entries if e is not entry]
-                if not entries:
-                    del self._entries[key]
+    def _keep(self, label: Label) -> None:
+        self._early[(label.model, label.prediction_id)] = label
+        order = self._early_order.setdefault(label.model, [])
+        heapq.heappush(order, (label.label_time_ms, label.prediction_id))
+
+    def expire(self, floor_ms: Mapping[str, int], horizon_from_ms: Mapping[str, int]) -> None:
+        """Let go of what time has passed. ``floor_ms``: by model, windows that end by then are settled.
+
+        ``horizon_from_ms``: by model, labels older than this no longer wait.
+        """
+        for window in [w for w in self._windows if w.end_ms <= floor_ms.get(w.model, w.start_ms)]:
+            table = self._entries[window.model]
+            for entry in self._windows.pop(window):
+                held = table[entry.prediction_id]
+                if isinstance(held, list) and len(held) > 1:
+                    table[entry.prediction_id] = [e for e in held if e is not entry]
+                else:
+                    del table[entry.prediction_id]
                 self._size -= 1
                 self.counts.unlabelled += int(entry.revision == NO_REVISION)
-        old = [k for k, l in self._early.items() if l.label_time_ms + horizon_ms.get(k[0], 0) < feedback_ms]
-        for key in old:
-            del self._early[key]
-            self.counts.unmatched += 1
-            self._early_changed = True
+        for model, order in self._early_order.items():
+            oldest_ms = horizon_from_ms.get(model)
+            while oldest_ms is not None and order and order[0][0] < oldest_ms:
+                label_time_ms, prediction_id = heapq.heappop(order)
+                held_label = self._early.get((model, prediction_id))
+                if held_label is not None and held_label.label_time_ms == label_time_ms:
+                    del self._early[(model, prediction_id)]
+                    self.counts.unmatched += 1
 
     def entries(self) -> Iterator[Entry]:
         """All entries, in the order in which they came."""
-        return iter(sorted((e for group in self._entries.values() for e in group), key=lambda e: e.number))
+        return iter(sorted((e for group in self._windows.values() for e in group), key=lambda e: e.number))
 
     # -- state ----------------------------------------------------------------------------------------------------
 
     def changed_pieces(self) -> dict[str, bytes | None]:
-        """What this commit added and settled, each as a piece of its own; everything as one when pieces are many."""
-        pieces: dict[str, bytes | None] = {}
-        if self._early_changed:
-            pieces["join/early"] = msgspec.msgpack.encode([JOIN_SCHEMA, list(self._early.values())])
-            self._early_changed = False
-        if len(self._pieces) >= PIECES_MAX:
-            pieces |= dict.fromkeys(self._pieces)
-            self._pieces = {}
-            self._write(pieces, list(self.entries()), [])
-        elif self._added or self._settled:
-            added = {e.number for e in self._added}
-            self._write(pieces, self._added, [e for e in self._settled if e.number not in added])
-        self._added, self._settled = [], []
-        for name, last in list(self._pieces.items()):
-            if last <= self._passed_minute:
-                del self._pieces[name]
-                pieces[name] = None
-        return pieces
+        """What was added, settled and left waiting since the last call, as one new piece; merged and dropped ones."""
+        changed: dict[str, bytes | None] = {}
+        now, self._now = self._now, _Piece(0, [], [], [])
+        if now.added or now.settled or now.waits:
+            self._pieces[self._next_piece] = now
+            written = self._next_piece
+            self._next_piece += 1
+            while (run := self._run()) is not None:
+                merged = _Piece(
+                    self._pieces[run[0]].level + 1,
+                    [e for n in run for e in self._pieces[n].added],
+                    [e for n in run for e in self._pieces[n].settled],
+                    [w for n in run for w in self._pieces[n].waits],
+                )
+                for number in run:
+                    del self._pieces[number]
+                    changed[f"{PREFIX}{number}"] = None
+                written = run[0]
+                self._pieces[written] = merged
+            changed[f"{PREFIX}{written}"] = self._encode(self._pieces[written])
+        for number, piece in list(self._pieces.items()):
+            if not self._alive(piece):
+                del self._pieces[number]
+                changed[f"{PREFIX}{number}"] = None
+        return changed
 
-    def _write(self, pieces: dict[str, bytes | None], added: list[Entry], settled: list[Entry]) -> None:
-        name = f"join/rows/{self._next_piece}"
-        self._next_piece += 1
-        body = [
-            JOIN_SCHEMA,
-            self._next_number,
-            self._next_piece,
-            added,
-            [(e.number, e.revision, e.label, e.label_time_ms) for e in settled],
-        ]
-        pieces[name] = msgspec.msgpack.encode(body)
-        self._pieces[name] = max((e.expires_minute for e in (*added, *settled)), default=0)
+    def _run(self) -> list[int] | None:
+        """The newest pieces, if they are enough of one level to be merged. Pieces are in order of their numbers."""
+        numbers = list(self._pieces)[-MERGE_FAN:]
+        levels = {self._pieces[n].level for n in numbers}
+        return numbers if len(numbers) == MERGE_FAN and len(levels) == 1 else None
 
-    def restore(self, pieces: dict[str, bytes]) -> None:
-        """Become what ``pieces`` hold; entries whose time had come go with the next ``expire``."""
+    def _alive(self, piece: _Piece) -> bool:
+        """Whether restoring needs it. The first live row answers, and what is dead in front of it is let go of."""
+        for rows in (piece.added, piece.settled):
+            while rows and rows[-1].window not in self._windows:
+                rows.pop()
+            if rows:
+                return True
+        while piece.waits and not self._waiting(piece.waits[-1]):
+            piece.waits.pop()
+        return bool(piece.waits)
+
+    def _waiting(self, label: Label) -> bool:
+        return self._early.get((label.model, label.prediction_id)) is label
+
+    def _encode(self, piece: _Piece) -> bytes:
+        piece.added = [e for e in piece.added if e.window in self._windows]
+        own = {e.number for e in piece.added}
+        others = {e.number: e for e in piece.settled if e.number not in own and e.window in self._windows}
+        piece.settled = list(others.values())
+        piece.waits = [w for w in piece.waits if self._waiting(w)]
+        settled = [(e.number, e.revision, e.label, e.label_time_ms) for e in piece.settled]
+        body = _Body(JOIN_SCHEMA, self._next_number, piece.level, piece.added, settled, piece.waits)
+        return msgspec.msgpack.encode(body)
+
+    def restore(self, pieces: Mapping[str, bytes]) -> None:
+        """Become what ``pieces`` hold; what time has passed goes with the next ``expire``. Raises StateCorrupt."""
         entries: dict[int, Entry] = {}
-        names = sorted(
-            (n for n in pieces if n.startswith("join/rows/")), key=lambda n: int(n.rsplit("/", 1)[1])
-        )
-        for name in names:
-            schema, next_number, next_piece, added, settled = msgspec.msgpack.decode(pieces[name])
-            if schema != JOIN_SCHEMA:
-                raise StateCorrupt(f"piece {name}: schema {schema}, this code reads {JOIN_SCHEMA}")
-            self._next_number, self._next_piece = next_number, next_piece
-            rows = [msgspec.convert(raw, Entry) for raw in added]
-            for entry in rows:
-                entries[entry.number] = entry
-            last = max((e.expires_minute for e in rows), default=0)
-            for number, revision, label, label_time_ms in settled:
-                if (held := entries.get(number)) is not None:
+        for number in sorted(int(name.removeprefix(PREFIX)) for name in pieces if name.startswith(PREFIX)):
+            body = _decode(f"{PREFIX}{number}", pieces[f"{PREFIX}{number}"])
+            self._next_number = max(self._next_number, body.next_number)
+            self._next_piece = number + 1
+            settled = []
+            entries |= {entry.number: entry for entry in body.added}
+            for at, revision, label, label_time_ms in body.settled:
+                if (held := entries.get(at)) is not None and held.revision <= revision:
                     held.revision, held.label, held.label_time_ms = revision, label, label_time_ms
-                    last = max(last, held.expires_minute)
-            self._pieces[name] = last
-        for number in sorted(entries):
-            entry = entries[number]
-            self._entries.setdefault((entry.model, entry.prediction_id), []).append(entry)
-            self._by_time.setdefault(entry.expires_minute, []).append(entry)
+                    settled.append(held)
+            for wait in body.waits:
+                known = self._early.get((wait.model, wait.prediction_id))
+                if known is None or known.revision < wait.revision:
+                    self._keep(wait)
+            self._pieces[number] = _Piece(body.level, body.added, settled, body.waits)
+        keys: dict[WindowKey, WindowKey] = {}
+        for entry in (entries[at] for at in sorted(entries)):
+            entry.window = keys.setdefault(entry.window, entry.window)
+            table = self._entries.setdefault(entry.window.model, {})
+            there = table.get(entry.prediction_id)
+            if there is None:
+                table[entry.prediction_id] = entry
+            else:
+                table[entry.prediction_id] = [*(there if isinstance(there, list) else [there]), entry]
+            self._windows.setdefault(entry.window, []).append(entry)
             self._size += 1
-        if "join/early" in pieces:
-            schema, labels = msgspec.msgpack.decode(pieces["join/early"])
-            if schema != JOIN_SCHEMA:
-                raise StateCorrupt(f"piece join/early: schema {schema}, this code reads {JOIN_SCHEMA}")
-            self._early = {
-                (l.model, l.prediction_id): l for l in (msgspec.convert(raw, Label) for raw in labels)
-            }
+            # Its label is in the entry: a piece written before it came still shows it waiting.
+            self._early.pop((entry.window.model, entry.prediction_id), None)
+
+
+def _decode(name: str, data: bytes) -> _Body:
+    try:
+        schema = msgspec.msgpack.decode(data)[0]
+        if schema != JOIN_SCHEMA:
+            raise StateCorrupt(f"piece {name}: schema {schema}, this code reads {JOIN_SCHEMA}")
+        return msgspec.msgpack.decode(data, type=_Body)
+    except (msgspec.DecodeError, msgspec.ValidationError, TypeError, LookupError) as error:
+        raise StateCorrupt(f"piece {name} cannot be read: {error}") from error
 
 
 def drain(counts: JoinCounts) -> Iterable[tuple[str, int]]:

@@ -10,48 +10,42 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from schemas.blocks import ObservationBlock, encode_block
-from schemas.codecs import Bad, Label, PredictionColumns, PredictionDecoder, decode_labels, read_arrow
+from schemas.codecs import Bad, PredictionColumns, PredictionDecoder, decode_labels, read_arrow
 from schemas.contracts import ModelContract, ModelRecord, Reference
 from schemas.errors import DeliveryError, StateCorrupt
-from schemas.events import FORMAT_ARROW, HEADER_FORMAT, HEADER_KIND, HEADER_ORIGIN, KIND_TICK, DeadLetter, Tick
-from schemas.ids import ROLES, RowId, murmur2_many, partitions_of
-from schemas.rows import NANO
+from schemas.events import (
+    FORMAT_ARROW,
+    HEADER_FORMAT,
+    HEADER_KIND,
+    HEADER_ORIGIN,
+    KIND_TICK,
+    DeadLetter,
+    Tick,
+)
+from schemas.ids import RowId, murmur2_many, partitions_of
+from streams.core.counting import OutcomeArrays, Segments
 from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
-from streams.core.join import Entry, JoinIndex, Settled, drain
-from streams.core.windows import Windows, log_loss_nano, segments_of
+from streams.core.join import Entry, JoinIndex, Settled, WindowKey, drain
+from streams.core.observe import Addresses, cut, outcome_block, prediction_block
+from streams.core.windows import Windows
 
-META_SCHEMA = 1
+META_SCHEMA = 2
 DEAD_LETTER_BYTES_MAX = 262_144
 #: The share of bad messages is judged over at least this many.
 BAD_WINDOW_ROWS = 1_000
 BEGINNING_MS = -(2**62)
-#: A block stays well under what a broker takes in one message.
-BLOCK_BYTES_MAX = 700_000
 Message = tuple[bytes | None, bytes | None, bool]
 
 
 def create(context: StageContext) -> JoinCore:
     """The join stage's core for one partition."""
     return JoinCore(context)
-
-
-@dataclass(slots=True)
-class _Row:
-    """One row that will become part of an observation block."""
-
-    entry: Entry
-    features: Any
-    latency_ms: float
-    version: str
-    label: float = 0.0
-    label_time_ms: int = 0
-    sign: int = 1
 
 
 @dataclass(slots=True)
@@ -62,12 +56,14 @@ class _Meta:
     feedback_ms: int = BEGINNING_MS
     judged: int = 0
     bad: int = 0
+    floor_ms: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Measured:
     dead: dict[str, int] = field(default_factory=dict)
     rerouted: dict[str, int] = field(default_factory=dict)
+    too_late: dict[str, int] = field(default_factory=dict)
 
 
 class JoinCore:
@@ -87,7 +83,8 @@ class JoinCore:
         self._meta = _Meta()
         self._meta_changed = True
         self._outs: list[Out] = []
-        self._rows: dict[tuple[str, str], list[_Row]] = {}
+        self._blocks: dict[tuple[str, str, str], list[ObservationBlock]] = {}
+        self._segments: dict[str, Segments] = {}
         self._sequence = 0
         self._measured = _Measured()
 
@@ -99,6 +96,7 @@ class JoinCore:
         for record in records:
             if record.contract is not None:
                 self._contracts[record.contract.model] = record.contract
+                self._segments[record.contract.model] = Segments(record.contract)
                 changed = True
             elif record.version is not None:
                 versions = self._references.setdefault(record.version.model, {})
@@ -139,24 +137,20 @@ class JoinCore:
         columns, bad = self._decoder.decode(self._messages(records), time_ms)
         self._reject(records, bad, sum(map(len, columns)) + len(bad))
         for batch in columns:
-            kept = self._here(records, batch)
-            if len(kept):
-                self._take(records, kept)
+            self._take(records, batch)
 
-    def _here(self, records: list[Record], columns: PredictionColumns) -> PredictionColumns:
-        """The rows that belong on this partition or were sent here before; the others are sent on."""
-        where = partitions_of([i.encode() for i in columns.ids], self._partitions)
-        wrong = where != self._partition
-        if not wrong.any():
-            return columns
-        stay = ~wrong
-        for at in np.flatnonzero(wrong):
+    def _stays(
+        self, records: list[Record], columns: PredictionColumns, where: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Which rows are taken in here: of this partition, or sent here before; the others are sent on."""
+        stays: NDArray[np.bool_] = where == self._partition
+        for at in np.flatnonzero(~stays).tolist():
             record = records[int(columns.message[at])]
             if HEADER_ORIGIN in record.headers:
-                stay[at] = True
-                continue
-            self._send_on(record, int(columns.row[at]), columns.ids[at], int(where[at]))
-        return columns.take(np.flatnonzero(stay))
+                stays[at] = True
+            else:
+                self._send_on(record, int(columns.row[at]), columns.ids[at], int(where[at]))
+        return stays
 
     def _send_on(self, record: Record, row: int, prediction_id: str, partition: int) -> None:
         value = record.value or b""
@@ -168,88 +162,107 @@ class JoinCore:
         self._measured.rerouted[record.topic] = self._measured.rerouted.get(record.topic, 0) + 1
 
     def _take(self, records: list[Record], columns: PredictionColumns) -> None:
+        """Count what is new, put it into the index and on the way to the detectors."""
         contract = columns.contract
-        segments = segments_of(contract, columns.features)
-        identities = _identities(columns.ids)
-        horizon_ms = contract.monitoring.label_horizon
-        new = np.ones(len(columns), bool)
-        waiting: list[tuple[int, Settled]] = []
-        entries: list[Entry] = []
-        for at in range(len(columns)):
-            address = _address(records[int(columns.message[at])], int(columns.row[at]))
-            score = float(columns.score[at])
-            entry = Entry(
-                columns.ids[at],
-                contract.model,
-                columns.versions[at],
-                int(columns.role[at]),
-                int(columns.event_time_ms[at]),
-                None if score != score else score,
-                int(columns.status[at]),
-                tuple(labels[at] for labels in segments),
-                address.partition,
-                address.offset,
-                address.row,
-                int(identities[at]),
+        keys = [i.encode() for i in columns.ids]
+        hashes = murmur2_many(keys)
+        window_ms = contract.monitoring.window
+        starts = columns.event_time_ms // window_ms * window_ms
+        stays = self._stays(
+            records, columns, (hashes & np.uint32(0x7FFFFFFF)).astype(np.int64) % self._partitions
+        )
+        in_time = starts + window_ms > self._meta.floor_ms.get(contract.model, BEGINNING_MS)
+        if too_late := int((stays & ~in_time).sum()):
+            self._measured.too_late[contract.model] = (
+                self._measured.too_late.get(contract.model, 0) + too_late
             )
-            new[at], settled = self._index.add(entry, horizon_ms)
-            entries.append(entry)
-            if settled is not None:
-                waiting.append((at, settled))
-        keep = np.flatnonzero(new)
-        kept = columns if len(keep) == len(columns) else columns.take(keep)
-        if len(kept):
+        addresses = _addresses(records, columns, _identities(keys, hashes))
+        keep = stays & in_time
+        if not keep.all():
+            at = np.flatnonzero(keep)
+            columns, addresses, starts = columns.take(at), addresses.take(at), starts[at]
+        if not len(columns):
+            return
+        segments = self._segments[contract.model]
+        codes = segments.codes(columns.features)
+        found, window_of = np.unique(starts, return_inverse=True)
+        windows = [WindowKey(contract.model, int(start), window_ms) for start in found]
+        new, outcomes = self._index_rows(
+            columns, addresses, windows, window_of, segments.of_rows(codes, len(columns))
+        )
+        if not new.all():
+            at = np.flatnonzero(new)
+            columns, addresses, window_of = columns.take(at), addresses.take(at), window_of[at]
+            codes = [code[at] for code in codes]
+        if len(columns):
+            references = self._references.get(contract.model, {})
             self._windows.add(
-                kept,
-                self._references.get(contract.model, {}),
-                self._meta.prediction_ms,
-                [[labels[i] for i in keep] for labels in segments],
+                columns, windows, window_of, segments.labels, codes, references, self._meta.prediction_ms
             )
-            rows = self._rows.setdefault(("predictions", contract.model), [])
-            for place, at in enumerate(keep.tolist()):
-                rows.append(_Row(entries[at], kept.features[place], float(kept.latency_ms[place]), entries[at].version))
-        for _, settled in waiting:
-            self._outcome(contract, settled)
+            self._observed(prediction_block(columns, addresses))
+        self._settle(contract, outcomes)
+
+    def _index_rows(
+        self,
+        columns: PredictionColumns,
+        addresses: Addresses,
+        windows: list[WindowKey],
+        window_of: NDArray[np.int64],
+        segments: list[tuple[str, ...]],
+    ) -> tuple[NDArray[np.bool_], list[Settled]]:
+        """Which rows are new, and the outcomes of labels that had waited for them."""
+        new = np.ones(len(columns), bool)
+        outcomes: list[Settled] = []
+        add = self._index.add
+        rows = zip(
+            columns.ids,
+            [windows[at] for at in window_of.tolist()],
+            columns.versions,
+            columns.role.tolist(),
+            columns.event_time_ms.tolist(),
+            columns.score.tolist(),
+            columns.latency_ms.tolist(),
+            columns.status.tolist(),
+            segments,
+            addresses.partition.tolist(),
+            addresses.offset.tolist(),
+            addresses.row.tolist(),
+            addresses.identity.tolist(),
+            strict=True,
+        )
+        for at, row in enumerate(rows):
+            is_new, settled = add(Entry(*row))
+            if not is_new:
+                new[at] = False
+            elif settled is not None:
+                outcomes.append(settled)
+        return new, outcomes
 
     def _labels(self, records: list[Record]) -> None:
         good, bad = decode_labels(self._messages(records), self._contracts)
         self._reject(records, bad, len(good) + len(bad))
         where = partitions_of([label.prediction_id.encode() for _, _, label in good], self._partitions)
+        outcomes: dict[str, list[Settled]] = {}
+        oldest_ms = self._oldest_waiting_ms()
         for (message, row, label), partition in zip(good, where.tolist(), strict=True):
-            record = records[message]
-            if partition != self._partition and HEADER_ORIGIN not in record.headers:
-                self._send_on(record, row, label.prediction_id, partition)
-            else:
-                self._label(label)
+            if partition != self._partition and HEADER_ORIGIN not in records[message].headers:
+                self._send_on(records[message], row, label.prediction_id, partition)
+            elif settled := self._index.label(label, oldest_ms[label.model]):
+                outcomes.setdefault(label.model, []).extend(settled)
+        for model, of_model in outcomes.items():
+            self._settle(self._contracts[model], of_model)
 
-    def _label(self, label: Label) -> None:
-        contract = self._contracts[label.model]
-        for settled in self._index.label(label):
-            self._outcome(contract, settled)
+    def _oldest_waiting_ms(self) -> dict[str, int]:
+        """By model: a label older than this no longer waits for its prediction."""
+        return {m: self._meta.feedback_ms - c.monitoring.label_horizon for m, c in self._contracts.items()}
 
-    def _outcome(self, contract: ModelContract, settled: Settled) -> None:
-        """Put an outcome into its cells and on the way to the detectors; a replaced one is taken back first."""
-        entry = settled.entry
-        if entry.score is None:
-            return
-        role = ROLES[entry.role]
-        keys = [(entry.version, role, segment) for segment in ("", *entry.segments)]
-        rows = self._rows.setdefault(("outcomes", contract.model), [])
-        changes = [(entry.label, 1)]
-        if settled.old_label is not None:
-            changes.insert(0, (settled.old_label, -1))
-        for label, sign in changes:
-            self._windows.settle(
-                contract.model,
-                contract,
-                entry.event_time_ms,
-                keys,
-                entry.score,
-                label,
-                sign,
-                settled.old_label is not None,
-            )
-            rows.append(_Row(entry, None, 0.0, entry.version, label, entry.label_time_ms, sign))
+    def _settle(self, contract: ModelContract, outcomes: list[Settled]) -> None:
+        """Put outcomes into their cells and on the way to the detectors. Predictions without a score have none."""
+        outcomes = [outcome for outcome in outcomes if outcome.entry.score == outcome.entry.score]
+        if outcomes:
+            arrays = OutcomeArrays.of(outcomes)
+            self._windows.settle(outcomes, arrays, contract.threshold)
+            self._observed(outcome_block(contract, outcomes, arrays))
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -269,10 +282,15 @@ class JoinCore:
         if not moved:
             return
         self._meta_changed = True
-        self._flush_rows()
-        horizons = {name: c.monitoring.label_horizon for name, c in self._contracts.items()}
-        self._windows.advance(self._contracts, meta.prediction_ms, meta.feedback_ms)
-        self._index.expire(meta.feedback_ms, horizons)
+        self._flush_blocks()
+        for model, contract in self._contracts.items():
+            monitoring = contract.monitoring
+            floor_ms = min(
+                meta.prediction_ms - monitoring.allowed_lateness, meta.feedback_ms - monitoring.label_horizon
+            )
+            meta.floor_ms[model] = max(floor_ms, meta.floor_ms.get(model, floor_ms))
+        self._windows.advance(self._contracts, meta.prediction_ms, meta.floor_ms)
+        self._index.expire(meta.floor_ms, self._oldest_waiting_ms())
         value = (
             Tick(
                 event_time_ms=meta.prediction_ms,
@@ -288,14 +306,14 @@ class JoinCore:
 
     # -- what leaves ----------------------------------------------------------------------------------------------
 
-    def _flush_rows(self) -> None:
-        for (kind, model), rows in self._rows.items():
-            contract = self._contracts[model]
-            most = max(1, BLOCK_BYTES_MAX // (8 * len(contract.features) + 96))
-            for start in range(0, len(rows), most):
-                block = _block(kind, contract, rows[start : start + most])
+    def _observed(self, block: ObservationBlock) -> None:
+        self._blocks.setdefault((block.kind, block.model, block.contract_hash), []).append(block)
+
+    def _flush_blocks(self) -> None:
+        for (_, model, _), blocks in self._blocks.items():
+            for block in cut(blocks):
                 self._outs.append(Out("observations", model.encode(), encode_block(block)))
-        self._rows = {}
+        self._blocks = {}
 
     def _reject(self, records: list[Record], bad: list[Bad], total: int) -> None:
         if bad:
@@ -342,7 +360,7 @@ class JoinCore:
         self._measured.dead[bad.reason] = self._measured.dead.get(bad.reason, 0) + 1
 
     def outputs(self) -> list[Out]:
-        self._flush_rows()
+        self._flush_blocks()
         outs, self._outs = self._outs, []
         return outs
 
@@ -352,7 +370,8 @@ class JoinCore:
         pieces = self._windows.changed_pieces() | self._index.changed_pieces()
         if self._meta_changed:
             m = self._meta
-            pieces["meta"] = msgspec.msgpack.encode([META_SCHEMA, m.prediction_ms, m.feedback_ms, m.judged, m.bad])
+            values = [m.prediction_ms, m.feedback_ms, m.judged, m.bad, m.floor_ms]
+            pieces["meta"] = msgspec.msgpack.encode([META_SCHEMA, *values])
             self._meta_changed = False
         return pieces
 
@@ -365,8 +384,8 @@ class JoinCore:
             if schema != META_SCHEMA:
                 raise StateCorrupt(f"piece meta: schema {schema}, this code reads {META_SCHEMA}")
             self._meta = _Meta(*values)
-        self._index.restore({n: d for n, d in pieces.items() if n.startswith("join/")})
-        self._windows.restore({n: d for n, d in pieces.items() if n.startswith("window/")})
+        self._index.restore(pieces)
+        self._windows.restore(pieces)
 
     def positions(self) -> dict[TopicPartition, int]:
         """Nothing is read again: all that was applied is in the state."""
@@ -385,7 +404,7 @@ class JoinCore:
 
     def confirm(self, sent: Sequence[Upsert]) -> None:
         self._windows.confirm(sent)
-        self._windows.advance(self._contracts, self._meta.prediction_ms, self._meta.feedback_ms)
+        self._windows.advance(self._contracts, self._meta.prediction_ms, self._meta.floor_ms)
 
     def measurements(self) -> Iterable[tuple[str, dict[str, str], float]]:
         """Counters since the last call, gauges as they are."""
@@ -397,9 +416,11 @@ class JoinCore:
             yield "driftline_rerouted_rows_total", {"topic": topic}, count
         for outcome, count in drain(self._index.counts):
             yield "driftline_labels_total", {"outcome": outcome}, count
-        for model, count in self._windows.too_late.items():
+        for model, count in measured.too_late.items():
+            yield "driftline_too_late_rows_total", {"model": model}, count
+        for model, count in self._windows.late.items():
             yield "driftline_late_rows_total", {"model": model}, count
-        self._windows.too_late = {}
+        self._windows.late = {}
         yield "driftline_pending_predictions", partition, len(self._index)
         yield "driftline_pending_labels", partition, self._index.early
         yield "driftline_open_windows", partition, len(self._windows)
@@ -409,11 +430,20 @@ class _TickValue(msgspec.Struct):
     event_time_ms: int
 
 
-def _identities(ids: list[str]) -> Any:
-    keys = [i.encode() for i in ids]
-    high = murmur2_many(keys).astype(np.uint64)
+def _identities(keys: list[bytes], hashes: NDArray[np.uint32]) -> NDArray[np.uint64]:
     low = murmur2_many([key + b"\x01" for key in keys]).astype(np.uint64)
-    return (high << np.uint64(32)) | low
+    return (hashes.astype(np.uint64) << np.uint64(32)) | low
+
+
+def _addresses(records: list[Record], columns: PredictionColumns, identity: NDArray[np.uint64]) -> Addresses:
+    """Where each row was first read."""
+    message, row = columns.message, columns.row.astype(np.int64)
+    partition = np.array([record.partition for record in records], np.int64)[message]
+    offset = np.array([record.offset for record in records], np.int64)[message]
+    sent_on = np.array([HEADER_ORIGIN in record.headers for record in records], bool)[message]
+    for at in np.flatnonzero(sent_on).tolist():
+        _, partition[at], offset[at], row[at] = _address(records[int(message[at])], int(row[at]))
+    return Addresses(partition, offset, row, identity)
 
 
 def _address(record: Record, row: int) -> RowId:
@@ -433,42 +463,18 @@ def _row_as_json(value: bytes, row: int, topic: str) -> bytes:
     data = {name: item for name, item in table.slice(row, 1).to_pylist()[0].items() if item is not None}
     if topic == "feedback":
         return msgspec.json.encode(data)
-    own = {"prediction_id", "version", "role", "event_time_ms", "score", "latency_ms", "status", "entity", "trace_id"}
+    own = {
+        "prediction_id",
+        "version",
+        "role",
+        "event_time_ms",
+        "score",
+        "latency_ms",
+        "status",
+        "entity",
+        "trace_id",
+    }
     event = {name: data[name] for name in own if name in data}
     event["model"] = (table.schema.metadata or {}).get(b"model", b"").decode()
     event["features"] = {name: item for name, item in data.items() if name not in own}
     return msgspec.json.encode(event)
-
-
-def _block(kind: str, contract: ModelContract, rows: list[_Row]) -> ObservationBlock:
-    versions = sorted({row.version for row in rows})
-    index = {version: at for at, version in enumerate(versions)}
-    n = len(rows)
-    labelled = kind == "outcomes"
-    entries = [row.entry for row in rows]
-    losses = [
-        log_loss_nano(e.score, row.label) / NANO if labelled and e.score is not None else 0.0
-        for e, row in zip(entries, rows, strict=True)
-    ]
-    empty: list[Any] = []
-    return ObservationBlock(
-        kind="outcomes" if labelled else "predictions",
-        model=contract.model,
-        versions=tuple(versions),
-        contract_hash=contract.hash,
-        partition=np.fromiter((e.partition for e in entries), np.int32, n),
-        offset=np.fromiter((e.offset for e in entries), np.int64, n),
-        row=np.fromiter((e.row for e in entries), np.int32, n),
-        identity=np.fromiter((e.identity for e in entries), np.uint64, n),
-        event_time_ms=np.fromiter((e.event_time_ms for e in entries), np.int64, n),
-        version=np.fromiter((index[row.version] for row in rows), np.int32, n),
-        role=np.fromiter((e.role for e in entries), np.int8, n),
-        score=np.fromiter((np.nan if e.score is None else e.score for e in entries), np.float64, n),
-        latency_ms=np.fromiter((row.latency_ms for row in rows), np.float64, n),
-        status=np.fromiter((e.status for e in entries), np.int8, n),
-        features=np.empty((0, 0)) if labelled else np.array([row.features for row in rows], np.float64),
-        label=np.array([row.label for row in rows] if labelled else empty, np.float64),
-        label_time_ms=np.array([row.label_time_ms for row in rows] if labelled else empty, np.int64),
-        loss=np.array(losses if labelled else empty, np.float64),
-        sign=np.array([row.sign for row in rows] if labelled else empty, np.int8),
-    )
