@@ -1,0 +1,568 @@
+"""The DETECT stage: observation blocks in, changes of verdict out; which detector reads what, and in which order.
+
+Rows are fed by (time, identity), never by arrival: they wait until every source partition's watermark has passed them, so
+the same events give the same verdicts however partitions and blocks interleave. What waits is not stored: the manifest
+points back to the first record that is not wholly consumed, and rows that had been fed are dropped when it is read again.
+A row that comes behind the watermark is fed at once. Every advance of time is applied and passed on by itself; skipping
+one would close blocks of time at other moments on a slower machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.base import STREAM_COLUMNS, Change, Context, Detector, Rows, Spec
+from detectors.registry import spec_for
+from schemas.blocks import ObservationBlock, decode_block
+from schemas.contracts import DetectorConfig, ModelContract, ModelRecord, Reference
+from schemas.errors import BadMessage, ConfigurationError, SnapshotError
+from schemas.events import HEADER_KIND, KIND_TICK, Tick
+from schemas.ids import ROLES, RowId, content_hash
+from schemas.verdicts import Evidence, SignalChanged, State, Verdict
+from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
+
+DETECT_SCHEMA = 1
+BEGINNING_MS = -(2**62)
+#: Versions of a model whose detectors are kept; the one unseen for longest goes first.
+VERSIONS_MAX = 8
+FALLBACK = "fallback"
+_STABLE, _CANARY, _SHADOW = (ROLES.index(role) for role in ("stable", "canary", "shadow"))
+
+
+def create(context: StageContext) -> DetectCore:
+    """The detect stage's core for one partition of observations."""
+    return DetectCore(context)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Rows of one record that the watermark has not passed."""
+
+    offset: int
+    block: ObservationBlock
+
+
+@dataclass(slots=True)
+class _Running:
+    """One detector at work, with what was last said of it."""
+
+    config: DetectorConfig
+    spec: Spec
+    context: Context
+    detector: Detector
+    role: str
+    columns: tuple[int, ...]
+    said: State = State.INCONCLUSIVE
+    failed: bool = False
+    touched: bool = True
+    written: bytes = b""
+    address: str = ""
+
+
+@dataclass(slots=True)
+class _Pair:
+    """Who is compared with whom, told from the roles in which versions answer."""
+
+    stable: str | None = None
+    candidate: str | None = None
+
+
+@dataclass(slots=True)
+class _Meta:
+    predictions: dict[str, int] = field(default_factory=dict)
+    feedback: dict[str, int] = field(default_factory=dict)
+    prediction_ms: int = BEGINNING_MS
+    outcome_ms: int = BEGINNING_MS
+    pairs: dict[str, _Pair] = field(default_factory=dict)
+    seen: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+Key = tuple[str, str, str]
+
+
+class DetectCore:
+    """See the module."""
+
+    stage = "detect"
+
+    def __init__(self, context: StageContext) -> None:
+        self._context = context
+        self._input = ("observations", context.partition)
+        self._contracts: dict[str, ModelContract] = {}
+        self._references: dict[tuple[str, str], Reference] = {}
+        self._running: dict[Key, _Running] = {}
+        self._stored: dict[str, bytes] = {}
+        self._dropped: set[str] = set()
+        self._refused: set[str] = set()
+        self._meta = _Meta()
+        self._meta_changed = True
+        self._waiting: dict[tuple[str, str], list[_Waiting]] = {}
+        self._reread_below = 0
+        self._reread_ms = (BEGINNING_MS, BEGINNING_MS)
+        self._outs: list[Out] = []
+        self._cache: MutableMapping[str, bytes] = {}
+        self._counted: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+
+    # -- configuration --------------------------------------------------------------------------------------------
+
+    def activate(self, records: Sequence[ModelRecord]) -> None:
+        for record in records:
+            if record.version is not None:
+                self._references[(record.version.model, record.version.version)] = record.version.reference
+            elif record.contract is not None:
+                self._configure(record.contract)
+
+    def _configure(self, contract: ModelContract) -> None:
+        """A detector whose configuration changed starts anew; the others go on."""
+        before = self._contracts.get(contract.model)
+        self._contracts[contract.model] = contract
+        if before is None:
+            return
+        wanted = {config.name: config for config in contract.monitoring.detectors}
+        same_columns = before.features == contract.features
+        for key in [k for k in self._running if k[0] == contract.model]:
+            if not same_columns or wanted.get(key[2]) != self._running[key].config:
+                self._drop(key)
+
+    def _drop(self, key: Key) -> None:
+        self._running.pop(key, None)
+        name = piece_name(key)
+        self._stored.pop(name, None)
+        self._dropped.add(name)
+
+    # -- input ----------------------------------------------------------------------------------------------------
+
+    def apply(self, records: Sequence[Record], now_ms: int) -> None:
+        for record in records:
+            if record.headers.get(HEADER_KIND) == KIND_TICK:
+                self._tick(record)
+                continue
+            try:
+                block = decode_block(record.value or b"")
+            except BadMessage as error:
+                self._count("driftline_errors_total", where=f"detect: {error.reason}")
+                continue
+            self._take(record.offset, block)
+
+    def _take(self, offset: int, block: ObservationBlock) -> None:
+        predictions = block.kind == "predictions"
+        reached = self._meta.prediction_ms if predictions else self._meta.outcome_ms
+        late = block.order_ms <= reached
+        if offset < self._reread_below:
+            fed = block.order_ms <= self._reread_ms[0 if predictions else 1]
+            late &= ~fed
+            ahead = ~fed & (block.order_ms > reached)
+        else:
+            ahead = ~late
+        if late.any():
+            self._feed(block.kind, _ordered(block.take(np.flatnonzero(late))))
+        if ahead.any():
+            waiting = self._waiting.setdefault((block.kind, block.model), [])
+            waiting.append(_Waiting(offset, block if ahead.all() else block.take(np.flatnonzero(ahead))))
+
+    def _tick(self, record: Record) -> None:
+        tick = Tick.model_validate_json(record.value or b"")
+        meta = self._meta
+        feedback = tick.event_time_ms if tick.feedback_time_ms is None else tick.feedback_time_ms
+        meta.predictions[tick.source] = max(tick.event_time_ms, meta.predictions.get(tick.source, BEGINNING_MS))
+        meta.feedback[tick.source] = max(feedback, meta.feedback.get(tick.source, BEGINNING_MS))
+        self._meta_changed = True
+        if len(meta.predictions) < max(tick.sources, 1):
+            return
+        prediction_ms = min(meta.predictions.values())
+        outcome_ms = min(prediction_ms, *meta.feedback.values())
+        if prediction_ms > meta.prediction_ms:
+            meta.prediction_ms = prediction_ms
+            self._advance("predictions", prediction_ms)
+        if outcome_ms > meta.outcome_ms:
+            meta.outcome_ms = outcome_ms
+            self._advance("outcomes", outcome_ms)
+            value = Tick(event_time_ms=outcome_ms, source=self._context.task, sources=self._context.partitions)
+            body, headers = value.model_dump_json().encode(), {HEADER_KIND: KIND_TICK}
+            self._outs += [Out("signals", None, body, p, headers) for p in range(self._context.partitions)]
+
+    def _advance(self, kind: str, time_ms: int) -> None:
+        """Feed what the watermark has passed, in order, then tell every detector of the kind what time it is."""
+        for key in sorted(k for k in self._waiting if k[0] == kind):
+            due = []
+            rest = []
+            for waiting in self._waiting[key]:
+                passed = waiting.block.order_ms <= time_ms
+                if passed.all():
+                    due.append(waiting.block)
+                elif passed.any():
+                    due.append(waiting.block.take(np.flatnonzero(passed)))
+                    rest.append(_Waiting(waiting.offset, waiting.block.take(np.flatnonzero(~passed))))
+                else:
+                    rest.append(waiting)
+            self._waiting[key] = rest
+            if due:
+                self._feed(kind, _ordered(_joined(due)))
+        own = ("features", "score") if kind == "predictions" else ("loss", "comparison")
+        for name in sorted(self._running):
+            running = self._running[name]
+            if running.config.stream in own and not running.failed:
+                running.touched = True
+                self._say(name, running, self._guarded(name, running, lambda d: d.advance(time_ms)))
+
+    # -- feeding --------------------------------------------------------------------------------------------------
+
+    def _feed(self, kind: str, block: ObservationBlock) -> None:
+        contract = self._contracts.get(block.model)
+        if contract is None:
+            return
+        self._see(block)
+        for config in contract.monitoring.detectors:
+            if config.stream in ("features", "score") and kind == "predictions":
+                self._feed_versions(contract, config, block)
+            elif config.stream == "loss" and kind == "outcomes":
+                self._feed_versions(contract, config, block)
+            elif config.stream == "comparison" and kind == "outcomes":
+                self._feed_comparison(contract, config, block)
+
+    def _see(self, block: ObservationBlock) -> None:
+        """Remember which versions are alive, and who is compared with whom."""
+        seen = self._meta.seen.setdefault(block.model, {})
+        newest = int(block.event_time_ms.max())
+        for code in np.unique(block.version).tolist():
+            seen[block.versions[code]] = max(newest, seen.get(block.versions[code], newest))
+        self._meta_changed = True
+        while len(seen) > VERSIONS_MAX:
+            oldest = min(seen, key=lambda version: (seen[version], version))
+            del seen[oldest]
+            for key in [k for k in self._running if k[:2] == (block.model, oldest)]:
+                self._drop(key)
+        if block.kind != "outcomes":
+            return
+        pair = self._meta.pairs.setdefault(block.model, _Pair())
+        for role in (_STABLE, _CANARY):
+            rows = np.flatnonzero(block.role == role)
+            if not len(rows):
+                continue
+            version = block.versions[block.version[rows[-1]]]
+            if role == _CANARY:
+                pair.candidate = version
+            elif version != FALLBACK:
+                pair.stable = version
+
+    def _feed_versions(self, contract: ModelContract, config: DetectorConfig, block: ObservationBlock) -> None:
+        """One detector for each version; it reads the rows that version answered in one of the configured roles."""
+        wanted = np.isin(block.role, [ROLES.index(role) for role in config.roles])
+        if config.sample_every > 1:
+            wanted &= block.identity % np.uint64(config.sample_every) == 0
+        for code in np.unique(block.version[wanted]).tolist():
+            rows = np.flatnonzero(wanted & (block.version == code))
+            key = (block.model, block.versions[code], config.name)
+            running = self._running_for(contract, config, key, ROLES[int(block.role[rows[0]])])
+            if running is None:
+                continue
+            part = block.take(rows)
+            values = _values(config.stream, part)[:, list(running.columns)]
+            self._update(key, running, _rows(part, values, np.zeros(len(part), np.int8)), part)
+
+    def _feed_comparison(self, contract: ModelContract, config: DetectorConfig, block: ObservationBlock) -> None:
+        """The candidate's outcomes beside the stable version's, on the same requests where both have scored them."""
+        pair = self._meta.pairs.get(block.model, _Pair())
+        if pair.candidate is None or pair.stable is None or pair.candidate == pair.stable:
+            return
+        for key in [k for k in self._running if k[0] == block.model and k[2] == config.name]:
+            if key[1] != pair.candidate:
+                self._drop(key)
+        names = list(block.versions)
+        candidate = names.index(pair.candidate) if pair.candidate in names else -1
+        stable = names.index(pair.stable) if pair.stable in names else -1
+        ours = (block.version == candidate) & np.isin(block.role, [_CANARY, _SHADOW])
+        theirs = (block.version == stable) & np.isin(block.role, [_STABLE, _SHADOW])
+        rows = np.flatnonzero(ours | theirs)
+        key = (block.model, pair.candidate, config.name)
+        if not len(rows) or (running := self._running_for(contract, config, key, "canary")) is None:
+            return
+        part = block.take(rows)
+        self._update(key, running, _rows(part, _values("comparison", part), ours[rows].astype(np.int8)), part)
+
+    def _running_for(self, contract: ModelContract, config: DetectorConfig, key: Key, role: str) -> _Running | None:
+        running = self._running.get(key)
+        if running is None:
+            try:
+                running = self._build(contract, config, key, role)
+            except ConfigurationError as error:
+                self._count("driftline_errors_total", where=f"detector {config.name}: {type(error).__name__}")
+                self._announce_error(key, config, role, str(error))
+                return None
+            self._running[key] = running
+            self._restore(key, running)
+        return None if running.failed else running
+
+    def _build(self, contract: ModelContract, config: DetectorConfig, key: Key, role: str) -> _Running:
+        spec = spec_for(config)
+        if config.stream == "features":
+            numeric_only = bool(getattr(spec, "numeric_only", False))
+            names, codes = [], []
+            places = []
+            for at, feature in enumerate(contract.features):
+                chosen = feature.name in config.columns or "*" in config.columns
+                if chosen and not (numeric_only and feature.kind == "categorical"):
+                    names.append(feature.name)
+                    codes.append(0 if feature.kind == "numeric" else len(feature.categories) + 1)
+                    places.append(at)
+        else:
+            known = STREAM_COLUMNS[config.stream]
+            places = [at for at, name in enumerate(known) if "*" in config.columns or name in config.columns]
+            names, codes = [known[at] for at in places], [0] * len(places)
+        if not names:
+            raise ConfigurationError(f"detector {config.name}: no column of stream {config.stream} is left to read")
+        detectors = max(1, len(contract.monitoring.detectors))
+        context = Context(
+            columns=tuple(names),
+            categories=tuple(codes),
+            stream=config.stream,
+            reference=self._references.get(key[:2]),
+            version=key[1],
+            false_pages=contract.monitoring.false_pages,
+            share=1 / detectors,
+            seed=self._context.settings.monitor.seed,
+            cache=self._cache,
+        )
+        return _Running(config, spec, context, spec.build(context), role, tuple(places))
+
+    def _update(self, key: Key, running: _Running, rows: Rows, part: ObservationBlock) -> None:
+        running.touched = True
+        last = len(part) - 1
+        running.address = _address(part, last)
+        changes = self._guarded(key, running, lambda d: d.update(rows))
+        self._say(key, running, changes, part)
+
+    def _guarded(self, key: Key, running: _Running, work: Any) -> list[Change]:
+        """A detector that breaks says ``error`` once and is left alone; nobody else suffers."""
+        try:
+            changes: list[Change] = work(running.detector)
+            return changes
+        except Exception as error:  # a library's detector may raise anything
+            running.failed = True
+            self._count("driftline_errors_total", where=f"detector {running.config.kind}")
+            note = f"{type(error).__name__}: {error}"
+            time_ms = self._meta.outcome_ms if running.config.stream in ("loss", "comparison") else self._meta.prediction_ms
+            verdict = Verdict(state=State.ERROR, score=0.0, threshold=0.0, evidence=Evidence(note=note[:500]))
+            return [Change(-1, time_ms, verdict)]
+
+    # -- what leaves ----------------------------------------------------------------------------------------------
+
+    def _say(self, key: Key, running: _Running, changes: list[Change], part: ObservationBlock | None = None) -> None:
+        for change in changes:
+            state = change.verdict.state
+            if state is running.said and not running.spec.announces_blocks:
+                continue
+            address = running.address if part is None or change.index < 0 else _address(part, change.index)
+            self._signal(key, running.config, running.spec, running.role, running.said, change, address)
+            running.said = state
+
+    def _signal(
+        self, key: Key, config: DetectorConfig, spec: Spec, role: str, previous: State, change: Change, address: str
+    ) -> None:
+        model, version, name = key
+        verdict = change.verdict
+        identity = f"{model}/{version}/{role}/{name}/{change.time_ms}/{verdict.state}/{verdict.score!r}"
+        signal_id = content_hash(identity.encode())
+        signal = SignalChanged(
+            signal_id=signal_id,
+            model=model,
+            version=version,
+            role=role,  # type: ignore[arg-type]
+            detector=name,
+            kind=config.kind,
+            family=spec.family(config.stream),
+            previous=previous,
+            verdict=verdict,
+            event_time_ms=change.time_ms,
+            row=address,
+            config_hash=self._contracts[model].hash,
+            pages=spec.pages,
+            trace_id=signal_id[:32],
+        )
+        self._count("driftline_signals_total", model=model, detector=name, state=verdict.state.value)
+        self._outs.append(Out("signals", model.encode(), signal.model_dump_json().encode()))
+
+    def _announce_error(self, key: Key, config: DetectorConfig, role: str, why: str) -> None:
+        """A detector that cannot be built says so once, as long as this process lives."""
+        if piece_name(key) in self._refused:
+            return
+        self._refused.add(piece_name(key))
+        verdict = Verdict(state=State.ERROR, score=0.0, threshold=0.0, evidence=Evidence(note=why[:500]))
+        try:
+            spec = spec_for(config)
+        except ConfigurationError:
+            return
+        change = Change(-1, max(self._meta.prediction_ms, self._meta.outcome_ms), verdict)
+        self._signal(key, config, spec, role, State.INCONCLUSIVE, change, "")
+
+    def outputs(self) -> list[Out]:
+        outs, self._outs = self._outs, []
+        return outs
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def changed_pieces(self) -> dict[str, bytes | None]:
+        pieces: dict[str, bytes | None] = dict.fromkeys(self._dropped)
+        self._dropped = set()
+        for key, running in self._running.items():
+            if not running.touched:
+                continue
+            running.touched = False
+            data = _encode(running)
+            if data != running.written:
+                running.written = data
+                pieces[piece_name(key)] = data
+        if self._meta_changed:
+            pieces["meta"] = _encode_meta(self._meta)
+            self._meta_changed = False
+        return pieces
+
+    def restore(self, pieces: Mapping[str, bytes], manifest: Manifest | None) -> None:
+        if manifest is None:
+            return
+        if "meta" in pieces:
+            self._meta = _decode_meta(pieces["meta"])
+        self._stored = {name: data for name, data in pieces.items() if name != "meta"}
+        self._reread_below = manifest.high.get(self._input, 0)
+        self._reread_ms = (self._meta.prediction_ms, self._meta.outcome_ms)
+        for name in list(self._stored):
+            key = key_of(name)
+            contract = self._contracts.get(key[0])
+            config = next((c for c in contract.monitoring.detectors if c.name == key[2]), None) if contract else None
+            if contract is None or config is None:
+                continue
+            role = str(msgspec.msgpack.decode(self._stored[name])[1])
+            self._running_for(contract, config, key, role)
+
+    def _restore(self, key: Key, running: _Running) -> None:
+        data = self._stored.pop(piece_name(key), None)
+        if data is None:
+            return
+        _schema, _role, config_hash, said, failed, address, snapshot = msgspec.msgpack.decode(data)
+        if config_hash != _config_hash(running):
+            return
+        try:
+            running.detector = running.spec.restore(running.context, snapshot)
+        except SnapshotError:
+            # Another code version wrote it: the detector warms up again, and says so through its own verdict.
+            self._count("driftline_errors_total", where=f"detector {running.config.kind}: snapshot of another version")
+            return
+        running.said, running.failed, running.address = State(said), failed, address
+        running.written, running.touched = data, False
+
+    def positions(self) -> dict[TopicPartition, int]:
+        """The first record with a row that still waits; nothing named: all is consumed."""
+        offsets = [w.offset for waiting in self._waiting.values() for w in waiting]
+        return {self._input: min(offsets)} if offsets else {}
+
+    def watermarks(self) -> dict[str, int]:
+        return {"predictions": self._meta.prediction_ms, "feedback": self._meta.outcome_ms}
+
+    def committed(self, sequence: int) -> None:
+        """Nothing waits for it."""
+
+    def upserts(self) -> list[Upsert]:
+        return []
+
+    def confirm(self, sent: Sequence[Upsert]) -> None:
+        """This stage writes no aggregates."""
+
+    def measurements(self) -> Iterable[tuple[str, dict[str, str], float]]:
+        counted, self._counted = self._counted, {}
+        for (name, labels), value in counted.items():
+            yield name, dict(labels), value
+
+    def _count(self, name: str, value: float = 1, **labels: str) -> None:
+        key = (name, tuple(sorted(labels.items())))
+        self._counted[key] = self._counted.get(key, 0) + value
+
+
+def piece_name(key: Key) -> str:
+    """Name of a detector's piece; model and version hold no slash."""
+    return f"detector/{key[0]}/{key[1]}/{key[2]}"
+
+
+def key_of(name: str) -> Key:
+    """Inverse of :func:`piece_name`."""
+    _, model, version, detector = name.split("/", 3)
+    return model, version, detector
+
+
+def _encode(running: _Running) -> bytes:
+    return msgspec.msgpack.encode(
+        [
+            DETECT_SCHEMA,
+            running.role,
+            _config_hash(running),
+            running.said.value,
+            running.failed,
+            running.address,
+            running.detector.snapshot(),
+        ]
+    )
+
+
+def _config_hash(running: _Running) -> str:
+    reference = running.context.reference
+    text = running.config.model_dump_json() + "|".join(running.context.columns)
+    return content_hash((text + ("" if reference is None else reference.model_dump_json())).encode())[:16]
+
+
+def _encode_meta(meta: _Meta) -> bytes:
+    pairs = {model: [pair.stable, pair.candidate] for model, pair in meta.pairs.items()}
+    body = [DETECT_SCHEMA, meta.predictions, meta.feedback, meta.prediction_ms, meta.outcome_ms, pairs, meta.seen]
+    return msgspec.msgpack.encode(body)
+
+
+def _decode_meta(data: bytes) -> _Meta:
+    _schema, predictions, feedback, prediction_ms, outcome_ms, pairs, seen = msgspec.msgpack.decode(data)
+    return _Meta(
+        predictions, feedback, prediction_ms, outcome_ms, {m: _Pair(*pair) for m, pair in pairs.items()}, seen
+    )
+
+
+def _ordered(block: ObservationBlock) -> ObservationBlock:
+    """Rows by (time, identity, version, role, sign): the same order in every run."""
+    sign = block.sign if len(block.sign) else np.zeros(len(block), np.int8)
+    versions = np.array(block.versions, dtype="U")[block.version]
+    return block.take(np.lexsort((sign, block.role, versions, block.identity, block.order_ms)))
+
+
+def _joined(blocks: list[ObservationBlock]) -> ObservationBlock:
+    if len(blocks) == 1:
+        return blocks[0]
+    versions = tuple(sorted({version for block in blocks for version in block.versions}))
+    index = {version: at for at, version in enumerate(versions)}
+    first = blocks[0]
+    columns: dict[str, Any] = {}
+    for name in ("partition", "offset", "row", "identity", "event_time_ms", "role", "score", "latency_ms", "status",
+                 "features", "label", "label_time_ms", "loss", "sign"):  # fmt: skip
+        columns[name] = np.concatenate([getattr(block, name) for block in blocks])
+    codes = [np.array([index[v] for v in block.versions], np.int32)[block.version] for block in blocks]
+    return ObservationBlock(
+        first.kind, first.model, versions, first.contract_hash, version=np.concatenate(codes), **columns
+    )
+
+
+def _values(stream: str, block: ObservationBlock) -> NDArray[np.float64]:
+    if stream == "features":
+        return block.features
+    if stream == "score":
+        return block.score[:, None]
+    columns = [block.score, block.label] if stream == "comparison" else [block.score, block.label, block.loss]
+    return np.column_stack(columns)
+
+
+def _rows(block: ObservationBlock, values: NDArray[np.float64], group: NDArray[np.int8]) -> Rows:
+    sign = block.sign if len(block.sign) else np.ones(len(block), np.int8)
+    return Rows(values, block.order_ms, block.identity, group, sign)
+
+
+def _address(block: ObservationBlock, at: int) -> str:
+    return str(RowId("predictions", int(block.partition[at]), int(block.offset[at]), int(block.row[at])))
