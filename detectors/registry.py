@@ -1,0 +1,48 @@
+"""Every kind of detector, by name. Adding one is a file and a line here."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from pydantic import ValidationError
+
+from detectors.base import Spec
+from schemas.contracts import DetectorConfig
+from schemas.errors import ConfigurationError
+
+#: Kind to the module and class of its spec; modules are imported when a configuration first names them.
+KINDS: dict[str, str] = {
+    "loss-above-promise": "detectors.promise_e:PromiseSpec",
+    "paired-judge": "detectors.compare_e:PairedJudgeSpec",
+    "mean-e": "detectors.mean_e:MeanESpec",
+    "psi": "detectors.psi:PsiSpec",
+    "adwin": "detectors.adapters.river_drift:AdwinSpec",
+    "kswin": "detectors.adapters.river_drift:KswinSpec",
+    "page-hinkley": "detectors.adapters.river_drift:PageHinkleySpec",
+    "half-space-trees": "detectors.adapters.river_anomaly:HalfSpaceTreesSpec",
+    "cvm-online": "detectors.adapters.alibi:CvmOnlineSpec",
+    "mahalanobis": "detectors.adapters.alibi:MahalanobisSpec",
+}
+
+
+def spec_class(kind: str) -> type[Spec]:
+    """The spec of ``kind``. Raises ConfigurationError that lists what there is."""
+    try:
+        module, name = KINDS[kind].split(":")
+    except KeyError:
+        raise ConfigurationError(f"no detector of kind {kind!r}; there are: {', '.join(sorted(KINDS))}") from None
+    found: type[Spec] = getattr(import_module(module), name)
+    return found
+
+
+def spec_for(config: DetectorConfig) -> Spec:
+    """The spec a model's configuration asks for. Raises ConfigurationError naming the detector and each wrong option."""
+    kind = spec_class(config.kind)
+    if config.stream not in kind.streams:
+        raise ConfigurationError(
+            f"detector {config.name}: {config.kind} reads {', '.join(kind.streams)}, not {config.stream}"
+        )
+    try:
+        return kind.model_validate(config.options)
+    except ValidationError as error:
+        raise ConfigurationError(f"detector {config.name}: {error}") from error
