@@ -122,6 +122,7 @@ class Windows:
                 window, version = divmod(rest, len(versions))
                 key = (versions[version], ROLES[role], names[segment])
                 group = self.group(windows[window])
+                group.closed = group.closed or bool(closed[window])
                 cells.append((versions[version], group.cell(key)))
                 group.touch("window_counts", key)
                 group.touch("window_outcomes", key)

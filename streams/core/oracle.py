@@ -1,0 +1,239 @@
+"""The offline oracle: what the join stage must come to, worked out from a plain list of events by the simplest code.
+
+It shares nothing with the pipeline but ``schemas``: rows are dictionaries, a window is a list comprehension, nothing is
+incremental, nothing is fast. Tests hold the pipeline to it after any order, cut, repetition and restart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from schemas.contracts import Feature, ModelContract
+from schemas.rows import (
+    CALIBRATION_BINS,
+    LATENCY_GAMMA,
+    MICRO,
+    NANO,
+    OUTCOME_BINS,
+    PROBABILITY_MIN,
+    SCORE_BINS,
+)
+
+Event = Mapping[str, Any]
+Key = tuple[Any, ...]
+BEGINNING_MS = -(2**62)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that arrives: a ``prediction``, a ``label`` or a ``tick`` (``topic`` says of which input)."""
+
+    kind: str
+    event: Event
+    topic: str = "predictions"
+    payload_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Prediction:
+    """One counted prediction and what became known of it. ``labels``: those that counted, the last one stands."""
+
+    event: Event
+    start_ms: int
+    late: bool
+    payload_bytes: int
+    labels: list[Event] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Expected:
+    """``tables``: table to key to row, as ``schemas.rows`` has them, without the version. ``outcomes``: (prediction id,
+    version, role, label) of everything that is joined at the end."""
+
+    tables: dict[str, dict[Key, Key]]
+    predictions: list[Prediction]
+    outcomes: list[tuple[str, str, str, float]]
+    duplicates: int = 0
+    too_late: int = 0
+
+
+def expected(contract: ModelContract, steps: Iterable[Step], partition: int = 0) -> Expected:
+    """What is to be known after ``steps``, in the order in which one partition's task sees them."""
+    monitoring = contract.monitoring
+    counted: list[Prediction] = []
+    waiting: dict[str, Event] = {}
+    clock = {"predictions": BEGINNING_MS, "feedback": BEGINNING_MS}
+    duplicates = too_late = 0
+
+    def settled(start_ms: int) -> bool:
+        end_ms = start_ms + monitoring.window
+        return (
+            clock["predictions"] >= end_ms + monitoring.allowed_lateness
+            and clock["feedback"] >= end_ms + monitoring.label_horizon
+        )
+
+    for step in steps:
+        event = step.event
+        if step.kind == "tick":
+            clock[step.topic] = max(clock[step.topic], event["event_time_ms"])
+            oldest_ms = clock["feedback"] - monitoring.label_horizon
+            waiting = {i: label for i, label in waiting.items() if label["label_time_ms"] >= oldest_ms}
+        elif step.kind == "prediction":
+            start_ms = event["event_time_ms"] // monitoring.window * monitoring.window
+            alive = [p for p in counted if not settled(p.start_ms)]
+            same = [p for p in alive if p.event["prediction_id"] == event["prediction_id"]]
+            if settled(start_ms):
+                too_late += 1
+            elif any(_identity(p.event) == _identity(event) for p in same):
+                duplicates += 1
+            else:
+                closes_ms = start_ms + monitoring.window + monitoring.allowed_lateness
+                late = clock["predictions"] >= closes_ms
+                one = Prediction(event, start_ms, late, step.payload_bytes)
+                if same:
+                    one.labels = same[0].labels[-1:]
+                elif event["prediction_id"] in waiting:
+                    one.labels = [waiting.pop(event["prediction_id"])]
+                counted.append(one)
+        else:
+            alive = [p for p in counted if not settled(p.start_ms)]
+            same = [p for p in alive if p.event["prediction_id"] == event["prediction_id"]]
+            held = waiting.get(event["prediction_id"])
+            for p in same:
+                if not p.labels or event["revision"] > p.labels[-1]["revision"]:
+                    p.labels = [*p.labels, event]
+            if same or (held is not None and held["revision"] >= event["revision"]):
+                continue
+            if event["label_time_ms"] >= clock["feedback"] - monitoring.label_horizon:
+                waiting[event["prediction_id"]] = event
+
+    tables: dict[str, dict[Key, Key]] = {"window_counts": {}, "window_features": {}, "window_outcomes": {}}
+    for (start_ms, version, role, segment), rows in _cells(contract, counted).items():
+        end_ms = start_ms + monitoring.window
+        start = datetime.fromtimestamp(start_ms / 1000, UTC)
+        key = (start, monitoring.window, contract.model, version, role, segment, partition)
+        closed = clock["predictions"] >= end_ms + monitoring.allowed_lateness
+        tables["window_counts"][key] = _counts(contract, rows, closed)
+        tables["window_outcomes"][key] = _outcomes(contract, rows, closed, settled(start_ms))
+        if not segment:
+            for feature in contract.features:
+                tables["window_features"][(*key, feature.name)] = _feature(contract, feature, rows)
+    outcomes = [
+        (p.event["prediction_id"], p.event["version"], p.event["role"], p.labels[-1]["label"])
+        for p in counted
+        if p.labels and p.event.get("score") is not None
+    ]
+    return Expected(tables, counted, outcomes, duplicates, too_late)
+
+
+def _identity(event: Event) -> tuple[str, str, str]:
+    return event["prediction_id"], event["version"], event["role"]
+
+
+def _cells(
+    contract: ModelContract, predictions: Iterable[Prediction]
+) -> dict[tuple[int, str, str, str], list[Prediction]]:
+    cells: dict[tuple[int, str, str, str], list[Prediction]] = {}
+    for p in predictions:
+        segments = [""]
+        for name in contract.monitoring.segments:
+            feature = next(f for f in contract.features if f.name == name)
+            value = p.event["features"].get(name)
+            if value is None:
+                shown = "(null)"
+            elif value in feature.categories[: contract.monitoring.segments_max]:
+                shown = str(value)
+            else:
+                shown = "(other)"
+            segments.append(f"{name}={shown}")
+        for segment in segments:
+            cells.setdefault((p.start_ms, p.event["version"], p.event["role"], segment), []).append(p)
+    return cells
+
+
+def _bin(value: float, bins: int) -> int:
+    return min(int(min(max(value, 0.0), 1.0) * bins), bins - 1)
+
+
+def _bins(values: Iterable[float], bins: int) -> list[int]:
+    found = Counter(_bin(v, bins) for v in values)
+    return [found[b] for b in range(bins)]
+
+
+def _counts(contract: ModelContract, rows: list[Prediction], closed: bool) -> Key:
+    events = [p.event for p in rows]
+    scores = [e["score"] for e in events if e.get("score") is not None]
+    latencies = [round(e["latency_ms"] * 1000) for e in events]
+    buckets = Counter(math.ceil(math.log(max(us, 1)) / math.log(LATENCY_GAMMA)) for us in latencies)
+    return (
+        len(events),
+        sum(e["status"] == "error" for e in events),
+        sum(e["status"] == "fallback" for e in events),
+        sum(p.late for p in rows),
+        sum(s >= contract.threshold for s in scores),
+        sum(p.payload_bytes for p in rows),
+        sum(latencies),
+        dict(sorted(buckets.items())),
+        _bins(scores, SCORE_BINS),
+        int(closed),
+    )
+
+
+def _feature(contract: ModelContract, feature: Feature, rows: list[Prediction]) -> Key:
+    values = [p.event["features"].get(feature.name) for p in rows]
+    known = [v for v in values if v is not None]
+    missing = len(values) - len(known)
+    if feature.kind == "categorical":
+        names = Counter(v if v in feature.categories else "(other)" for v in known)
+        return (
+            (len(values), missing, names["(other)"], 0, math.inf, -math.inf, [], [0])
+            + (dict(sorted((n, c) for n, c in names.items() if c)),)
+        )  # fmt: skip
+    low, high = feature.low, feature.high
+    invalid = sum((low is not None and v < low) or (high is not None and v > high) for v in known)
+    edges: list[float] = []
+    if low is not None and high is not None:
+        bins = contract.monitoring.histogram_bins
+        edges = [low + (high - low) / bins * at for at in range(1, bins)]
+    places = Counter(sum(edge <= v for edge in edges) for v in known)
+    histogram = [places[at] for at in range(len(edges) + 1)]
+    total = sum(round(v * MICRO) for v in known)
+    least, most = min(known, default=math.inf), max(known, default=-math.inf)
+    return (len(values), missing, invalid, total, least, most, edges, histogram, {})
+
+
+def _outcomes(contract: ModelContract, rows: list[Prediction], closed: bool, settled: bool) -> Key:
+    joined = [
+        (min(max(p.event["score"], 0.0), 1.0), p.event["score"] >= contract.threshold, p.labels[-1]["label"] == 1.0)
+        for p in rows
+        if p.labels and p.event.get("score") is not None
+    ]
+    kinds = Counter((said, true) for _, said, true in joined)
+    revisions = sum(len(p.labels) - 1 for p in rows if p.labels and p.event.get("score") is not None)
+    losses = []
+    for score, _, true in joined:
+        p = min(max(score, PROBABILITY_MIN), 1 - PROBABILITY_MIN)
+        losses.append(round(-(math.log(p) if true else math.log1p(-p)) * NANO))
+    coarse = [(_bin(score, CALIBRATION_BINS), score, true) for score, _, true in joined]
+    return (
+        len(rows),
+        len(joined),
+        revisions,
+        kinds[(True, True)],
+        kinds[(True, False)],
+        kinds[(False, False)],
+        kinds[(False, True)],
+        sum(losses),
+        sum(round((score - true) ** 2 * NANO) for score, _, true in joined),
+        _bins([score for score, _, true in joined if true], OUTCOME_BINS),
+        _bins([score for score, _, true in joined if not true], OUTCOME_BINS),
+        [sum(b == at for b, _, _ in coarse) for at in range(CALIBRATION_BINS)],
+        [sum(round(s * NANO) for b, s, _ in coarse if b == at) for at in range(CALIBRATION_BINS)],
+        [sum(true for b, _, true in coarse if b == at) for at in range(CALIBRATION_BINS)],
+        int(settled or (closed and len(joined) == len(rows))),
+    )
