@@ -234,8 +234,13 @@ class Deployment(Message):
     effective_ms: int = 0
     event_time_ms: int = 0
     answers: tuple[Answer, ...] = ()
-    analysis: CanaryAnalysis | None = Field(default=None, description="The newest one of the candidate.")
+    analysis: CanaryAnalysis | None = Field(default=None, description="The candidate's newest, of the time reached.")
+    ahead: tuple[CanaryAnalysis, ...] = Field(default=(), description="Analyses of a time not reached yet.")
+    step_rows: int = Field(default=0, description="Outcomes the analysis rested on when the step began.")
     control_offsets: dict[int, int] = Field(default_factory=dict, description="Next offset to read on ``control``.")
+    control_times: dict[str, int] = Field(
+        default_factory=dict, description="Event time by source of ticks, as of ``control_offsets``."
+    )
     reason: str = ""
     trace_id: str | None = None
     contract_hash: str = ""

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
-
-from typing_extensions import assert_never
+from typing import Any, assert_never
 
 from schemas.contracts import ModelContract
 from schemas.control import (
@@ -46,6 +44,9 @@ from schemas.ids import content_hash
 from schemas.verdicts import State
 
 ANSWERS_KEPT = 64
+AHEAD_KEPT = 64
+#: How the refusal of a command that nobody trusted begins.
+DISTRUSTED = "not trusted: "
 ACTOR = "controller"
 
 
@@ -67,6 +68,7 @@ class Step:
     """What one input led to: a revision to publish (None: nothing to say), facts to record, and the state to go on with.
 
     An analysis is held without a revision: it is read again after a restart, because offsets move with revisions only.
+    So are facts without a revision; their ids repeat, so that whoever records them can pass over the second.
     """
 
     state: Deployment
@@ -79,7 +81,8 @@ def decide(
 ) -> Step:
     """One message of ``control``. ``refused``: why it must not be obeyed (its signature), None if it may.
 
-    Every request is answered by a revision that names it; a request answered before is passed over.
+    Every request is answered by a revision that names it; a request answered before is passed over. An answer to a
+    command nobody trusted does not count: or a stranger could use up the id of a command that is yet to come.
     """
     machine = _Machine(before, world)
     if isinstance(message, ControlTick):
@@ -89,11 +92,18 @@ def decide(
     elif isinstance(message, ScorerReport):
         machine.report(message)
     else:
-        if before is not None and any(a.request_id == message.request_id for a in before.answers):
+        known = [] if before is None else [a for a in before.answers if a.request_id == message.request_id]
+        if before is not None and any(refused is not None or not a.detail.startswith(DISTRUSTED) for a in known):
             return Step(before)
         machine.command(message, refused)
         machine.settle(message, address)
     return machine.step()
+
+
+#: What a deployment holds of a rollout when none is under way.
+_NO_ROLLOUT: dict[str, Any] = {
+    "steps": (), "step": 0, "step_rows": 0, "pause": None, "analysis": None, "ahead": (),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +127,7 @@ class _Machine:
     def step(self) -> Step:
         before = self._before or _initial(self._world.contract)
         now = self._now
-        if now.model_copy(update={"analysis": before.analysis}) == before:
+        if now.model_copy(update={"analysis": before.analysis, "ahead": before.ahead}) == before:
             return Step(now, None, self._facts)
         revision = now.revision + 1
         stamped = now.model_copy(update={"revision": revision, "contract_hash": self._world.contract.hash})
@@ -141,7 +151,7 @@ class _Machine:
 
     def command(self, message: Any, refused: str | None) -> None:
         if refused is not None:
-            self._reply = _Reply(Outcome.REFUSED, refused)
+            self._reply = _Reply(Outcome.REFUSED, DISTRUSTED + refused)
             return
         if message.expires_ms < self._world.time_ms:
             self._reply = _Reply(Outcome.EXPIRED, f"expired at {message.expires_ms}, it is {self._world.time_ms}")
@@ -178,11 +188,13 @@ class _Machine:
         if reason is not None:
             return _Reply(Outcome.REFUSED, f"v{version} must not get traffic: {reason}")
         plan = tuple((s.weight, s.bake) for s in self._world.contract.rollout.steps) if steps is None else steps
+        if not all(0 < weight <= 1 and bake_ms >= 0 for weight, bake_ms in plan):
+            return _Reply(Outcome.REFUSED, f"steps {plan}: weights are above 0 and at most 1, bakes not negative")
         if now.stable is None or not plan:
             self._set(candidate=version)
             self._promote(cause, event_time_ms, "the first version" if now.stable is None else "asked to skip all steps")
             return _Reply(Outcome.DONE, f"v{version} takes all traffic")
-        effective = event_time_ms + self._world.activation_delay_ms
+        effective = self._effective(event_time_ms)
         self._set(
             phase=Phase.PROGRESSING,
             candidate=version,
@@ -193,9 +205,12 @@ class _Machine:
             weights={now.stable: 1 - plan[0][0], version: plan[0][0]},
             # Whoever answers, both score: the comparison is paired, and 5 % of the traffic is enough to see harm.
             shadow=(version, now.stable),
-            warm=(),
+            # The rollback target of the stable version stays at hand: the stable one can fall ill meanwhile.
+            warm=_versions(now.previous),
             pause=None,
             analysis=None,
+            ahead=(),
+            step_rows=0,
             event_time_ms=event_time_ms,
             reason=f"canary of v{version} at {plan[0][0]:.0%}",
         )
@@ -218,6 +233,9 @@ class _Machine:
         if reason is not None:
             self._fact("rollback-impossible", message, f"v{target} must not get traffic: {reason}")
             return _Reply(Outcome.REFUSED, f"v{target} must not get traffic: {reason}")
+        if now.candidate is not None:
+            self._fact("rollout-failed", message, f"v{now.candidate}: its rollout ends with that of v{version}",
+                       version=now.candidate)  # fmt: skip
         self._set(
             phase=Phase.ROLLED_BACK,
             stable=target,
@@ -227,10 +245,7 @@ class _Machine:
             shadow=(),
             warm=(version,),
             tripped=(*now.tripped, version),
-            steps=(),
-            step=0,
-            pause=None,
-            analysis=None,
+            **_NO_ROLLOUT,
             effective_ms=0,
             event_time_ms=message.event_time_ms,
             reason=f"v{version} rolled back to v{target}: {message.reason or message.cause}",
@@ -287,9 +302,19 @@ class _Machine:
     # -- facts ----------------------------------------------------------------------------------------------------
 
     def analysis(self, message: CanaryAnalysis) -> None:
-        """Held for the next tick."""
+        """Held for the first tick at or after its time: which one a tick sees must not depend on who was faster."""
         if message.version == self._now.candidate:
-            self._set(analysis=message)
+            self._set(ahead=(*self._now.ahead, message)[-AHEAD_KEPT:])
+
+    def _look(self, time_ms: int) -> CanaryAnalysis | None:
+        """The newest analysis of the time reached; one that shows harm is not outdone by a later one."""
+        now = self._now
+        due = sorted((a for a in now.ahead if a.event_time_ms <= time_ms), key=lambda a: a.event_time_ms)
+        if not due:
+            return now.analysis
+        harm = next((a for a in due if a.state is State.DRIFT), None)
+        self._set(analysis=harm or due[-1], ahead=tuple(a for a in now.ahead if a.event_time_ms > time_ms))
+        return self._now.analysis
 
     def report(self, message: ScorerReport) -> None:
         """A scorer's fact: it never makes a revision by itself, but for a candidate that cannot be served."""
@@ -308,9 +333,9 @@ class _Machine:
     def tick(self, time_ms: int) -> None:
         """Event time moved: look at the rollout as it stands."""
         now = self._now
-        if now.candidate is None or time_ms < now.step_since_ms:
+        if now.candidate is None:
             return
-        analysis = now.analysis if now.analysis is not None and now.analysis.event_time_ms <= time_ms else None
+        analysis = self._look(time_ms)
         if analysis is not None and analysis.state is State.DRIFT:
             self._drop_candidate(analysis, Phase.ROLLED_BACK, f"harm shown by {analysis.detector}", time_ms)
             return
@@ -319,7 +344,9 @@ class _Machine:
         _, bake_ms = now.steps[now.step]
         over = time_ms >= now.step_since_ms + bake_ms
         late = time_ms >= now.step_since_ms + bake_ms + self._world.contract.rollout.deadline
-        enough = analysis is not None and analysis.evidence.rows >= self._world.contract.rollout.labels_min
+        # Outcomes of this step: those of the steps before say nothing about its share of the traffic.
+        rows = 0 if analysis is None else analysis.evidence.rows - now.step_rows
+        enough = analysis is not None and rows >= self._world.contract.rollout.labels_min
         if not over:
             return
         if not enough or analysis is None or analysis.state is State.ERROR:
@@ -347,14 +374,16 @@ class _Machine:
 
     def _next_step(self, analysis: CanaryAnalysis, time_ms: int) -> None:
         now = self._now
-        assert now.candidate is not None and now.stable is not None
+        assert now.candidate is not None
+        assert now.stable is not None
         step = now.step + 1
         weight = now.steps[step][0]
-        effective = time_ms + self._world.activation_delay_ms
+        effective = self._effective(time_ms)
         self._set(
             phase=Phase.PROGRESSING,
             pause=None,
             step=step,
+            step_rows=analysis.evidence.rows,
             step_since_ms=effective,
             effective_ms=effective,
             weights={now.stable: 1 - weight, now.candidate: weight},
@@ -375,13 +404,10 @@ class _Machine:
             previous=now.stable,
             weights={version: 1.0},
             shadow=(),
-            warm=() if now.stable is None else (now.stable,),
-            steps=(),
-            step=0,
-            pause=None,
-            analysis=None,
+            warm=_versions(now.stable),
+            **_NO_ROLLOUT,
             # Where nothing healthy answered before, there is nothing to wait for.
-            effective_ms=0 if now.stable is None else time_ms + self._world.activation_delay_ms,
+            effective_ms=0 if now.stable is None else self._effective(time_ms),
             event_time_ms=time_ms,
             reason=f"v{version} promoted: {why}",
         )
@@ -397,12 +423,9 @@ class _Machine:
             candidate=None,
             weights={} if now.stable is None else {now.stable: 1.0},
             shadow=(),
-            warm=(version,),
+            warm=_versions(version, now.previous),
             tripped=(*now.tripped, version),
-            steps=(),
-            step=0,
-            pause=None,
-            analysis=None,
+            **_NO_ROLLOUT,
             effective_ms=0,
             event_time_ms=at,
             reason=f"v{version} {why}",
@@ -411,6 +434,10 @@ class _Machine:
                    version=version, time_ms=at)  # fmt: skip
 
     # -- helpers --------------------------------------------------------------------------------------------------
+
+    def _effective(self, at_ms: int) -> int:
+        """When a planned change that was due at ``at_ms`` takes effect: never in a past that has been answered."""
+        return max(at_ms + self._world.activation_delay_ms, self._world.time_ms)
 
     def _set(self, **changes: Any) -> None:
         self._now = self._now.model_copy(update=changes)
@@ -449,6 +476,10 @@ class _Machine:
                 trace_id=getattr(cause, "trace_id", None),
             )
         )
+
+
+def _versions(*versions: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(version for version in versions if version is not None))
 
 
 def message_name(message: Command) -> str:
