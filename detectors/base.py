@@ -180,12 +180,19 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True):
     state: msgspec.Raw
 
 
+def _sorted(value: Any) -> Any:
+    """Maps in the order of their keys, at every depth; keys may be numbers, which msgspec's own order refuses."""
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(item) for item in value] if isinstance(value, list) else value
+
+
 S = TypeVar("S")
 
 
 def pack(kind: str, schema: int, state: Any) -> bytes:
     """A snapshot of a msgspec-encodable ``state``; maps are written in sorted order, so equal states are equal bytes."""
-    inner = msgspec.msgpack.encode(state, order="sorted")
+    inner = msgspec.msgpack.encode(_sorted(msgspec.to_builtins(state, builtin_types=(bytes,))))
     return msgspec.msgpack.encode(Snapshot(kind, schema, msgspec.Raw(inner)))
 
 
