@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.resources
 import importlib.util
 import json
 import re
@@ -46,8 +45,12 @@ def environment(service: str) -> dict[str, str]:
 
 
 def schema() -> Any:
-    folder = importlib.resources.files("check_jsonschema") / "builtin_schemas" / "vendor"
-    return json.loads((folder / "compose-spec.json").read_text())
+    """The Compose Specification's own schema, which check-jsonschema carries; found without importing its tools."""
+    spec = importlib.util.find_spec("check_jsonschema")
+    assert spec is not None
+    assert spec.origin is not None
+    vendored = Path(spec.origin).parent / "builtin_schemas" / "vendor" / "compose-spec.json"
+    return json.loads(vendored.read_text())
 
 
 def unknown_keys(names: Iterator[str] | dict[str, str], model: type[BaseModel]) -> list[str]:
