@@ -96,13 +96,20 @@ class Controller:
         producer = Producer(
             self._kafka.producer(**{"transactional.id": f"{self._kafka.topic_prefix}controller", "linger.ms": 0})
         )
-        producer.init_transactions(_TRANSACTION_S)
+        try:
+            producer.init_transactions(_TRANSACTION_S)
+        except KafkaException as error:
+            raise PlatformError(f"the controller's transactions could not be initialised: {error}") from error
         self._producer = producer
-        with Broadcast(self._kafka, ["models", "deployments", "decisions", "alerts"]) as history:
+        with Broadcast(self._kafka, ["deployments"]) as history:
             for message in history.read_to_end():
-                self._hear(history.name(message), message)
+                self._hear("deployments", message)
         self._input = Broadcast(self._kafka, ["models", "alerts", "decisions"])
-        self._input.add("control", self._start_offsets())
+        for message in self._input.read_to_end():
+            self._hear(self._input.name(message), message)
+        starts = self._start_offsets()
+        self._remember_time(starts)
+        self._input.add("control", starts)
 
     def _start_offsets(self) -> dict[int, int]:
         """The earliest offset any model still needs; what a model has had already is passed over message by message."""
@@ -110,6 +117,16 @@ class Controller:
         if not known or len(known) < len(self.view.contracts()):
             return {}
         return {p: min(offsets.get(p, 0) for offsets in known) for p in {p for offsets in known for p in offsets}}
+
+    def _remember_time(self, starts: dict[int, int]) -> None:
+        """Time as it stood where reading begins: else an expired command could be obeyed after a restart."""
+        for state in self._states.values():
+            if starts and state.control_offsets == starts:
+                self._sources = dict(state.control_times)
+                self._time_ms = self._reached()
+                if self._time_ms >= 0:
+                    self.view.reached(self._time_ms)
+                return
 
     def turn(self) -> None:
         """Read what there is and act on it."""
@@ -164,13 +181,7 @@ class Controller:
     def _tick(self, tick: ControlTick, partition: int, offset: int) -> None:
         """Time is the slowest policy task's; it moves when all of them have spoken."""
         self._sources[tick.source] = max(tick.event_time_ms, self._sources.get(tick.source, tick.event_time_ms))
-        if tick.source.startswith("policy/"):
-            policies = [at for source, at in self._sources.items() if source.startswith("policy/")]
-            if len(policies) < self._kafka.input_partitions:
-                return
-            reached = min(policies)
-        else:
-            reached = tick.event_time_ms
+        reached = self._reached()
         if reached <= self._time_ms:
             return
         self._time_ms = reached
@@ -179,6 +190,14 @@ class Controller:
         for model, state in list(self._states.items()):
             if state.candidate is not None:
                 self._obey(model, moved, (partition, offset))
+
+    def _reached(self) -> int:
+        """The time all policy tasks have reached, or any other source; -1 before that. It never goes back."""
+        policies = [at for source, at in self._sources.items() if source.startswith("policy/")]
+        others = [at for source, at in self._sources.items() if not source.startswith("policy/")]
+        if len(policies) >= self._kafka.input_partitions:
+            others.append(min(policies))
+        return max(others, default=-1)
 
     def _obey(self, model: str, command: AnyCommand, address: tuple[int, int]) -> None:
         state = self._states.get(model)
@@ -200,7 +219,7 @@ class Controller:
         try:
             self._verifier.verify(command)
         except SignatureError as error:
-            return f"not obeyed: {error}"
+            return str(error)
         return None
 
     def _unfit(self, model: str, version: str) -> str | None:
@@ -213,10 +232,9 @@ class Controller:
             return "it was never announced on `models`"
         contract = self.view.contract(model)
         try:
-            loaded, artifact = self._registry.load(model, version, record.sha256)
+            loaded, _ = self._registry.load(model, version, record.sha256)
         except DriftlineError as error:
             return str(error)
-        del artifact
         if contract is not None and loaded.contract_revision > contract.revision:
             return f"it was trained for contract revision {loaded.contract_revision}, in force is {contract.revision}"
         return None
@@ -230,18 +248,20 @@ class Controller:
 
     def _publish(self, model: str, step: Step) -> None:
         self._states[model] = step.state
-        if step.deployment is None and not step.decisions:
+        # A fact without a revision is decided again after a restart; what is on record is not recorded twice.
+        decisions = [d for d in step.decisions if step.deployment is not None or not self.view.holds(d.decision_id)]
+        if step.deployment is None and not decisions:
             return
         producer = self._producer
         assert producer is not None
         try:
             producer.begin_transaction()
-            for decision in step.decisions:
+            for decision in decisions:
                 stamped = decision.model_copy(update={"recorded_ms": wall_ms()})
                 signed = stamped if self._signer is None else self._signer.sign(stamped)
                 self._produce(producer, "decisions", model, signed.model_dump_json().encode(), decision.trace_id)
             if step.deployment is not None:
-                revision = step.deployment.model_copy(update={"control_offsets": dict(self._offsets)})
+                revision = step.deployment.model_copy(update={"control_offsets": dict(self._offsets), "control_times": dict(self._sources)})
                 self._produce(producer, "deployments", model, revision.model_dump_json().encode(), None)
                 self._states[model] = revision
             producer.commit_transaction(_TRANSACTION_S)
@@ -249,7 +269,7 @@ class Controller:
             if error.args[0].code() in _FENCED:
                 raise Fenced(str(error)) from error
             raise PlatformError(f"a decision about {model} could not be written: {error}") from error
-        for decision in step.decisions:
+        for decision in decisions:
             self._metrics.count("driftline_decisions_total", model=model, kind=decision.kind)
             log.info(
                 "%s: %s", decision.kind, decision.detail,
@@ -260,7 +280,7 @@ class Controller:
             self._metrics.set("driftline_deployment_revision", step.deployment.revision, model=model)
 
     def _produce(self, producer: Producer, topic: str, key: str, value: bytes, trace: str | None) -> None:
-        headers = [] if trace is None else [(HEADER_TRACE, trace.encode())]
+        headers: list[tuple[str, str | bytes | None]] = [] if trace is None else [(HEADER_TRACE, trace.encode())]
         producer.produce(self._kafka.topic(topic), value, key.encode(), 0, headers=headers)
 
     def submit(self, command: Command) -> None:
