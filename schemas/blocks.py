@@ -124,4 +124,4 @@ def decode_block(data: bytes) -> ObservationBlock:
 
 def role_code(role: str) -> int:
     """Index of ``role`` in ``ROLES``."""
-    return ROLES.index(role)  # type: ignore[arg-type]
+    return ROLES.index(role)

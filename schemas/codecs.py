@@ -7,7 +7,6 @@ A message that does not fit becomes a :class:`Bad` with a reason of the closed l
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +17,26 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from schemas.arrow import PREDICTION_COLUMNS, ArrowRows, encode_arrow_predictions, read_arrow
 from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
 from schemas.events import ID_CHARS_MAX, MESSAGE_BYTES_MAX, GroundTruth, PredictionMade, Status
-from schemas.ids import ROLES, partitions_of
+from schemas.ids import ROLES
+
+__all__ = [
+    "PREDICTION_COLUMNS", "Bad", "Label", "PredictionColumns", "PredictionDecoder", "decode_labels",
+    "encode_arrow_predictions", "encode_label", "encode_prediction", "read_arrow",
+]  # fmt: skip
 
 STATUSES: tuple[str, ...] = tuple(status.value for status in Status)
-_ROLE = {role: code for code, role in enumerate(ROLES)}
+_ROLE: dict[str, int] = {role: code for code, role in enumerate(ROLES)}
 _STATUS = {status: code for code, status in enumerate(STATUSES)}
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
 _Text = Annotated[str, msgspec.Meta(max_length=ID_CHARS_MAX)]
+_Trace = Annotated[str, msgspec.Meta(max_length=64)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+#: Checked once for each version in a batch: a pattern in the decoder would cost as much as all the rest of an event.
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 #: Event times outside these years are absurd whatever the stream's own time is.
 TIME_MIN_MS = 946_684_800_000
 TIME_MAX_MS = 4_102_444_800_000
@@ -94,7 +102,7 @@ class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     label: float
     label_time_ms: int
     revision: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
-    trace_id: _Text | None = None
+    trace_id: _Trace | None = None
 
 
 _LABELS = msgspec.json.Decoder(Label)
@@ -126,7 +134,7 @@ def _event_type(contract: ModelContract) -> type[msgspec.Struct]:
             ("latency_ms", Annotated[float, msgspec.Meta(ge=0)], 0.0),
             ("status", Literal["ok", "error", "fallback"], "ok"),
             ("entity", _Text | None, None),
-            ("trace_id", _Text | None, None),
+            ("trace_id", _Trace | None, None),
         ],
         tag=contract.model,
         tag_field="model",
@@ -147,7 +155,9 @@ class PredictionDecoder:
         union: Any = None
         for kind in types.values():
             union = kind if union is None else union | kind
-        self._decoder: msgspec.json.Decoder[Any] | None = None if union is None else msgspec.json.Decoder(union)
+        self._decoder: msgspec.json.Decoder[Any] | None = (
+            None if union is None else msgspec.json.Decoder(union)
+        )
         self._builders = {model: _Builder(contract) for model, contract in self.contracts.items()}
 
     def decode(
@@ -170,7 +180,9 @@ class PredictionDecoder:
             try:
                 event = _checked(decode, value)
                 if key is not None and key != event.prediction_id.encode():
-                    raise BadMessage("wrong-key", f"key {key[:60]!r} is not the prediction_id {event.prediction_id!r}")
+                    raise BadMessage(
+                        "wrong-key", f"key {key[:60]!r} is not the prediction_id {event.prediction_id!r}"
+                    )
             except BadMessage as error:
                 bad.append(Bad(at, 0, error.reason, error.detail))
                 continue
@@ -188,7 +200,9 @@ class PredictionDecoder:
             model = (table.schema.metadata or {}).get(b"model", b"").decode()
             contract = self.contracts.get(model)
             if contract is None:
-                raise BadMessage("unknown-model", f"no contract for model {model!r} in the batch's schema metadata")
+                raise BadMessage(
+                    "unknown-model", f"no contract for model {model!r} in the batch's schema metadata"
+                )
             return [self._builders[model].from_arrow(at, table, len(value or b""), bad)]
         except BadMessage as error:
             bad.append(Bad(at, 0, error.reason, error.detail))
@@ -201,7 +215,8 @@ class _Builder:
     def __init__(self, contract: ModelContract) -> None:
         self.contract = contract
         self._codes = [
-            {category: float(code) for code, category in enumerate(feature.categories)} for feature in contract.features
+            {category: float(code) for code, category in enumerate(feature.categories)}
+            for feature in contract.features
         ]
 
     def columns(self, places: list[int], events: list[Any], sizes: list[int]) -> PredictionColumns:
@@ -233,96 +248,87 @@ class _Builder:
         return [np.nan if value is None else codes.get(value, unknown) for value in values]
 
     def from_arrow(self, at: int, table: pa.Table, size: int, bad: list[Bad]) -> PredictionColumns:
-        n = table.num_rows
-        known = {"prediction_id", "version", "role", "event_time_ms", "score", "latency_ms", "status", "entity", "trace_id"}
-        known |= set(self.contract.feature_names)
-        unknown = sorted(set(table.column_names) - known)
-        if unknown:
-            raise BadMessage("unknown-field", f"columns {unknown} are not in the contract of {self.contract.model}")
-        for name in ("prediction_id", "version", "event_time_ms"):
-            if name not in table.column_names:
-                raise BadMessage("wrong-type", f"the batch has no column {name}")
-        broken: dict[int, tuple[str, str]] = {}
-
-        def numbers(name: str, kind: Any, default: float) -> NDArray[Any]:
-            if name not in table.column_names:
-                return np.full(n, default, kind)
-            try:
-                column = table[name].combine_chunks().cast(pa.float64() if kind is np.float64 else pa.int64())
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                raise BadMessage("wrong-type", f"column {name}: {error}") from error
-            if kind is np.int64:
-                if column.null_count:
-                    raise BadMessage("wrong-type", f"column {name} has nulls")
-                return np.asarray(column.to_numpy(zero_copy_only=False), np.int64)
-            return np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
-
-        def texts(name: str, default: str | None) -> list[Any]:
-            if name not in table.column_names:
-                return [default] * n
-            return list(table[name].to_pylist())
-
-        matrix = np.empty((n, len(self.contract.features)), np.float64)
-        for place, feature in enumerate(self.contract.features):
-            if feature.name not in table.column_names:
-                if not feature.nullable:
-                    raise BadMessage("missing-feature", f"the batch has no column {feature.name}")
-                matrix[:, place] = np.nan
-            elif feature.kind == "numeric":
-                matrix[:, place] = numbers(feature.name, np.float64, np.nan)
+        contract = self.contract
+        batch = ArrowRows(
+            table,
+            {*PREDICTION_COLUMNS, *contract.feature_names},
+            ("prediction_id", "version", "event_time_ms"),
+        )
+        matrix = np.empty((batch.rows, len(contract.features)), np.float64)
+        for place, feature in enumerate(contract.features):
+            if feature.name not in batch and not feature.nullable:
+                raise BadMessage("missing-feature", f"the batch has no column {feature.name}")
+            if feature.kind == "numeric":
+                matrix[:, place] = batch.floats(feature.name, np.nan)
             else:
-                matrix[:, place] = self._coded(place, texts(feature.name, None))
+                matrix[:, place] = self._coded(place, batch.texts(feature.name, None))
             if not feature.nullable:
-                for row in np.flatnonzero(np.isnan(matrix[:, place])):
-                    broken.setdefault(int(row), ("not-finite", f"{feature.name} is null or NaN"))
-            for row in np.flatnonzero(np.isinf(matrix[:, place])):
-                broken.setdefault(int(row), ("not-finite", f"{feature.name} is infinite"))
-        ids, versions = texts("prediction_id", None), texts("version", None)
-        roles, statuses = texts("role", "stable"), texts("status", "ok")
-        for row in range(n):
-            for name, value, allowed in (("role", roles[row], _ROLE), ("status", statuses[row], _STATUS)):
-                if value not in allowed:
-                    broken.setdefault(row, ("invalid-value", f"{name} {value!r} is not one of {sorted(allowed)}"))
-            if not isinstance(ids[row], str) or not 0 < len(ids[row]) <= ID_CHARS_MAX:
-                broken.setdefault(row, ("invalid-value", "prediction_id is empty or too long"))
-            if not isinstance(versions[row], str) or not versions[row]:
-                broken.setdefault(row, ("invalid-value", "version is empty"))
-        bad += [Bad(at, row, *why) for row, why in sorted(broken.items())]
-        keep = np.array([row for row in range(n) if row not in broken], np.int64)
+                batch.fault(np.isnan(matrix[:, place]), "missing-feature", f"{feature.name} is null or NaN")
+            batch.fault(np.isinf(matrix[:, place]), "not-finite", f"{feature.name} is infinite")
+        times, score = batch.integers("event_time_ms"), batch.floats("score", np.nan)
+        latency = batch.floats("latency_ms", 0.0)
+        batch.fault(
+            ~(latency >= 0.0) | np.isinf(latency), "invalid-value", "latency_ms is not a number from 0 on"
+        )
+        role, status = batch.codes("role", "stable", _ROLE), batch.codes("status", "ok", _STATUS)
+        ids, versions = batch.texts("prediction_id", None), batch.texts("version", None)
+        named = [isinstance(i, str) and 0 < len(i) <= ID_CHARS_MAX for i in ids]
+        batch.fault(~np.array(named, bool), "invalid-value", "prediction_id is empty or too long")
+        batch.fault(
+            ~np.array([isinstance(v, str) for v in versions], bool), "invalid-value", "version is not a text"
+        )
+        bad += [Bad(at, row, *why) for row, why in sorted(batch.faults.items())]
+        keep = np.array([row for row in range(batch.rows) if row not in batch.faults], np.int64)
         return PredictionColumns(
-            self.contract,
+            contract,
             np.full(len(keep), at, np.int64),
             keep.astype(np.int32),
             [ids[i] for i in keep],
             [versions[i] for i in keep],
-            np.array([_ROLE[roles[i]] for i in keep], np.int8),
-            numbers("event_time_ms", np.int64, 0)[keep],
-            numbers("score", np.float64, np.nan)[keep],
-            numbers("latency_ms", np.float64, 0.0)[keep],
-            np.array([_STATUS[statuses[i]] for i in keep], np.int8),
+            role[keep],
+            times[keep],
+            score[keep],
+            latency[keep],
+            status[keep],
             matrix[keep],
-            np.full(len(keep), size // max(n, 1), np.int64),
+            np.full(len(keep), size // max(batch.rows, 1), np.int64),
         )
 
 
 def _sane(columns: PredictionColumns, time_ms: int | None, bad: list[Bad]) -> PredictionColumns:
-    """Take out rows whose time is absurd or whose score is not finite."""
+    """Take out rows whose time is absurd, whose score is not finite or whose version is no name."""
     monitoring = columns.contract.monitoring
     times = columns.event_time_ms
     low, high = TIME_MIN_MS, TIME_MAX_MS
     if time_ms is not None:
-        low, high = max(low, time_ms - monitoring.event_age_max), min(high, time_ms + monitoring.event_ahead_max)
+        low, high = (
+            max(low, time_ms - monitoring.event_age_max),
+            min(high, time_ms + monitoring.event_ahead_max),
+        )
     wrong = (times < low) | (times > high)
     infinite = np.isinf(columns.score)
-    if not (wrong.any() or infinite.any()):
+    names = {version for version in set(columns.versions) if _VERSION.fullmatch(version) is None}
+    unnamed = (
+        np.array([version in names for version in columns.versions], bool) if names else np.zeros_like(wrong)
+    )
+    faulty = wrong | infinite | unnamed
+    if not faulty.any():
         return columns
-    for i in np.flatnonzero(wrong | infinite):
-        if wrong[i]:
-            why = ("absurd-timestamp", f"event_time_ms {times[i]} is not within [{low}, {high}] around the stream's time")
+    for i in np.flatnonzero(faulty):
+        if unnamed[i]:
+            why = (
+                "invalid-value",
+                f"version {columns.versions[i][:120]!r}: letters, digits, dot, dash, underscore only",
+            )
+        elif wrong[i]:
+            why = (
+                "absurd-timestamp",
+                f"event_time_ms {times[i]} is not within [{low}, {high}] around the stream's time",
+            )
         else:
             why = ("not-finite", "score is infinite")
         bad.append(Bad(int(columns.message[i]), int(columns.row[i]), *why))
-    return columns.take(np.flatnonzero(~(wrong | infinite)))
+    return columns.take(np.flatnonzero(~faulty))
 
 
 def decode_labels(
@@ -338,7 +344,9 @@ def decode_labels(
             else:
                 labels = [_checked(_LABELS.decode, value)]
                 if key is not None and key != labels[0].prediction_id.encode():
-                    raise BadMessage("wrong-key", f"key {key[:60]!r} is not the prediction_id {labels[0].prediction_id!r}")
+                    raise BadMessage(
+                        "wrong-key", f"key {key[:60]!r} is not the prediction_id {labels[0].prediction_id!r}"
+                    )
         except BadMessage as error:
             bad.append(Bad(at, 0, error.reason, error.detail))
             continue
@@ -357,7 +365,7 @@ def _label_fault(label: Label, contracts: Mapping[str, ModelContract]) -> tuple[
         return "unknown-model", f"no contract for model {label.model!r}"
     if not np.isfinite(label.label):
         return "not-finite", "label is not finite"
-    if contract.task == "binary" and label.label not in (0.0, 1.0):
+    if label.label not in (0.0, 1.0):
         return "invalid-value", f"label {label.label} of a binary model is not 0 or 1"
     if not TIME_MIN_MS <= label.label_time_ms <= TIME_MAX_MS:
         return "absurd-timestamp", f"label_time_ms {label.label_time_ms} is not within the years 2000 to 2100"
@@ -370,20 +378,6 @@ def _arrow_labels(value: bytes | None) -> list[Label]:
         return [msgspec.convert(row, Label) for row in table.to_pylist()]
     except msgspec.ValidationError as error:
         raise BadMessage(*_reason(error)) from error
-
-
-def read_arrow(value: bytes | None) -> pa.Table:
-    """An Arrow IPC stream as a table. Raises BadMessage."""
-    if not value:
-        raise BadMessage("empty", "the message has no value")
-    if len(value) > MESSAGE_BYTES_MAX:
-        raise BadMessage("oversize", f"{len(value)} bytes; at most {MESSAGE_BYTES_MAX}")
-    try:
-        table = pa.ipc.open_stream(pa.BufferReader(value)).read_all()
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, EOFError) as error:
-        raise BadMessage("bad-arrow", f"not a whole Arrow IPC stream: {error}") from error
-    return table
 
 
 def _no_model(_value: bytes) -> Any:
@@ -415,7 +409,13 @@ def _reason(error: msgspec.ValidationError) -> tuple[str, str]:
         return "unknown-field", text
     if "$.features" in text and ("missing required" in text or "got `null`" in text):
         return "missing-feature", text
-    if "Invalid enum" in text or "of length" in text or "Invalid value" in text or ">=" in text or "<=" in text:
+    if (
+        "Invalid enum" in text
+        or "of length" in text
+        or "Invalid value" in text
+        or ">=" in text
+        or "<=" in text
+    ):
         return "invalid-value", text
     return "wrong-type", text
 
@@ -428,19 +428,3 @@ def encode_prediction(event: PredictionMade) -> tuple[bytes, bytes]:
 def encode_label(event: GroundTruth) -> tuple[bytes, bytes]:
     """(key, value) of one ground truth."""
     return event.prediction_id.encode(), event.model_dump_json(exclude_none=True).encode()
-
-
-def encode_arrow_predictions(
-    model: str, columns: Mapping[str, Sequence[Any]], partitions: int
-) -> dict[int, bytes]:
-    """An Arrow IPC stream (lz4) for each partition that has rows, cut by murmur2 of ``columns["prediction_id"]``."""
-    table = pa.table(dict(columns)).replace_schema_metadata({b"model": model.encode()})
-    where = partitions_of([str(i).encode() for i in columns["prediction_id"]], partitions)
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    batches = {}
-    for partition in np.unique(where):
-        sink = io.BytesIO()
-        with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
-            writer.write_table(table.take(np.flatnonzero(where == partition)))
-        batches[int(partition)] = sink.getvalue()
-    return batches

@@ -20,9 +20,8 @@ _LOG_GAMMA = np.log(LATENCY_GAMMA)
 
 def latency_bucket(microseconds: NDArray[np.float64]) -> Ints:
     """Bucket of each latency: b holds (GAMMA**(b-1), GAMMA**b] microseconds, one microsecond and less fall in 0."""
-    with np.errstate(divide="ignore"):
-        raw = np.ceil(np.log(np.maximum(microseconds, 1.0)) / _LOG_GAMMA)
-    return np.minimum(raw, 32_000).astype(np.int64)
+    raw: Ints = np.ceil(np.log(np.maximum(microseconds, 1.0)) / _LOG_GAMMA).astype(np.int64)
+    return raw
 
 
 def unit_bin(values: NDArray[np.float64], bins: int) -> Ints:

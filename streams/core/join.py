@@ -302,8 +302,8 @@ class JoinIndex:
         body = _Body(JOIN_SCHEMA, self._next_number, piece.level, piece.added, settled, piece.waits)
         return msgspec.msgpack.encode(body)
 
-    def restore(self, pieces: Mapping[str, bytes]) -> None:
-        """Become what ``pieces`` hold; what time has passed goes with the next ``expire``. Raises StateCorrupt."""
+    def restore(self, pieces: Mapping[str, bytes], floor_ms: Mapping[str, int]) -> None:
+        """Become what ``pieces`` hold, but for entries of windows settled by ``floor_ms``. Raises StateCorrupt."""
         entries: dict[int, Entry] = {}
         for number in sorted(int(name.removeprefix(PREFIX)) for name in pieces if name.startswith(PREFIX)):
             body = _decode(f"{PREFIX}{number}", pieces[f"{PREFIX}{number}"])
@@ -322,6 +322,8 @@ class JoinIndex:
             self._pieces[number] = _Piece(body.level, body.added, settled, body.waits)
         keys: dict[WindowKey, WindowKey] = {}
         for entry in (entries[at] for at in sorted(entries)):
+            if entry.window.end_ms <= floor_ms.get(entry.window.model, entry.window.start_ms):
+                continue
             entry.window = keys.setdefault(entry.window, entry.window)
             table = self._entries.setdefault(entry.window.model, {})
             there = table.get(entry.prediction_id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -107,28 +107,39 @@ def expected(contract: ModelContract, steps: Iterable[Step], partition: int = 0)
             for p in same:
                 if not p.labels or event["revision"] > p.labels[-1]["revision"]:
                     p.labels = [*p.labels, event]
-            if same or (held is not None and held["revision"] >= event["revision"]):
-                continue
-            if event["label_time_ms"] >= clock["feedback"] - monitoring.label_horizon:
+            in_time = event["label_time_ms"] >= clock["feedback"] - monitoring.label_horizon
+            if not same and in_time and (held is None or held["revision"] < event["revision"]):
                 waiting[event["prediction_id"]] = event
 
-    tables: dict[str, dict[Key, Key]] = {"window_counts": {}, "window_features": {}, "window_outcomes": {}}
-    for (start_ms, version, role, segment), rows in _cells(contract, counted).items():
-        end_ms = start_ms + monitoring.window
-        start = datetime.fromtimestamp(start_ms / 1000, UTC)
-        key = (start, monitoring.window, contract.model, version, role, segment, partition)
-        closed = clock["predictions"] >= end_ms + monitoring.allowed_lateness
-        tables["window_counts"][key] = _counts(contract, rows, closed)
-        tables["window_outcomes"][key] = _outcomes(contract, rows, closed, settled(start_ms))
-        if not segment:
-            for feature in contract.features:
-                tables["window_features"][(*key, feature.name)] = _feature(contract, feature, rows)
+    tables = _tables(contract, counted, clock["predictions"], settled, partition)
     outcomes = [
         (p.event["prediction_id"], p.event["version"], p.event["role"], p.labels[-1]["label"])
         for p in counted
         if p.labels and p.event.get("score") is not None
     ]
     return Expected(tables, counted, outcomes, duplicates, too_late)
+
+
+def _tables(
+    contract: ModelContract,
+    counted: list[Prediction],
+    watermark_ms: int,
+    settled: Callable[[int], bool],
+    partition: int,
+) -> dict[str, dict[Key, Key]]:
+    monitoring = contract.monitoring
+    tables: dict[str, dict[Key, Key]] = {"window_counts": {}, "window_features": {}, "window_outcomes": {}}
+    for (start_ms, version, role, segment), rows in _cells(contract, counted).items():
+        end_ms = start_ms + monitoring.window
+        start = datetime.fromtimestamp(start_ms / 1000, UTC)
+        key = (start, monitoring.window, contract.model, version, role, segment, partition)
+        closed = watermark_ms >= end_ms + monitoring.allowed_lateness
+        tables["window_counts"][key] = _counts(contract, rows, closed)
+        tables["window_outcomes"][key] = _outcomes(contract, rows, closed, settled(start_ms))
+        if not segment:
+            for feature in contract.features:
+                tables["window_features"][(*key, feature.name)] = _feature(contract, feature, rows)
+    return tables
 
 
 def _identity(event: Event) -> tuple[str, str, str]:
@@ -209,7 +220,11 @@ def _feature(contract: ModelContract, feature: Feature, rows: list[Prediction]) 
 
 def _outcomes(contract: ModelContract, rows: list[Prediction], closed: bool, settled: bool) -> Key:
     joined = [
-        (min(max(p.event["score"], 0.0), 1.0), p.event["score"] >= contract.threshold, p.labels[-1]["label"] == 1.0)
+        (
+            min(max(p.event["score"], 0.0), 1.0),
+            p.event["score"] >= contract.threshold,
+            p.labels[-1]["label"] == 1.0,
+        )
         for p in rows
         if p.labels and p.event.get("score") is not None
     ]

@@ -10,13 +10,21 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.blocks import ObservationBlock, encode_block
-from schemas.codecs import Bad, PredictionColumns, PredictionDecoder, decode_labels, read_arrow
+from schemas.codecs import (
+    PREDICTION_COLUMNS,
+    Bad,
+    PredictionColumns,
+    PredictionDecoder,
+    decode_labels,
+    read_arrow,
+)
 from schemas.contracts import ModelContract, ModelRecord, Reference
 from schemas.errors import DeliveryError, StateCorrupt
 from schemas.events import (
@@ -85,7 +93,10 @@ class JoinCore:
         self._outs: list[Out] = []
         self._blocks: dict[tuple[str, str, str], list[ObservationBlock]] = {}
         self._segments: dict[str, Segments] = {}
+        #: Why the core refuses to go on, once it does.
+        self.halted: str | None = None
         self._sequence = 0
+        self._opened: tuple[bytes, str, list[dict[str, Any]]] | None = None
         self._measured = _Measured()
 
     # -- configuration --------------------------------------------------------------------------------------------
@@ -122,6 +133,7 @@ class JoinCore:
         self._run(run)
 
     def _run(self, records: list[Record]) -> None:
+        self._opened = None
         if not records:
             return
         if records[0].topic == "predictions":
@@ -155,11 +167,24 @@ class JoinCore:
     def _send_on(self, record: Record, row: int, prediction_id: str, partition: int) -> None:
         value = record.value or b""
         if record.headers.get(HEADER_FORMAT) == FORMAT_ARROW:
-            value = _row_as_json(value, row, record.topic)
+            value = self._row_as_json(value, row, record.topic)
         headers = {k: v for k, v in record.headers.items() if k != HEADER_FORMAT}
         headers[HEADER_ORIGIN] = str(RowId(record.topic, record.partition, record.offset, row)).encode()
         self._outs.append(Out(record.topic, prediction_id.encode(), value, partition, headers))
         self._measured.rerouted[record.topic] = self._measured.rerouted.get(record.topic, 0) + 1
+
+    def _row_as_json(self, value: bytes, row: int, topic: str) -> bytes:
+        """One row of an Arrow batch as the JSON document it stands for."""
+        if self._opened is None or self._opened[0] is not value:
+            table = read_arrow(value)
+            model = (table.schema.metadata or {}).get(b"model", b"").decode()
+            self._opened = (value, model, table.to_pylist())
+        _, model, rows = self._opened
+        data = {name: item for name, item in rows[row].items() if item is not None}
+        if topic == "predictions":
+            event = {name: data.pop(name) for name in PREDICTION_COLUMNS if name in data}
+            data = {**event, "model": model, "features": data}
+        return msgspec.json.encode(data)
 
     def _take(self, records: list[Record], columns: PredictionColumns) -> None:
         """Count what is new, put it into the index and on the way to the detectors."""
@@ -327,17 +352,21 @@ class JoinCore:
             self._dead_letter(records[one.message], one)
 
     def _judge(self, records: list[Record], bad: list[Bad], total: int) -> None:
-        """Halt when a broken producer would empty the stream into ``dead-letters``."""
+        """Halt when a broken producer would empty the stream into ``dead-letters``.
+
+        Nothing of this batch is committed then: after the repair it is read again.
+        """
         self._meta.judged += total
         self._meta.bad += len(bad)
         share_max = min((c.monitoring.bad_share_max for c in self._contracts.values()), default=1.0)
         if self._meta.judged >= BAD_WINDOW_ROWS and self._meta.bad > share_max * self._meta.judged:
             first, record = bad[0], records[bad[0].message]
-            raise DeliveryError(
+            self.halted = (
                 f"{self._meta.bad} of the last {self._meta.judged} messages are bad, more than {share_max:.0%}: halted "
                 f"instead of dead-lettering the stream. First here: {record.topic}/{record.partition}/{record.offset} "
                 f"{first.reason}: {first.detail}. Mend the producer, or raise monitoring.bad_share_max to let them pass"
             )
+            raise DeliveryError(self.halted)
 
     def _dead_letter(self, record: Record, bad: Bad) -> None:
         value = record.value or b""
@@ -384,7 +413,7 @@ class JoinCore:
             if schema != META_SCHEMA:
                 raise StateCorrupt(f"piece meta: schema {schema}, this code reads {META_SCHEMA}")
             self._meta = _Meta(*values)
-        self._index.restore(pieces)
+        self._index.restore(pieces, self._meta.floor_ms)
         self._windows.restore(pieces)
 
     def positions(self) -> dict[TopicPartition, int]:
@@ -455,26 +484,3 @@ def _address(record: Record, row: int) -> RowId:
         except (ValueError, UnicodeDecodeError):
             pass
     return RowId(record.topic, record.partition, record.offset, row)
-
-
-def _row_as_json(value: bytes, row: int, topic: str) -> bytes:
-    """One row of an Arrow batch as the JSON document it stands for."""
-    table = read_arrow(value)
-    data = {name: item for name, item in table.slice(row, 1).to_pylist()[0].items() if item is not None}
-    if topic == "feedback":
-        return msgspec.json.encode(data)
-    own = {
-        "prediction_id",
-        "version",
-        "role",
-        "event_time_ms",
-        "score",
-        "latency_ms",
-        "status",
-        "entity",
-        "trace_id",
-    }
-    event = {name: data[name] for name in own if name in data}
-    event["model"] = (table.schema.metadata or {}).get(b"model", b"").decode()
-    event["features"] = {name: item for name, item in data.items() if name not in own}
-    return msgspec.json.encode(event)

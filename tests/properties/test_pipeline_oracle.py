@@ -97,14 +97,20 @@ class Shell:
         self.pieces: dict[str, bytes] = {}
         self.sequence = 0
         self.offsets = {"predictions": 0, "feedback": 0}
-        self.tables: dict[str, dict[Any, Any]] = {"window_counts": {}, "window_features": {}, "window_outcomes": {}}
+        self.tables: dict[str, dict[Any, Any]] = {
+            "window_counts": {},
+            "window_features": {},
+            "window_outcomes": {},
+        }
         self.blocks: list[Any] = []
         self.core = self.start()
 
     def start(self) -> JoinCore:
         core = create(StageContext("join", 0, 1, MonitorSettings()))
         core.activate([ModelRecord(contract=CONTRACT)])
-        core.restore(dict(self.pieces), Manifest(task="join/0", sequence=self.sequence) if self.sequence else None)
+        core.restore(
+            dict(self.pieces), Manifest(task="join/0", sequence=self.sequence) if self.sequence else None
+        )
         return core
 
     def apply(self, steps: list[Step]) -> None:
@@ -158,7 +164,9 @@ def _check(shell: Shell, steps: list[Step]) -> None:
     seen = [s for s in steps if s.topic == "predictions"]
     for block in shell.blocks:
         for at in range(len(block)):
-            address = RowId("predictions", int(block.partition[at]), int(block.offset[at]), int(block.row[at]))
+            address = RowId(
+                "predictions", int(block.partition[at]), int(block.offset[at]), int(block.row[at])
+            )
             step = seen[address.offset]
             version, role = block.versions[block.version[at]], ROLES[block.role[at]]
             assert (step.event["version"], step.event["role"]) == (version, role)
@@ -171,7 +179,9 @@ def _check(shell: Shell, steps: list[Step]) -> None:
             else:
                 by_address[(address.partition, address.offset)] = prediction_id
                 outcomes[(prediction_id, version, role, float(block.label[at]))] += int(block.sign[at])
-    assert sorted(i for i, _ in observed.elements()) == sorted(p.event["prediction_id"] for p in wanted.predictions)
+    assert sorted(i for i, _ in observed.elements()) == sorted(
+        p.event["prediction_id"] for p in wanted.predictions
+    )
     assert +outcomes == Counter(wanted.outcomes)
     assert not -outcomes
 
