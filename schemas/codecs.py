@@ -145,6 +145,12 @@ def _event_type(contract: ModelContract) -> type[msgspec.Struct]:
     )
 
 
+class _Nobody(msgspec.Struct, tag="\x00", tag_field="model"):
+    """No message is one. It makes the decoder's type a union even of one model: only then must `model` be there."""
+
+    never: Annotated[int, msgspec.Meta(ge=1, le=0)]
+
+
 class PredictionDecoder:
     """Decodes predictions of every model in ``contracts``; compile once, use for each batch."""
 
@@ -152,11 +158,11 @@ class PredictionDecoder:
         self.contracts = {contract.model: contract for contract in contracts}
         types = {contract.model: _event_type(contract) for contract in self.contracts.values()}
         self._model_of = {kind: model for model, kind in types.items()}
-        union: Any = None
+        union: Any = _Nobody
         for kind in types.values():
-            union = kind if union is None else union | kind
+            union = union | kind
         self._decoder: msgspec.json.Decoder[Any] | None = (
-            None if union is None else msgspec.json.Decoder(union)
+            msgspec.json.Decoder(union) if types else None
         )
         self._builders = {model: _Builder(contract) for model, contract in self.contracts.items()}
 
@@ -403,7 +409,8 @@ def _reason(error: msgspec.ValidationError) -> tuple[str, str]:
     text = str(error)
     if "out of range" in text:
         return "not-finite", text
-    if "$.model`" in text and ("Invalid value" in text or "missing" in text.lower()):
+    unnamed = "missing required field `model`" in text and "$.features" not in text
+    if unnamed or ("$.model`" in text and "Invalid value" in text):
         return "unknown-model", text
     if "unknown field" in text:
         return "unknown-field", text
