@@ -2,20 +2,21 @@
 
 Signals are facts; rules in the model's contract decide. One incident a cause: the first rule that matches opens it, further
 detectors join it, its alert goes out once, its action at most once a cooldown, and it is resolved when every detector has
-taken its verdict back or the version has left the traffic. Actions are level-triggered: one that must wait (a rollout is
-open, the interval between retrains has not passed) is tried again as event time moves. An error or an inconclusive verdict
-never acts. Every decision is a signed fact; ids are content hashes, so a replay repeats them.
+taken its verdict back or the version has left the traffic. A verdict that comes during the cooldown of a resolved incident,
+or about a version without traffic, is held: still standing when neither is so any more, it opens an incident then. Actions
+are level-triggered: one that must wait (a rollout is open, the interval between retrains has not passed), and one that the
+controller refused, is tried again as event time moves. An error or an inconclusive verdict never acts. Every decision is a
+signed fact; ids are content hashes, so a replay repeats them.
 """
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, assert_never
 
 import msgspec
 from pydantic import BaseModel, Field, ValidationError
-from typing_extensions import assert_never
 
 from schemas.contracts import ModelContract, ModelRecord, Rule
 from schemas.control import (
@@ -26,19 +27,23 @@ from schemas.control import (
     ControlTick,
     Decision,
     Deployment,
+    Outcome,
     RetrainRequested,
     RollbackRequested,
     Severity,
 )
+from schemas.errors import SnapshotError
 from schemas.events import HEADER_KIND, HEADER_TRACE, KIND_TICK, Tick
 from schemas.ids import content_hash
 from schemas.signing import Signer
 from schemas.verdicts import Family, SignalChanged, State
 from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
 
-POLICY_SCHEMA = 1
+POLICY_SCHEMA = 2
 DAY_MS = 86_400_000
 BEGINNING_MS = -(2**62)
+#: Answers after which a command counts as carried out.
+_OBEYED = frozenset({Outcome.ACCEPTED, Outcome.DONE, Outcome.DUPLICATE})
 Sign = Callable[[Command | Decision], Command | Decision]
 
 
@@ -59,23 +64,32 @@ class Incident(BaseModel):
     rule: str
     opened_ms: int
     trace_id: str | None = None
-    agreeing: dict[str, Because] = Field(default_factory=dict)
-    seen: dict[str, Because] = Field(default_factory=dict)
-    alerted: bool = False
+    agreeing: dict[str, SignalChanged] = Field(default_factory=dict)
+    seen: dict[str, SignalChanged] = Field(default_factory=dict)
+    severity: Severity | None = Field(default=None, description="As last alerted; None before the first alert.")
+    wanted: bool = Field(default=False, description="Whether the action was ever called for.")
     pending: bool = False
+    request_id: str | None = Field(default=None, description="The newest command, until it is answered.")
     acted_ms: int | None = None
     resolved_ms: int | None = None
 
     @property
     def evidence(self) -> tuple[Because, ...]:
-        return tuple((self.agreeing or self.seen)[name] for name in sorted(self.agreeing or self.seen))
+        signals = self.agreeing or self.seen
+        return tuple(_because(signals[name]) for name in sorted(signals))
 
 
 class ModelState(BaseModel):
     """What policy remembers of one model; one piece of state."""
 
     incidents: dict[str, Incident] = Field(default_factory=dict)
-    retrained_ms: int | None = None
+    held: dict[str, SignalChanged] = Field(
+        default_factory=dict, description="Verdicts that stand but may open no incident yet, by version/detector."
+    )
+    asked: tuple[str, int] | None = Field(
+        default=None, description="A retrain request that is not answered yet: its id, when it was made."
+    )
+    retrained_ms: int | None = Field(default=None, description="When the last one that was accepted was asked for.")
     commands: dict[int, int] = Field(default_factory=dict, description="Commands by day of event time.")
     deployment: Deployment | None = None
 
@@ -125,13 +139,35 @@ class PolicyCore:
             return
         state.deployment = deployment
         self._changed.add(deployment.model)
-        serving = {deployment.stable, deployment.candidate, *deployment.weights}
+        answers = {answer.request_id: answer.outcome for answer in deployment.answers}
+        if state.asked is not None and state.asked[0] in answers:
+            request_id, asked_ms = state.asked
+            state.asked = None
+            if answers[request_id] in _OBEYED:
+                state.retrained_ms = asked_ms
         for incident in state.incidents.values():
-            if incident.resolved_ms is None and incident.version not in serving:
+            if incident.request_id in answers:
+                self._answered(incident, answers[incident.request_id])
+            if incident.resolved_ms is None and not _served(deployment, incident.version):
+                # The detectors have not taken it back: should the version come back, it counts again.
+                state.held |= {_place(signal): signal for signal in incident.agreeing.values()}
                 self._resolve(incident, max(self._time_ms, incident.opened_ms), "the version has left the traffic")
+                incident.agreeing = {}
+        state.held = {place: signal for place, signal in state.held.items() if _known(deployment, signal.version)}
+
+    def _answered(self, incident: Incident, outcome: Outcome) -> None:
+        """The controller answered the incident's command, or let it expire. What was not done is wanted still."""
+        incident.request_id = None
+        if outcome not in _OBEYED and incident.resolved_ms is None:
+            # Not before the rule's cooldown: a controller that refuses for good is not asked at every tick.
+            incident.pending = True
 
     def _tick(self, record: Record) -> None:
-        tick = Tick.model_validate_json(record.value or b"")
+        try:
+            tick = Tick.model_validate_json(record.value or b"")
+        except ValidationError:
+            self._count("driftline_errors_total", where="policy: tick that cannot be read")
+            return
         if tick.event_time_ms <= self._sources.get(tick.source, BEGINNING_MS):
             return
         self._sources[tick.source] = tick.event_time_ms
@@ -142,12 +178,36 @@ class PolicyCore:
         if reached <= self._time_ms:
             return
         self._time_ms = reached
-        for model, state in self._models.items():
-            for incident in state.incidents.values():
-                if incident.pending:
-                    self._act(model, incident, reached)
+        for model in sorted(self._models):
+            self._look_again(model, self._models[model], reached)
         value = ControlTick(event_time_ms=reached, source=self._context.task).model_dump_json().encode()
         self._outs.append(Out("control", None, value, 0, {HEADER_KIND: KIND_TICK}))
+
+    def _look_again(self, model: str, state: ModelState, reached: int) -> None:
+        """What had to wait: unanswered commands, verdicts that are held, actions."""
+        contract = self._contracts.get(model)
+        if contract is None:
+            return
+        ttl = contract.policy.command_ttl
+        if state.asked is not None and reached > state.asked[1] + ttl:
+            state.asked = None
+            self._changed.add(model)
+        for incident in state.incidents.values():
+            open_ms = incident.acted_ms if incident.request_id is not None else None
+            if open_ms is not None and reached > open_ms + ttl:
+                self._answered(incident, Outcome.EXPIRED)
+                self._changed.add(model)
+        for place in sorted(state.held):
+            signal = state.held[place]
+            rule = matching_rule(contract, signal)
+            if rule is None or not self._may_open(state, rule, signal, reached):
+                continue
+            del state.held[place]
+            at = max(reached, signal.event_time_ms)
+            self._agree(contract, rule, signal.model_copy(update={"event_time_ms": at}))
+        for incident in state.incidents.values():
+            if incident.pending:
+                self._act(model, incident, reached)
 
     def _signal(self, record: Record) -> None:
         try:
@@ -192,14 +252,14 @@ class PolicyCore:
 
     def _agree(self, contract: ModelContract, rule: Rule, signal: SignalChanged) -> None:
         state = self._state(signal.model)
+        self._changed.add(signal.model)
+        if not self._may_open(state, rule, signal, signal.event_time_ms):
+            state.held[_place(signal)] = signal
+            return
+        state.held.pop(_place(signal), None)
         key = f"{signal.version}/{rule.name}"
         incident = state.incidents.get(key)
-        ended = incident is not None and incident.resolved_ms is not None
-        if incident is not None and ended:
-            assert incident.resolved_ms is not None
-            if signal.event_time_ms < incident.resolved_ms + rule.cooldown:
-                return
-        if incident is None or ended:
+        if incident is None or incident.resolved_ms is not None:
             name = content_hash(f"{signal.model}/{key}/{signal.signal_id}".encode())[:16]
             incident = state.incidents[key] = Incident(
                 incident=name,
@@ -210,32 +270,44 @@ class PolicyCore:
                 opened_ms=signal.event_time_ms,
                 trace_id=signal.trace_id or signal.signal_id[:32],
             )
-        because = Because(
-            signal_id=signal.signal_id,
-            detector=signal.detector,
-            score=signal.verdict.score,
-            threshold=signal.verdict.threshold,
-            evidence=signal.verdict.evidence,
-        )
-        incident.agreeing[signal.detector] = because
-        incident.seen[signal.detector] = because
-        self._changed.add(signal.model)
-        if len(incident.agreeing) < rule.streak or incident.alerted:
+        incident.agreeing[signal.detector] = signal
+        incident.seen[signal.detector] = signal
+        if len(incident.agreeing) < rule.streak:
             return
-        incident.alerted = True
+        self._tell(contract, rule, incident, signal.event_time_ms)
+        sound = [s for s in incident.agreeing.values() if s.verdict.state is not State.ERROR]
+        if len(sound) < rule.streak or rule.action == "none" or incident.wanted:
+            return
+        incident.wanted = incident.pending = True
+        self._act(signal.model, incident, signal.event_time_ms)
+
+    def _may_open(self, state: ModelState, rule: Rule, signal: SignalChanged, at_ms: int) -> bool:
+        """Whether a verdict belongs to an incident now: one is open, or the last one's cooldown has passed."""
+        if state.deployment is not None and not _served(state.deployment, signal.version):
+            return False
+        incident = state.incidents.get(f"{signal.version}/{rule.name}")
+        if incident is None or incident.resolved_ms is None or incident.severity is None:
+            return True
+        return at_ms >= incident.resolved_ms + rule.cooldown
+
+    def _tell(self, contract: ModelContract, rule: Rule, incident: Incident, event_time_ms: int) -> None:
+        """One alert an incident, and a second one when a detector that may page joins those that may not."""
         severity = Severity(rule.severity)
-        if severity is Severity.PAGE and not signal.pages:
+        if severity is Severity.PAGE and not any(signal.pages for signal in incident.agreeing.values()):
             severity = Severity.TICKET
-        incident.pending = rule.action != "none" and signal.verdict.state is not State.ERROR
-        self._alert(incident, rule, severity, "trigger", signal.event_time_ms, headline(incident))
-        self._decide(contract, incident, "alert-opened", signal.event_time_ms, headline(incident))
-        if incident.pending:
-            self._act(signal.model, incident, signal.event_time_ms)
+        raised = incident.severity is Severity.TICKET and severity is Severity.PAGE
+        if incident.severity is not None and not raised:
+            return
+        incident.severity = severity
+        self._alert(incident, rule, severity, "trigger", event_time_ms, headline(incident))
+        self._decide(contract, incident, "alert-raised" if raised else "alert-opened", event_time_ms, headline(incident))
 
     def _take_back(self, signal: SignalChanged) -> None:
         state = self._models.get(signal.model)
         if state is None:
             return
+        if state.held.pop(_place(signal), None) is not None:
+            self._changed.add(signal.model)
         for incident in state.incidents.values():
             if incident.version == signal.version and signal.detector in incident.agreeing:
                 del incident.agreeing[signal.detector]
@@ -248,9 +320,10 @@ class PolicyCore:
         incident.pending = False
         self._changed.add(incident.model)
         contract = self._contracts.get(incident.model)
-        rule = None if contract is None else rule_named(contract, incident.rule)
-        if incident.alerted and rule is not None and contract is not None:
-            self._alert(incident, rule, Severity(rule.severity), "resolve", event_time_ms, why)
+        if incident.severity is not None and contract is not None:
+            # A rule that is gone from the contract still ends what it began.
+            rule = rule_named(contract, incident.rule) or Rule(name=incident.rule)
+            self._alert(incident, rule, incident.severity, "resolve", event_time_ms, why)
             self._decide(contract, incident, "alert-resolved", event_time_ms, why)
 
     # -- actions --------------------------------------------------------------------------------------------------
@@ -270,9 +343,14 @@ class PolicyCore:
         day = event_time_ms // DAY_MS
         if state.commands.get(day, 0) >= contract.policy.commands_per_day_max:
             return
-        state.commands = {day: state.commands.get(day, 0) + 1}
+        # The day before stays: signals of several partitions do not come in the order of their times.
+        state.commands = {d: n for d, n in state.commands.items() if d >= day - 1}
+        state.commands[day] = state.commands.get(day, 0) + 1
         incident.pending = False
         incident.acted_ms = event_time_ms
+        incident.request_id = command.request_id
+        if isinstance(command, RetrainRequested):
+            state.asked = (command.request_id, event_time_ms)
         self._changed.add(model)
         signed = self._sign(command)
         self._outs.append(
@@ -331,12 +409,11 @@ class PolicyCore:
         deployment: Deployment,
         event_time_ms: int,
     ) -> RetrainRequested | None:
-        if deployment.training is not None or deployment.candidate is not None:
+        if deployment.training is not None or deployment.candidate is not None or state.asked is not None:
             return None
         last = state.retrained_ms
         if last is not None and event_time_ms < last + contract.policy.retrain_interval:
             return None
-        state.retrained_ms = event_time_ms
         return RetrainRequested(
             request_id=content_hash(f"retrain/{incident.incident}/{event_time_ms}".encode())[:24],
             model=contract.model,
@@ -365,7 +442,7 @@ class PolicyCore:
         summary: str,
     ) -> None:
         alert = Alert(
-            alert_id=content_hash(f"{incident.incident}/{status}/{event_time_ms}".encode())[:24],
+            alert_id=content_hash(f"{incident.incident}/{status}/{severity}/{event_time_ms}".encode())[:24],
             dedup_key=incident.incident,
             status=status,
             severity=severity,
@@ -442,11 +519,16 @@ class PolicyCore:
 
     def restore(self, pieces: Mapping[str, bytes], manifest: Manifest | None) -> None:
         for name, data in pieces.items():
+            schema, *fields = msgspec.msgpack.decode(data)
+            if schema != POLICY_SCHEMA:
+                raise SnapshotError(
+                    f"{self._context.task}: {name} was written with schema {schema}, this is {POLICY_SCHEMA}; "
+                    "run the version that wrote it, or empty this task's state"
+                )
             if name == "time":
-                _, self._time_ms, self._sources = msgspec.msgpack.decode(data)
+                self._time_ms, self._sources = fields
             else:
-                _, text = msgspec.msgpack.decode(data)
-                self._models[name.removeprefix("model/")] = ModelState.model_validate_json(text)
+                self._models[name.removeprefix("model/")] = ModelState.model_validate_json(fields[0])
 
     def positions(self) -> dict[TopicPartition, int]:
         return {}
@@ -484,6 +566,30 @@ def matching_rule(contract: ModelContract, signal: SignalChanged) -> Rule | None
         ):
             return rule
     return None
+
+
+def _place(signal: SignalChanged) -> str:
+    return f"{signal.version}/{signal.detector}"
+
+
+def _served(deployment: Deployment, version: str) -> bool:
+    """Whether requests reach the version, answered by it or not."""
+    return version in {deployment.stable, deployment.candidate, *deployment.weights, *deployment.shadow}
+
+
+def _known(deployment: Deployment, version: str) -> bool:
+    """Whether the version may still get traffic (again); what is held of others is of no use."""
+    return version not in deployment.tripped
+
+
+def _because(signal: SignalChanged) -> Because:
+    return Because(
+        signal_id=signal.signal_id,
+        detector=signal.detector,
+        score=signal.verdict.score,
+        threshold=signal.verdict.threshold,
+        evidence=signal.verdict.evidence,
+    )
 
 
 def rule_named(contract: ModelContract, name: str) -> Rule | None:
