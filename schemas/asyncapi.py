@@ -72,7 +72,7 @@ WRITERS: dict[str, tuple[str, ...]] = {
     "models": ("you", "trainer"),
     "scoring-requests": ("you",),
     "scores": ("scorer",),
-    "dead-letters": ("monitor",),
+    "dead-letters": ("monitor", "scorer"),
     "state": ("monitor",),
 }
 READERS: dict[str, tuple[str, ...]] = {

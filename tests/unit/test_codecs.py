@@ -1,0 +1,196 @@
+"""The compiled decoders accept what the public models accept, and put it into the right columns."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from schemas.arrow import encode_arrow_predictions
+from schemas.codecs import (
+    PredictionDecoder,
+    decode_labels,
+    encode_label,
+    encode_prediction,
+)
+from schemas.events import GroundTruth, PredictionMade
+from schemas.ids import partition_of
+from tests.support_join import CONTRACT, T0, prediction, truth
+
+DECODER = PredictionDecoder([CONTRACT, CONTRACT.model_copy(update={"model": "other"})])
+text = st.text(max_size=5) | st.sampled_from(
+    ["stable", "canary", "ok", "fallback", "v1", "", "x" * 101, "a" * 65]
+)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 10**18)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | text
+)
+
+
+def _decoded(event: dict[str, Any]) -> bool:
+    columns, bad = DECODER.decode([(None, json.dumps(event).encode(), False)])
+    assert len(columns) + len(bad) == 1
+    return not bad
+
+
+def _modelled(event: dict[str, Any]) -> bool:
+    try:
+        PredictionMade.model_validate_json(json.dumps(event), strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            [
+                "prediction_id",
+                "version",
+                "role",
+                "score",
+                "latency_ms",
+                "status",
+                "entity",
+                "trace_id",
+                "extra",
+            ]
+        ),
+        scalars,
+        max_size=2,
+    )
+)
+def test_decoder_and_public_model_agree_on_every_field(changes: dict[str, Any]) -> None:
+    """One contract in two codes: what pydantic refuses the decoder refuses, and the other way round."""
+    event = prediction(**changes)
+    assert _decoded(event) == _modelled(event), changes
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["prediction_id", "model", "revision", "trace_id", "extra"]), scalars, max_size=2
+    )
+)
+def test_label_decoder_and_public_model_agree(changes: dict[str, Any]) -> None:
+    """The same for ground truth; a well-formed name of a model nobody knows is refused by the stream alone."""
+    event = truth(**changes)
+    _, bad = decode_labels([(None, json.dumps(event).encode(), False)], {"flights": CONTRACT})
+    try:
+        GroundTruth.model_validate_json(json.dumps(event), strict=True)
+    except ValidationError:
+        assert bad
+    else:
+        assert not bad or bad[0].reason == "unknown-model"
+
+
+def test_columns_hold_what_the_events_said() -> None:
+    """Categories as codes, unknown ones beyond the last, null as NaN, defaults where a field is left out."""
+    events = [
+        prediction("a", features={"distance": 1, "wind": 2.5, "origin": "LGA"}),
+        prediction(
+            "b", features={"distance": 2.0, "origin": "BOS"}, score=None, role="shadow", status="error"
+        ),
+        prediction("c", model="other", latency_ms=7.25, version="v2"),
+    ]
+    values = [json.dumps(event).encode() for event in events]
+    columns, bad = DECODER.decode([(None, value, False) for value in values])
+    assert not bad
+    flights, other = columns
+    assert (flights.ids, flights.versions) == (["a", "b"], ["v1", "v1"])
+    np.testing.assert_array_equal(flights.features, [[1.0, 2.5, 2.0], [2.0, np.nan, 3.0]])
+    np.testing.assert_array_equal(flights.score, [0.75, np.nan])
+    assert flights.role.tolist() == [0, 2]
+    assert flights.status.tolist() == [0, 1]
+    assert flights.payload_bytes.tolist() == [len(values[0]), len(values[1])]
+    assert (other.message.tolist(), other.latency_ms.tolist(), other.versions) == ([2], [7.25], ["v2"])
+
+
+def test_what_the_encoders_write_the_decoders_read() -> None:
+    """For a client in Python: the model, its bytes, its columns."""
+    key, value = encode_prediction(PredictionMade.model_validate(prediction("a")))
+    columns, bad = DECODER.decode([(key, value, False)])
+    assert (columns[0].ids, bad) == (["a"], [])
+    key, value = encode_label(GroundTruth.model_validate(truth("a", revision=2)))
+    good, bad = decode_labels([(key, value, False)], {"flights": CONTRACT})
+    assert [(label.prediction_id, label.revision) for _, _, label in good] == [("a", 2)]
+    assert bad == []
+
+
+def test_an_arrow_batch_is_cut_by_partition_and_decodes_to_the_same_columns_as_json() -> None:
+    """A batch is only another envelope."""
+    ids = [f"p{at}" for at in range(50)]
+    batches = encode_arrow_predictions(
+        "flights",
+        {
+            "prediction_id": ids,
+            "version": ["v1"] * 50,
+            "role": ["canary"] * 50,
+            "event_time_ms": [T0 + at for at in range(50)],
+            "score": [None if at % 7 == 0 else at / 50 for at in range(50)],
+            "latency_ms": [float(at) for at in range(50)],
+            "status": ["fallback"] * 50,
+            "distance": [float(at) for at in range(50)],
+            "wind": [None if at % 3 else 1.5 for at in range(50)],
+            "origin": ["EWR", "BOS", None, "LGA", "JFK"] * 10,
+        },
+        4,
+    )
+    contract = CONTRACT.model_copy(
+        update={
+            "features": (*CONTRACT.features[:2], CONTRACT.features[2].model_copy(update={"nullable": True}))
+        }
+    )
+    decoder = PredictionDecoder([contract])
+    seen = []
+    for partition, value in batches.items():
+        (arrow,), bad = decoder.decode([(None, value, True)])
+        assert not bad
+        assert {partition_of(i.encode(), 4) for i in arrow.ids} == {partition}
+        events = [
+            prediction(
+                i,
+                role="canary",
+                status="fallback",
+                event_time_ms=T0 + (at := int(i[1:])),
+                score=None if at % 7 == 0 else at / 50,
+                latency_ms=float(at),
+                features={
+                    "distance": float(at),
+                    "wind": None if at % 3 else 1.5,
+                    "origin": ["EWR", "BOS", None, "LGA", "JFK"][at % 5],
+                },
+            )
+            for i in arrow.ids
+        ]
+        (plain,), _ = decoder.decode([(None, json.dumps(e).encode(), False) for e in events])
+        for name in ("role", "event_time_ms", "score", "latency_ms", "status", "features"):
+            np.testing.assert_array_equal(getattr(arrow, name), getattr(plain, name), name)
+        seen += arrow.ids
+    assert sorted(seen) == sorted(ids)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.binary(max_size=300)
+    | st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(text, inner)).map(
+        msgspec.json.encode
+    )
+)
+@pytest.mark.parametrize("arrow", [False, True])
+def test_no_bytes_make_a_decoder_raise(arrow: bool, value: bytes) -> None:
+    """Whatever comes is columns or a reason."""
+    _, bad = DECODER.decode([(None, value, arrow)], T0)
+    assert len(bad) == 1
+    _, bad = decode_labels([(None, value, arrow)], {"flights": CONTRACT})
+    assert len(bad) == 1

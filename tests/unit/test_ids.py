@@ -1,0 +1,58 @@
+"""Identities: the partitioner is Kafka's own, and addresses survive being written down."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.ids import RowId, murmur2, murmur2_many, partition_of, partitions_of, stable_unit
+
+#: From the tests of Kafka's own Java client (UtilsTest.testMurmur2), as unsigned numbers.
+KAFKA = {
+    b"21": -973932308,
+    b"foobar": -790332482,
+    b"a-little-bit-long-string": -985981536,
+    b"a-little-bit-longer-string": -1486304829,
+    b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971,
+    b"abc": 479470107,
+}
+
+
+@pytest.mark.parametrize(("key", "signed"), KAFKA.items())
+def test_murmur2_is_that_of_kafkas_java_client(key: bytes, signed: int) -> None:
+    """The values Kafka's own tests state."""
+    assert murmur2(key) == signed & 0xFFFFFFFF
+
+
+@given(st.lists(st.binary(max_size=40)))
+def test_many_keys_at_once_are_the_same_as_one_by_one(keys: list[bytes]) -> None:
+    """Empty keys, NUL bytes and lengths of any remainder included."""
+    assert murmur2_many(keys).tolist() == [murmur2(key) for key in keys]
+    assert partitions_of(keys, 7).tolist() == [partition_of(key, 7) for key in keys]
+
+
+@given(
+    st.text(st.characters(codec="utf-8", exclude_characters="/"), min_size=1),
+    st.integers(0, 9),
+    st.integers(0),
+    st.integers(0),
+)
+def test_an_address_is_read_back_as_it_was_written(topic: str, partition: int, offset: int, row: int) -> None:
+    """The text form loses nothing."""
+    address = RowId(topic, partition, offset, row)
+    assert RowId.parse(str(address)) == address
+
+
+def test_what_is_no_address_is_refused() -> None:
+    """A broken header must not become a wrong address."""
+    with pytest.raises(ValueError, match="not enough values"):
+        RowId.parse("predictions/1")
+
+
+def test_a_callers_side_of_a_split_is_stable_and_spread_evenly() -> None:
+    """The same entity always falls on the same side, and a tenth of entities in the first tenth."""
+    units = [stable_unit("m", str(at)) for at in range(2_000)]
+    assert units == [stable_unit("m", str(at)) for at in range(2_000)]
+    assert sum(unit < 0.1 for unit in units) == pytest.approx(200, abs=45)
+    assert stable_unit("ab", "c") != stable_unit("a", "bc")
