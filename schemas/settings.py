@@ -276,7 +276,7 @@ class ControllerSection(Section):
 
     registry: Path = Path("registry")
     api_host: str = "127.0.0.1"
-    api_port: int = Field(default=8080, ge=0, le=65535)
+    api_port: int = Field(default=8080, ge=0, le=65535, description="0 turns the HTTP API off.")
     api_token: SecretStr | None = Field(default=None, description="Bearer token of every call that changes anything.")
     activation_delay: DurationMs = Field(
         default=0,

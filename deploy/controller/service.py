@@ -52,8 +52,9 @@ def run(settings: ControllerSettings, stop: threading.Event | None = None, metri
     api: _Api | None = None
     try:
         controller.open()
-        api = _Api(settings, controller)
-        api.start()
+        if settings.controller.api_port:
+            api = _Api(settings, controller)
+            api.start()
         log.info("controller is ready", extra={"event": "ready", "api_port": settings.controller.api_port})
         while not stop.is_set():
             controller.turn()

@@ -120,6 +120,7 @@ class Replay:
     sent: int = 0
     labels: int = 0
     waited_s: float = 0.0
+    _begun: bool = False
     _answers: Answers = field(init=False)
     _producer: Producer = field(init=False)
     _order: np.ndarray = field(init=False)  # type: ignore[type-arg]
@@ -149,6 +150,10 @@ class Replay:
 
     def run(self, start_ms: int, end_ms: int) -> None:
         """Everything with event time in ``[start_ms, end_ms)``, step by step; the last tick is ``end_ms - 1``."""
+        if not self._begun:
+            # Time has to begin somewhere: until the first tick nobody downstream knows what time it is.
+            self._begun = True
+            self.tick(start_ms - 1)
         at = start_ms
         while at < end_ms:
             until = min(at + self.step_ms, end_ms)

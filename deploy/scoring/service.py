@@ -108,7 +108,7 @@ class Scorer:
         self._producer.init_transactions(30)
         moved = dict.fromkeys(("on_assign", "on_revoke", "on_lost"), self._on_moved)
         self._consumer.subscribe([self._settings.kafka.topic("scoring-requests")], **moved)
-        log.info("scorer %s is ready", self._settings.scorer.instance)
+        log.info("scorer %s is ready", self._settings.scorer.instance, extra={"event": "ready"})
         next_ms = 0
         while not stop.is_set():
             self._listener.apply_pending()

@@ -92,7 +92,7 @@ class TrainerProcess:
         """Hear, and work on what is asked for, until told to stop."""
         with Broadcast(self._settings.kafka, ("models", "deployments", "control")) as broadcast:
             self._hear(broadcast, broadcast.read_to_end())
-            log.info("trainer is ready")
+            log.info("trainer is ready", extra={"event": "ready"})
             while not self._stop.is_set():
                 for request, contract in self._plan.work():
                     self._report(self.work(request, contract))

@@ -28,6 +28,8 @@ from schemas.ids import content_hash
 from schemas.verdicts import Evidence, Family, State, Verdict
 
 _SCHEMA = 1
+#: Scores are what is wanted; the library's own yes or no is not.
+_NO_BOUND = 1e300
 EXTRA = "pip install 'driftline[alibi]' (alibi-detect is under the Business Source License 1.1)"
 
 
@@ -63,9 +65,9 @@ class CvmOnlineSpec(Spec):
     restart: ClassVar[Literal["exact", "warm-up"]] = "warm-up"
     numeric_only: ClassVar[bool] = True
 
-    expected_run_rows: int = Field(default=2_000, ge=50, description="Rows between false alarms it is calibrated for.")
+    expected_run_rows: int = Field(default=1_000, ge=50, description="Rows between false alarms it is calibrated for.")
     window_rows: int = Field(default=30, ge=10)
-    bootstraps: int = Field(default=2_000, ge=100)
+    bootstraps_per_row: int = Field(default=3, ge=2, description="Bootstrap samples for each row of the run length.")
     hold_rows: int = Field(default=1_000, ge=1)
 
     def build(self, context: Context) -> Detector:
@@ -107,18 +109,18 @@ class CvmOnline:
         key = "cvm/" + content_hash(quantiles.tobytes() + self._spec.model_dump_json().encode())
         kind = _imported("alibi_detect.cd", "CVMDriftOnline")
         cached = self._context.cache.get(key)
+        if cached is not None:
+            thresholds = np.frombuffer(cached).reshape(-1, 1).copy()
+            kind = type(kind.__name__, (kind,), {"_configure_thresholds": lambda made: _calibrated(made, thresholds)})
         with _seeded(self._context.seed):
             made = kind(
                 quantiles,
                 ert=self._spec.expected_run_rows,
                 window_sizes=[self._spec.window_rows],
-                n_bootstraps=100 if cached is not None else self._spec.bootstraps,
+                n_bootstraps=self._spec.bootstraps_per_row * self._spec.expected_run_rows,
                 verbose=False,
             )
-        if cached is not None:
-            made.thresholds = np.frombuffer(cached).reshape(made.thresholds.shape).copy()
-        else:
-            self._context.cache[key] = np.asarray(made.thresholds, np.float64).tobytes()
+        self._context.cache[key] = np.asarray(made.thresholds, np.float64).tobytes()
         return made
 
     def update(self, rows: Rows) -> list[Change]:
@@ -167,6 +169,10 @@ class CvmOnline:
             self._verdict = undecided(1.0, "restarted: warming up again")
 
 
+def _calibrated(made: Any, thresholds: NDArray[np.float64]) -> None:
+    made.thresholds = thresholds
+
+
 class MahalanobisSpec(Spec):
     """Options of ``mahalanobis``."""
 
@@ -211,7 +217,7 @@ class Mahalanobis:
         if self._made is None:
             kind = _imported("alibi_detect.od", "Mahalanobis")
             components = min(self._spec.components, len(self._context.columns))
-            self._made = kind(threshold=None, n_components=components, start_clip=self._spec.warm_up_rows // 2)
+            self._made = kind(threshold=_NO_BOUND, n_components=components, start_clip=self._spec.warm_up_rows // 2)
         changes = []
         for at in finite_rows(rows.values, rows.sign).tolist():
             self._held.append(rows.values[at])

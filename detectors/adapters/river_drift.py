@@ -80,9 +80,9 @@ class KswinSpec(RiverDriftSpec):
     sees: ClassVar[str] = "any change of a column's distribution against its own recent past"
     blind_to: ClassVar[str] = "changes slower than its window"
 
-    alpha: float = Field(default=1e-7, gt=0, lt=1)
-    window_size: int = Field(default=200, ge=20)
-    stat_size: int = Field(default=50, ge=10)
+    alpha: float = Field(default=1e-5, gt=0, lt=1)
+    window_size: int = Field(default=300, ge=20)
+    stat_size: int = Field(default=100, ge=10)
 
     def make(self, seed: int) -> Any:
         from river.drift import KSWIN
