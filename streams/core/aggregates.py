@@ -94,12 +94,15 @@ class Cell:
 
 
 def pack(value: Any) -> Any:
-    """An aggregate as plain msgpack types; histograms that are mostly zero as (length, positions, counts)."""
+    """An aggregate as plain msgpack types; histograms that are mostly zero as (length, positions, counts),
+    whole numbers beyond 64 bits as text."""
     if isinstance(value, np.ndarray):
         at = np.flatnonzero(value)
         if 2 * len(at) < len(value):
             return ["s", len(value), at.astype("<u4").tobytes(), value[at].astype("<i8").tobytes()]
         return ["d", value.astype("<i8").tobytes()]
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return ["i", str(value)]
     if isinstance(value, Counts | FeatureCounts | Outcomes):
         return [pack(getattr(value, name)) for name in value.__slots__]
     return value
@@ -117,6 +120,8 @@ def _unpacked(item: Any) -> Any:
         return array
     if isinstance(item, list) and item and item[0] == "d":
         return np.frombuffer(item[1], "<i8").copy()
+    if isinstance(item, list) and item and item[0] == "i":
+        return int(item[1])
     if isinstance(item, list):
         return tuple(item)
     return item
