@@ -37,7 +37,7 @@ class WindowKey(NamedTuple):
         return self.start_ms + self.window_ms
 
 
-class Entry(msgspec.Struct, array_like=True):
+class Entry(msgspec.Struct, array_like=True, gc=False):
     """One prediction in the index. ``score`` NaN: it has none. ``revision`` -1: no label yet."""
 
     prediction_id: str
