@@ -42,7 +42,9 @@ _TRANSACTION_S = 30.0
 _FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
 
 
-def run(settings: ControllerSettings, stop: threading.Event | None = None, metrics: Metrics | None = None) -> int:
+def run(
+    settings: ControllerSettings, stop: threading.Event | None = None, metrics: Metrics | None = None
+) -> int:
     """Serve until told to stop. Returns the exit status; 3 when another controller has taken over."""
     configure_logs(settings)
     stop = stop or stop_event()
@@ -95,7 +97,9 @@ class Controller:
     def open(self) -> None:
         """Fence a predecessor, learn where things stand, and where to read on."""
         producer = Producer(
-            self._kafka.producer(**{"transactional.id": f"{self._kafka.topic_prefix}controller", "linger.ms": 0})
+            self._kafka.producer(
+                **{"transactional.id": f"{self._kafka.topic_prefix}controller", "linger.ms": 0}
+            )
         )
         try:
             producer.init_transactions(_TRANSACTION_S)
@@ -117,7 +121,9 @@ class Controller:
         known = [state.control_offsets for state in self._states.values()]
         if not known or len(known) < len(self.view.contracts()):
             return {}
-        return {p: min(offsets.get(p, 0) for offsets in known) for p in {p for offsets in known for p in offsets}}
+        return {
+            p: min(offsets.get(p, 0) for offsets in known) for p in {p for offsets in known for p in offsets}
+        }
 
     def _remember_time(self, starts: dict[int, int]) -> None:
         """Time as it stood where reading begins: else an expired command could be obeyed after a restart."""
@@ -181,7 +187,9 @@ class Controller:
 
     def _tick(self, tick: ControlTick, partition: int, offset: int) -> None:
         """Time is the slowest policy task's; it moves when all of them have spoken."""
-        self._sources[tick.source] = max(tick.event_time_ms, self._sources.get(tick.source, tick.event_time_ms))
+        self._sources[tick.source] = max(
+            tick.event_time_ms, self._sources.get(tick.source, tick.event_time_ms)
+        )
         reached = self._reached()
         if reached <= self._time_ms:
             return
@@ -211,7 +219,12 @@ class Controller:
         if contract is None:
             log.error("control/%s/%s is about model %s, which has no contract", *address, model)
             return
-        world = World(contract, lambda v: self._unfit(model, v), self._time_ms, self._settings.controller.activation_delay)
+        world = World(
+            contract,
+            lambda v: self._unfit(model, v),
+            self._time_ms,
+            self._settings.controller.activation_delay,
+        )
         self._publish(model, decide(state, command, address, world, self._untrusted(command)))
 
     def _untrusted(self, command: AnyCommand) -> str | None:
@@ -250,7 +263,9 @@ class Controller:
     def _publish(self, model: str, step: Step) -> None:
         self._states[model] = step.state
         # A fact without a revision is decided again after a restart; what is on record is not recorded twice.
-        decisions = [d for d in step.decisions if step.deployment is not None or not self.view.holds(d.decision_id)]
+        decisions = [
+            d for d in step.decisions if step.deployment is not None or not self.view.holds(d.decision_id)
+        ]
         if step.deployment is None and not decisions:
             return
         producer = self._producer
@@ -260,9 +275,13 @@ class Controller:
             for decision in decisions:
                 stamped = decision.model_copy(update={"recorded_ms": wall_ms()})
                 signed = stamped if self._signer is None else self._signer.sign(stamped)
-                self._produce(producer, "decisions", model, signed.model_dump_json().encode(), decision.trace_id)
+                self._produce(
+                    producer, "decisions", model, signed.model_dump_json().encode(), decision.trace_id
+                )
             if step.deployment is not None:
-                revision = step.deployment.model_copy(update={"control_offsets": dict(self._offsets), "control_times": dict(self._sources)})
+                revision = step.deployment.model_copy(
+                    update={"control_offsets": dict(self._offsets), "control_times": dict(self._sources)}
+                )
                 self._produce(producer, "deployments", model, revision.model_dump_json().encode(), None)
                 self._states[model] = revision
             producer.commit_transaction(_TRANSACTION_S)
@@ -281,7 +300,9 @@ class Controller:
             self._metrics.set("driftline_deployment_revision", step.deployment.revision, model=model)
 
     def _produce(self, producer: Producer, topic: str, key: str, value: bytes, trace: str | None) -> None:
-        headers: list[tuple[str, str | bytes | None]] = [] if trace is None else [(HEADER_TRACE, trace.encode())]
+        headers: list[tuple[str, str | bytes | None]] = (
+            [] if trace is None else [(HEADER_TRACE, trace.encode())]
+        )
         producer.produce(self._kafka.topic(topic), value, key.encode(), 0, headers=headers)
 
     def submit(self, command: Command) -> None:
@@ -305,9 +326,15 @@ class _Api:
         from deploy.api import create_app
 
         token = settings.controller.api_token
-        app: Any = create_app(controller.view, controller.submit, None if token is None else token.get_secret_value())
+        app: Any = create_app(
+            controller.view, controller.submit, None if token is None else token.get_secret_value()
+        )
         config = uvicorn.Config(
-            app, settings.controller.api_host, settings.controller.api_port, log_level="warning", access_log=False
+            app,
+            settings.controller.api_host,
+            settings.controller.api_port,
+            log_level="warning",
+            access_log=False,
         )
         self._server = uvicorn.Server(config)
         # Signals are the process's business; a server on a thread cannot have them anyway.

@@ -77,7 +77,11 @@ class Step:
 
 
 def decide(
-    before: Deployment | None, message: AnyCommand, address: tuple[int, int], world: World, refused: str | None = None
+    before: Deployment | None,
+    message: AnyCommand,
+    address: tuple[int, int],
+    world: World,
+    refused: str | None = None,
 ) -> Step:
     """One message of ``control``. ``refused``: why it must not be obeyed (its signature), None if it may.
 
@@ -93,7 +97,9 @@ def decide(
         machine.report(message)
     else:
         known = [] if before is None else [a for a in before.answers if a.request_id == message.request_id]
-        if before is not None and any(refused is not None or not a.detail.startswith(DISTRUSTED) for a in known):
+        if before is not None and any(
+            refused is not None or not a.detail.startswith(DISTRUSTED) for a in known
+        ):
             return Step(before)
         machine.command(message, refused)
         machine.settle(message, address)
@@ -154,7 +160,9 @@ class _Machine:
             self._reply = _Reply(Outcome.REFUSED, DISTRUSTED + refused)
             return
         if message.expires_ms < self._world.time_ms:
-            self._reply = _Reply(Outcome.EXPIRED, f"expired at {message.expires_ms}, it is {self._world.time_ms}")
+            self._reply = _Reply(
+                Outcome.EXPIRED, f"expired at {message.expires_ms}, it is {self._world.time_ms}"
+            )
             return
         match message:
             case DeployRequested():
@@ -179,20 +187,30 @@ class _Machine:
     ) -> _Reply:
         now = self._now
         if now.candidate is not None:
-            return _Reply(Outcome.REFUSED, f"a rollout of v{now.candidate} is under way; roll it back or wait")
+            return _Reply(
+                Outcome.REFUSED, f"a rollout of v{now.candidate} is under way; roll it back or wait"
+            )
         if version == now.stable:
             return _Reply(Outcome.REFUSED, f"v{version} is the stable version already")
         if version in now.tripped:
-            return _Reply(Outcome.REFUSED, f"v{version} was rolled back; register it anew under another version")
+            return _Reply(
+                Outcome.REFUSED, f"v{version} was rolled back; register it anew under another version"
+            )
         reason = self._world.verify(version)
         if reason is not None:
             return _Reply(Outcome.REFUSED, f"v{version} must not get traffic: {reason}")
-        plan = tuple((s.weight, s.bake) for s in self._world.contract.rollout.steps) if steps is None else steps
+        plan = (
+            tuple((s.weight, s.bake) for s in self._world.contract.rollout.steps) if steps is None else steps
+        )
         if not all(0 < weight <= 1 and bake_ms >= 0 for weight, bake_ms in plan):
-            return _Reply(Outcome.REFUSED, f"steps {plan}: weights are above 0 and at most 1, bakes not negative")
+            return _Reply(
+                Outcome.REFUSED, f"steps {plan}: weights are above 0 and at most 1, bakes not negative"
+            )
         if now.stable is None or not plan:
             self._set(candidate=version)
-            self._promote(cause, event_time_ms, "the first version" if now.stable is None else "asked to skip all steps")
+            self._promote(
+                cause, event_time_ms, "the first version" if now.stable is None else "asked to skip all steps"
+            )
             return _Reply(Outcome.DONE, f"v{version} takes all traffic")
         effective = self._effective(event_time_ms)
         self._set(
@@ -214,7 +232,9 @@ class _Machine:
             event_time_ms=event_time_ms,
             reason=f"canary of v{version} at {plan[0][0]:.0%}",
         )
-        self._fact("canary-started", cause, f"v{version} gets {plan[0][0]:.0%} beside v{now.stable}", version=version)
+        self._fact(
+            "canary-started", cause, f"v{version} gets {plan[0][0]:.0%} beside v{now.stable}", version=version
+        )
         return _Reply(Outcome.ACCEPTED, f"canary at {plan[0][0]:.0%}")
 
     def _rollback(self, message: RollbackRequested) -> _Reply:
@@ -223,11 +243,17 @@ class _Machine:
         if version not in now.weights:
             return _Reply(Outcome.STALE, f"v{version} has no traffic")
         if version == now.candidate:
-            self._drop_candidate(message, Phase.ROLLED_BACK, f"rolled back: {message.reason or message.cause}")
+            self._drop_candidate(
+                message, Phase.ROLLED_BACK, f"rolled back: {message.reason or message.cause}"
+            )
             return _Reply(Outcome.DONE, f"all traffic is back on v{now.stable}")
         target = now.previous
         if target is None or target in now.tripped:
-            self._fact("rollback-impossible", message, f"v{version} is sick and there is no healthy version to go back to")
+            self._fact(
+                "rollback-impossible",
+                message,
+                f"v{version} is sick and there is no healthy version to go back to",
+            )
             return _Reply(Outcome.REFUSED, "no healthy version to go back to")
         reason = self._world.verify(target)
         if reason is not None:
@@ -250,7 +276,12 @@ class _Machine:
             event_time_ms=message.event_time_ms,
             reason=f"v{version} rolled back to v{target}: {message.reason or message.cause}",
         )
-        self._fact("rolled-back", message, f"v{version} to v{target}: {message.reason or message.cause}", version=version)
+        self._fact(
+            "rolled-back",
+            message,
+            f"v{version} to v{target}: {message.reason or message.cause}",
+            version=version,
+        )
         return _Reply(Outcome.DONE, f"all traffic is back on v{target}")
 
     def _retrain(self, message: RetrainRequested) -> _Reply:
@@ -320,8 +351,12 @@ class _Machine:
         """A scorer's fact: it never makes a revision by itself, but for a candidate that cannot be served."""
         for version, same in sorted(message.golden.items()):
             kind = "rollback-proven" if same else "rollback-unproven"
-            text = "its outputs on the golden set equal" if same else "ITS OUTPUTS ON THE GOLDEN SET DIFFER FROM"
-            self._fact(kind, message, f"v{version}: {text} those on record ({message.instance})", version=version)
+            text = (
+                "its outputs on the golden set equal" if same else "ITS OUTPUTS ON THE GOLDEN SET DIFFER FROM"
+            )
+            self._fact(
+                kind, message, f"v{version}: {text} those on record ({message.instance})", version=version
+            )
         candidate = self._now.candidate
         if candidate is not None and candidate in message.failed:
             self._drop_candidate(
@@ -358,9 +393,13 @@ class _Machine:
             proven = "shown to be no worse" if analysis.state is State.STABLE else "no harm shown"
             self._promote(analysis, time_ms, f"{proven} on {analysis.evidence.rows} outcomes")
         elif late:
-            self._drop_candidate(analysis, Phase.FAILED, "not shown to be as good within the deadline", time_ms)
+            self._drop_candidate(
+                analysis, Phase.FAILED, "not shown to be as good within the deadline", time_ms
+            )
         elif now.phase is not Phase.WAITING:
-            self._set(phase=Phase.WAITING, pause=None, event_time_ms=time_ms, reason="waiting for the comparison")
+            self._set(
+                phase=Phase.WAITING, pause=None, event_time_ms=time_ms, reason="waiting for the comparison"
+            )
             self._fact("waiting", analysis, "bakes are over; the comparison has not decided", time_ms=time_ms)
 
     def _lacks_data(self, late: bool, time_ms: int) -> None:
@@ -368,7 +407,10 @@ class _Machine:
             self._drop_candidate(None, Phase.FAILED, "too few outcomes within the deadline", time_ms)
         elif self._now.pause is not PauseReason.MISSING_DATA:
             self._set(
-                phase=Phase.PAUSED, pause=PauseReason.MISSING_DATA, event_time_ms=time_ms, reason="too few outcomes"
+                phase=Phase.PAUSED,
+                pause=PauseReason.MISSING_DATA,
+                event_time_ms=time_ms,
+                reason="too few outcomes",
             )
             self._fact("paused", None, "too few outcomes to judge the candidate", time_ms=time_ms)
 

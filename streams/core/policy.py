@@ -66,7 +66,9 @@ class Incident(BaseModel):
     trace_id: str | None = None
     agreeing: dict[str, SignalChanged] = Field(default_factory=dict)
     seen: dict[str, SignalChanged] = Field(default_factory=dict)
-    severity: Severity | None = Field(default=None, description="As last alerted; None before the first alert.")
+    severity: Severity | None = Field(
+        default=None, description="As last alerted; None before the first alert."
+    )
     wanted: bool = Field(default=False, description="Whether the action was ever called for.")
     pending: bool = False
     request_id: str | None = Field(default=None, description="The newest command, until it is answered.")
@@ -84,12 +86,15 @@ class ModelState(BaseModel):
 
     incidents: dict[str, Incident] = Field(default_factory=dict)
     held: dict[str, SignalChanged] = Field(
-        default_factory=dict, description="Verdicts that stand but may open no incident yet, by version/detector."
+        default_factory=dict,
+        description="Verdicts that stand but may open no incident yet, by version/detector.",
     )
     asked: tuple[str, int] | None = Field(
         default=None, description="A retrain request that is not answered yet: its id, when it was made."
     )
-    retrained_ms: int | None = Field(default=None, description="When the last one that was accepted was asked for.")
+    retrained_ms: int | None = Field(
+        default=None, description="When the last one that was accepted was asked for."
+    )
     commands: dict[int, int] = Field(default_factory=dict, description="Commands by day of event time.")
     deployment: Deployment | None = None
 
@@ -151,9 +156,13 @@ class PolicyCore:
             if incident.resolved_ms is None and not _served(deployment, incident.version):
                 # The detectors have not taken it back: should the version come back, it counts again.
                 state.held |= {_place(signal): signal for signal in incident.agreeing.values()}
-                self._resolve(incident, max(self._time_ms, incident.opened_ms), "the version has left the traffic")
+                self._resolve(
+                    incident, max(self._time_ms, incident.opened_ms), "the version has left the traffic"
+                )
                 incident.agreeing = {}
-        state.held = {place: signal for place, signal in state.held.items() if _known(deployment, signal.version)}
+        state.held = {
+            place: signal for place, signal in state.held.items() if _known(deployment, signal.version)
+        }
 
     def _answered(self, incident: Incident, outcome: Outcome) -> None:
         """The controller answered the incident's command, or let it expire. What was not done is wanted still."""
@@ -300,7 +309,13 @@ class PolicyCore:
             return
         incident.severity = severity
         self._alert(incident, rule, severity, "trigger", event_time_ms, headline(incident))
-        self._decide(contract, incident, "alert-raised" if raised else "alert-opened", event_time_ms, headline(incident))
+        self._decide(
+            contract,
+            incident,
+            "alert-raised" if raised else "alert-opened",
+            event_time_ms,
+            headline(incident),
+        )
 
     def _take_back(self, signal: SignalChanged) -> None:
         state = self._models.get(signal.model)
@@ -313,7 +328,9 @@ class PolicyCore:
                 del incident.agreeing[signal.detector]
                 self._changed.add(signal.model)
                 if not incident.agreeing and incident.resolved_ms is None:
-                    self._resolve(incident, signal.event_time_ms, "the detectors have taken their verdicts back")
+                    self._resolve(
+                        incident, signal.event_time_ms, "the detectors have taken their verdicts back"
+                    )
 
     def _resolve(self, incident: Incident, event_time_ms: int, why: str) -> None:
         incident.resolved_ms = event_time_ms
@@ -463,7 +480,13 @@ class PolicyCore:
         )
         self._count("driftline_alerts_total", model=incident.model, severity=severity.value, status=status)
         self._outs.append(
-            Out("alerts", incident.incident.encode(), alert.model_dump_json().encode(), 0, _trace(incident.trace_id))
+            Out(
+                "alerts",
+                incident.incident.encode(),
+                alert.model_dump_json().encode(),
+                0,
+                _trace(incident.trace_id),
+            )
         )
 
     def _decide(
@@ -494,7 +517,13 @@ class PolicyCore:
         )
         signed = self._sign(decision)
         self._outs.append(
-            Out("decisions", contract.model.encode(), signed.model_dump_json().encode(), 0, _trace(incident.trace_id))
+            Out(
+                "decisions",
+                contract.model.encode(),
+                signed.model_dump_json().encode(),
+                0,
+                _trace(incident.trace_id),
+            )
         )
 
     def outputs(self) -> list[Out]:

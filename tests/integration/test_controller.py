@@ -231,7 +231,9 @@ def test_only_signed_commands_are_obeyed(
         "DRIFTLINE_SIGNING__KEY_FILE": str(tmp_path / "key.pem"),
     }
     with _controller(settings, **trust):
-        _send(wire, deploy, stranger.sign(deploy.model_copy(update={"request_id": "d0"})), signer.sign(deploy))
+        _send(
+            wire, deploy, stranger.sign(deploy.model_copy(update={"request_id": "d0"})), signer.sign(deploy)
+        )
         revisions = _revisions(wire, 3)
     assert [a.outcome for a in revisions[-1].answers] == [Outcome.REFUSED, Outcome.REFUSED, Outcome.DONE]
     assert [r.weights for r in revisions] == [{}, {}, {"1": 1.0}]
@@ -247,7 +249,9 @@ def test_an_altered_version_gets_no_traffic(settings: ControllerSettings, wire: 
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
     with _controller(settings):
-        _send(wire, _command(DeployRequested, "d1", version="1"), _command(DeployRequested, "d2", version="2"))
+        _send(
+            wire, _command(DeployRequested, "d1", version="1"), _command(DeployRequested, "d2", version="2")
+        )
         revisions = _revisions(wire, 2)
     assert [a.outcome for a in revisions[-1].answers] == [Outcome.DONE, Outcome.REFUSED]
     assert revisions[-1].weights == {"1": 1.0}

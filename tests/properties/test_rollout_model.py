@@ -176,7 +176,5 @@ def test_a_command_acts_once_and_every_one_is_answered(log: list[Entry]) -> None
             acted[fact.request_id].add(fact.deployment_revision)
     reported = {m.request_id for m, _ in log if isinstance(m, ScorerReport)}
     assert all(len(revisions) == 1 for request, revisions in acted.items() if request not in reported)
-    asked = {
-        m.request_id for m, _ in log if not isinstance(m, ControlTick | CanaryAnalysis | ScorerReport)
-    }
+    asked = {m.request_id for m, _ in log if not isinstance(m, ControlTick | CanaryAnalysis | ScorerReport)}
     assert {a.request_id for r in topics.revisions for a in r.answers} == asked

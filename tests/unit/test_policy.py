@@ -277,15 +277,31 @@ def test_a_retrain_without_an_answer_is_asked_for_again_when_it_has_expired(stag
     assert len(stage.commands) == 2
 
 
+def test_that_a_command_has_expired_is_part_of_the_state(stage: Stage) -> None:
+    """A rollout is open when it expires; the stage is cut; the next request follows when the rollout is over."""
+    stage.signal("harm", at=0)
+    stage.deploy(**CANARY)
+    pieces = dict(stage.core.changed_pieces())
+    stage.tick(8 * DAY)
+    pieces |= stage.core.changed_pieces()
+    restored = Stage()
+    restored.core.restore({name: data for name, data in pieces.items() if data is not None}, None)
+    restored.feed(deployment_record(9, answers=(Answer(request_id="other", outcome=Outcome.DONE),)))
+    restored.tick(8 * DAY + 1)
+    assert [type(c) for c in restored.commands] == [RetrainRequested]
+    ((state, _),) = [(data, name) for name, data in pieces.items() if name == "model/m"]
+    assert state is not None and b'"asked":null' in state
+
+
 def test_commands_a_day_are_limited() -> None:
     """The rest waits for the next day; a command held back by the limit starts no interval."""
-    rules = tuple(Rule(name=n, detectors=(n,), action="rollback") for n in ("a", "b")) + (HARM,)
+    rules = tuple(Rule(name=n, detectors=(n,), action="rollback") for n in "abc") + (HARM,)
     stage = Stage(Policy(rules=rules, commands_per_day_max=1))
     stage.deploy(**CANARY)
-    stage.signal("a", version="3", role="canary", at=DAY + 5)
-    stage.signal("b", version="3", role="canary", at=DAY - 5)
-    stage.signal("b", version="3", role="canary", at=DAY + 6)
-    assert [c.event_time_ms for c in stage.commands] == [DAY + 5, DAY - 5]
+    stage.signal("a", version="3", role="canary", at=DAY - 5)
+    stage.signal("b", version="3", role="canary", at=DAY + 5)
+    stage.signal("c", version="3", role="canary", at=DAY - 4)
+    assert [c.event_time_ms for c in stage.commands] == [DAY - 5, DAY + 5]
     stage.deploy()
     stage.signal("harm", at=DAY + 7)
     stage.tick(2 * DAY - 1)
@@ -391,7 +407,8 @@ def test_commands_and_decisions_are_signed(tmp_path: Path) -> None:
     stage = Stage(sign=signer.sign)
     stage.deploy()
     stage.signal("harm")
-    for message in (*stage.commands, *stage.decisions):
+    signed: list[Command | Decision] = [*stage.commands, *stage.decisions]
+    for message in signed:
         verifier.verify(message)
     with pytest.raises(SignatureError):
         verifier.verify(stage.commands[0].model_copy(update={"version": "1"}))
@@ -416,22 +433,29 @@ SIGNALS = st.builds(
 TICKS = st.builds(tick_record, st.integers(0, 40).map(lambda n: n * DAY // 4))
 DEPLOYMENTS = st.builds(
     lambda changes, training: {**changes, "training": training},
-    st.sampled_from([{}, CANARY, {"stable": "1", "previous": None, "weights": {"1": 1.0}, "tripped": ("2",)}]),
+    st.sampled_from(
+        [{}, CANARY, {"stable": "1", "previous": None, "weights": {"1": 1.0}, "tripped": ("2",)}]
+    ),
     st.sampled_from([None, None, "t"]),
 )
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.one_of(SIGNALS, TICKS, DEPLOYMENTS), max_size=40), st.integers(0, 40), st.booleans())
-def test_state_can_be_cut_at_any_record(history: Sequence[Any], cut: int, obliging: bool) -> None:
-    """Restored from its pieces, the stage writes what it would have written; every command is answered once."""
+@given(
+    st.lists(st.one_of(SIGNALS, TICKS, DEPLOYMENTS), max_size=40),
+    st.integers(0, 40),
+    st.sampled_from([Outcome.ACCEPTED, Outcome.REFUSED, None]),
+)
+def test_state_can_be_cut_at_any_record(history: Sequence[Any], cut: int, outcome: Outcome | None) -> None:
+    """Restored from its pieces, the stage writes what it would have written; no request id comes twice. ``outcome``: how
+    the controller answers, None: not at all."""
     straight, broken = Stage(), Stage()
     pieces: dict[str, bytes] = {}
     for number, item in enumerate(history, 1):
         record = item
         if not isinstance(item, Record):
-            outcome = Outcome.ACCEPTED if obliging else Outcome.REFUSED
-            answers = tuple(Answer(request_id=c.request_id, outcome=outcome) for c in straight.commands)
+            asked = [] if outcome is None else straight.commands
+            answers = tuple(Answer(request_id=c.request_id, outcome=outcome) for c in asked)
             record = deployment_record(number, **item, answers=answers)
         assert broken.feed(record) == straight.feed(record)
         for name, data in broken.core.changed_pieces().items():

@@ -403,7 +403,9 @@ def test_a_command_nobody_trusts_is_refused_and_uses_up_no_id() -> None:
     assert play.now.candidate is None
 
 
-@pytest.mark.parametrize("steps", [((0.0, 1),), ((1.1, 1),), ((-0.5, 1),), ((0.5, -1),), ((float("nan"), 1),)])
+@pytest.mark.parametrize(
+    "steps", [((0.0, 1),), ((1.1, 1),), ((-0.5, 1),), ((0.5, -1),), ((float("nan"), 1),)]
+)
 def test_steps_that_are_no_shares_are_refused(steps: tuple[tuple[float, int], ...]) -> None:
     """A person's own steps are checked like the contract's."""
     play = Play()
