@@ -1,0 +1,79 @@
+"""Why: what people write against (schemas, metrics, contracts) is printed and checked by the code that means it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.commands.common import Commands
+
+contract = typer.Typer(cls=Commands, no_args_is_help=True, help="Model contracts: check and apply.")
+File = Annotated[Path, typer.Argument(help="The contract, YAML or JSON.")]
+
+
+def schemas(
+    out: Annotated[
+        Path | None, typer.Option(help="Directory to write to; else AsyncAPI goes to standard output.")
+    ] = None,
+) -> None:
+    """Export the JSON Schema of every document and an AsyncAPI document of the topics."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from schemas.asyncapi import asyncapi_document, json_schemas
+    from schemas.errors import ConfigurationError
+
+    try:
+        document = asyncapi_document(version("driftline"))
+    except PackageNotFoundError:
+        document = asyncapi_document()
+    if out is None:
+        typer.echo(json.dumps(document, indent=2))
+        return
+    files = {f"{name}.json": schema for name, schema in json_schemas().items()} | {"asyncapi.json": document}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (out / name).write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigurationError(f"{out} cannot be written: {error}") from error
+    typer.echo(f"{len(files)} documents in {out}")
+
+
+def metrics() -> None:
+    """Print the closed list of exported metrics as a Markdown table."""
+    from schemas.metrics import METRICS
+
+    typer.echo("| Metric | Kind | Labels | Meaning |\n|---|---|---|---|")
+    for metric in METRICS.values():
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        typer.echo(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
+
+
+@contract.command("check")
+def check(file: File) -> None:
+    """Say what is wrong with a contract and where, without touching anything."""
+    from schemas.contracts import load_contract
+
+    loaded = load_contract(file)
+    typer.echo(
+        f"{file}: model {loaded.model}, revision {loaded.revision}, {len(loaded.features)} features, "
+        f"{len(loaded.monitoring.detectors)} detectors, {len(loaded.policy.rules)} rules, hash {loaded.hash[:12]}"
+    )
+
+
+@contract.command("apply")
+def apply(file: File) -> None:
+    """Check a contract and publish it; it takes effect when the services read it."""
+    from deploy.models import publish_records
+    from schemas.contracts import ModelRecord, load_contract
+    from schemas.settings import ServiceSettings
+
+    loaded = load_contract(file)
+    kafka = ServiceSettings.load().kafka
+    publish_records(kafka, [ModelRecord(contract=loaded)])
+    typer.echo(
+        f"{loaded.model}: contract revision {loaded.revision} ({loaded.hash[:12]}) published to {kafka.bootstrap}"
+    )
