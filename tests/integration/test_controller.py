@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from deploy.local.children import free_port
 from deploy.local.kafka import LocalKafka
 from deploy.models import publish_records
 from deploy.registry import Lineage, Registry
@@ -211,10 +213,22 @@ def test_a_second_controller_fences_the_first(settings: ControllerSettings, wire
     assert [a.request_id for a in revisions[-1].answers] == ["d1", "d2", "rb"]
 
 
-@pytest.mark.usefixtures("wire")
-def test_told_to_stop_it_ends_in_order(settings: ControllerSettings) -> None:
-    """SIGTERM, status 0."""
-    with _controller(settings) as child:
+def test_the_api_asks_and_shows_and_a_stop_is_orderly(settings: ControllerSettings, wire: Wire) -> None:
+    """A deploy over HTTP is a command on ``control`` whose answer the API shows; SIGTERM ends with status 0."""
+    port = free_port()
+    with (
+        _controller(settings, DRIFTLINE_CONTROLLER__API_PORT=str(port)) as child,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=8)) as api,
+    ):
+        asked = api.post("/v1/deployments/delay/deploy", json={"version": "1"})
+        assert asked.is_success, asked.text
+        (revision,) = _revisions(wire, 1)
+        assert [a.outcome for a in revision.answers] == [Outcome.DONE]
+        # The controller's view is set after its transaction; the next answered request is after that.
+        api.post("/v1/deployments/delay/deploy", json={"version": "7"})
+        _revisions(wire, 2)
+        shown = api.get("/v1/deployments/delay")
+        assert shown.json()["stable"] == "1"
         child.terminate()
         assert child.wait(20) == 0
 
