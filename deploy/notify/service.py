@@ -48,7 +48,8 @@ def run(
     workers = [Worker(settings, channel, metrics, stop) for channel in channels]
     for worker in workers:
         worker.start()
-    log.info("notifying through %s", ", ".join(channel.name for channel in channels))
+    names = ", ".join(channel.name for channel in channels)
+    log.info("notifying through %s", names, extra={"event": "ready"})
     for worker in workers:
         worker.join()
     return EXIT_UNEXPECTED if any(worker.broken for worker in workers) else 0

@@ -13,7 +13,7 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 
 from schemas.codecs import TIME_MAX_MS, TIME_MIN_MS, Label, read_arrow
-from schemas.control import COMMANDS, Alert, ControlTick, Decision, Deployment
+from schemas.control import COMMANDS, Alert, CanaryAnalysis, ControlTick, Decision, Deployment
 from schemas.errors import BadMessage
 from schemas.events import (
     FORMAT_ARROW,
@@ -92,6 +92,10 @@ def _command_row(text: bytes, address: Address) -> Row | None:
     c = COMMANDS.validate_json(text)
     if isinstance(c, ControlTick):
         return None
+    if isinstance(c, CanaryAnalysis):
+        return (
+            c.model, c.type, c.signal_id, c.version, c.detector, "policy", c.event_time_ms, text.decode(), *address,
+        )  # fmt: skip
     return (
         c.model, c.type, c.request_id, getattr(c, "version", None) or "", c.cause, c.issued_by, c.event_time_ms,
         text.decode(), *address,

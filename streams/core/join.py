@@ -18,7 +18,7 @@ import msgspec
 from schemas.codecs import Label
 from schemas.errors import StateCorrupt
 
-JOIN_SCHEMA = 2
+JOIN_SCHEMA = 3
 #: This many neighbouring pieces of one level become one of the next.
 MERGE_FAN = 8
 NO_REVISION = -1
@@ -37,7 +37,7 @@ class WindowKey(NamedTuple):
         return self.start_ms + self.window_ms
 
 
-class Entry(msgspec.Struct, array_like=True, gc=False):
+class Entry(msgspec.Struct, gc=False):
     """One prediction in the index. ``score`` NaN: it has none. ``revision`` -1: no label yet."""
 
     prediction_id: str
@@ -83,13 +83,42 @@ class JoinCounts:
     duplicate_predictions: int = 0
 
 
+class _Kind(NamedTuple):
+    """What many entries share."""
+
+    window: WindowKey
+    version: str
+    role: int
+    segments: tuple[str, ...]
+
+
+class _Row(msgspec.Struct, array_like=True, gc=False):
+    """An entry as stored: flat, so that reading a million back takes seconds. ``kind``: place in the piece's kinds."""
+
+    prediction_id: str
+    kind: int
+    event_time_ms: int
+    score: float
+    latency_ms: float
+    status: int
+    partition: int
+    offset: int
+    row: int
+    identity: int
+    number: int
+    revision: int
+    label: float
+    label_time_ms: int
+
+
 class _Body(msgspec.Struct, array_like=True):
     """A piece as stored. ``settled``: (number, revision, label, label time) of entries of earlier pieces."""
 
     schema: int
     next_number: int
     level: int
-    added: list[Entry]
+    kinds: list[_Kind]
+    rows: list[_Row]
     settled: list[tuple[int, int, float, int]]
     waits: list[Label]
 
@@ -299,7 +328,27 @@ class JoinIndex:
         piece.settled = list(others.values())
         piece.waits = [w for w in piece.waits if self._waiting(w)]
         settled = [(e.number, e.revision, e.label, e.label_time_ms) for e in piece.settled]
-        body = _Body(JOIN_SCHEMA, self._next_number, piece.level, piece.added, settled, piece.waits)
+        kinds: dict[_Kind, int] = {}
+        rows = [
+            _Row(
+                e.prediction_id,
+                kinds.setdefault(_Kind(e.window, e.version, e.role, e.segments), len(kinds)),
+                e.event_time_ms,
+                e.score,
+                e.latency_ms,
+                e.status,
+                e.partition,
+                e.offset,
+                e.row,
+                e.identity,
+                e.number,
+                e.revision,
+                e.label,
+                e.label_time_ms,
+            )
+            for e in piece.added
+        ]
+        body = _Body(JOIN_SCHEMA, self._next_number, piece.level, list(kinds), rows, settled, piece.waits)
         return msgspec.msgpack.encode(body)
 
     def restore(self, pieces: Mapping[str, bytes], floor_ms: Mapping[str, int]) -> None:
@@ -310,7 +359,8 @@ class JoinIndex:
             self._next_number = max(self._next_number, body.next_number)
             self._next_piece = number + 1
             settled = []
-            entries |= {entry.number: entry for entry in body.added}
+            added = _entries(body)
+            entries |= {entry.number: entry for entry in added}
             for at, revision, label, label_time_ms in body.settled:
                 if (held := entries.get(at)) is not None and held.revision <= revision:
                     held.revision, held.label, held.label_time_ms = revision, label, label_time_ms
@@ -319,7 +369,7 @@ class JoinIndex:
                 known = self._early.get((wait.model, wait.prediction_id))
                 if known is None or known.revision < wait.revision:
                     self._keep(wait)
-            self._pieces[number] = _Piece(body.level, body.added, settled, body.waits)
+            self._pieces[number] = _Piece(body.level, added, settled, body.waits)
         keys: dict[WindowKey, WindowKey] = {}
         for entry in (entries[at] for at in sorted(entries)):
             if entry.window.end_ms <= floor_ms.get(entry.window.model, entry.window.start_ms):
@@ -337,11 +387,38 @@ class JoinIndex:
             self._early.pop((entry.window.model, entry.prediction_id), None)
 
 
+def _entries(body: _Body) -> list[Entry]:
+    return [
+        Entry(
+            r.prediction_id,
+            (kind := body.kinds[r.kind]).window,
+            kind.version,
+            kind.role,
+            r.event_time_ms,
+            r.score,
+            r.latency_ms,
+            r.status,
+            kind.segments,
+            r.partition,
+            r.offset,
+            r.row,
+            r.identity,
+            r.number,
+            r.revision,
+            r.label,
+            r.label_time_ms,
+        )
+        for r in body.rows
+    ]
+
+
 def _decode(name: str, data: bytes) -> _Body:
+    # An array's header and its first item, a small number, are one byte each: no need to decode twice to see it.
+    if data[1:2] != bytes([JOIN_SCHEMA]):
+        raise StateCorrupt(
+            f"piece {name}: schema {data[1:2].hex() or 'missing'}, this code reads {JOIN_SCHEMA:02x}"
+        )
     try:
-        schema = msgspec.msgpack.decode(data)[0]
-        if schema != JOIN_SCHEMA:
-            raise StateCorrupt(f"piece {name}: schema {schema}, this code reads {JOIN_SCHEMA}")
         return msgspec.msgpack.decode(data, type=_Body)
     except (msgspec.DecodeError, msgspec.ValidationError, TypeError, LookupError) as error:
         raise StateCorrupt(f"piece {name} cannot be read: {error}") from error
