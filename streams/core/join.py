@@ -193,15 +193,15 @@ class JoinIndex:
         self.counts.joined += 1
         return True, self._give(entry, label.revision, label.label, label.label_time_ms)
 
-    def label(self, label: Label, horizon_from_ms: int) -> list[Settled]:
+    def label(self, label: Label, oldest_ms: int) -> list[Settled]:
         """Apply a ground truth to every role of its prediction, or keep it until the prediction comes.
 
-        ``horizon_from_ms``: a label older than this does not wait; its prediction would come too late.
+        ``oldest_ms``: a label older than this does not wait; its prediction's window is settled.
         """
         table = self._entries.get(label.model)
         held = None if table is None else table.get(label.prediction_id)
         if held is None:
-            self._wait(label, horizon_from_ms)
+            self._wait(label, oldest_ms)
             return []
         entries = held if isinstance(held, list) else [held]
         known = entries[0].revision
@@ -223,13 +223,13 @@ class JoinIndex:
         self._now.settled.append(entry)
         return Settled(entry, old, label, label_time_ms)
 
-    def _wait(self, label: Label, horizon_from_ms: int) -> None:
+    def _wait(self, label: Label, oldest_ms: int) -> None:
         key = (label.model, label.prediction_id)
         held = self._early.get(key)
         if held is not None and held.revision >= label.revision:
             self.counts.duplicate += 1
             return
-        if label.label_time_ms < horizon_from_ms:
+        if label.label_time_ms < oldest_ms:
             self.counts.unmatched += 1
             return
         if held is None and len(self._early) >= self.early_max:
@@ -244,10 +244,10 @@ class JoinIndex:
         order = self._early_order.setdefault(label.model, [])
         heapq.heappush(order, (label.label_time_ms, label.prediction_id))
 
-    def expire(self, floor_ms: Mapping[str, int], horizon_from_ms: Mapping[str, int]) -> None:
+    def expire(self, floor_ms: Mapping[str, int], oldest_ms: Mapping[str, int]) -> None:
         """Let go of what time has passed. ``floor_ms``: by model, windows that end by then are settled.
 
-        ``horizon_from_ms``: by model, labels older than this no longer wait.
+        ``oldest_ms``: by model, labels older than this no longer wait.
         """
         for window in [w for w in self._windows if w.end_ms <= floor_ms.get(w.model, w.start_ms)]:
             table = self._entries[window.model]
@@ -260,8 +260,8 @@ class JoinIndex:
                 self._size -= 1
                 self.counts.unlabelled += int(entry.revision == NO_REVISION)
         for model, order in self._early_order.items():
-            oldest_ms = horizon_from_ms.get(model)
-            while oldest_ms is not None and order and order[0][0] < oldest_ms:
+            oldest = oldest_ms.get(model)
+            while oldest is not None and order and order[0][0] < oldest:
                 label_time_ms, prediction_id = heapq.heappop(order)
                 held_label = self._early.get((model, prediction_id))
                 if held_label is not None and held_label.label_time_ms == label_time_ms:

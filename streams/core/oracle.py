@@ -81,8 +81,8 @@ def expected(contract: ModelContract, steps: Iterable[Step], partition: int = 0)
         event = step.event
         if step.kind == "tick":
             clock[step.topic] = max(clock[step.topic], event["event_time_ms"])
-            oldest_ms = clock["feedback"] - monitoring.label_horizon
-            waiting = {i: label for i, label in waiting.items() if label["label_time_ms"] >= oldest_ms}
+            # A prediction still to come is not younger than its label: its window begins by then.
+            waiting = {i: label for i, label in waiting.items() if not settled(label["label_time_ms"])}
         elif step.kind == "prediction":
             start_ms = event["event_time_ms"] // monitoring.window * monitoring.window
             alive = [p for p in counted if not settled(p.start_ms)]
@@ -107,7 +107,7 @@ def expected(contract: ModelContract, steps: Iterable[Step], partition: int = 0)
             for p in same:
                 if not p.labels or event["revision"] > p.labels[-1]["revision"]:
                     p.labels = [*p.labels, event]
-            in_time = event["label_time_ms"] >= clock["feedback"] - monitoring.label_horizon
+            in_time = not settled(event["label_time_ms"])
             if not same and in_time and (held is None or held["revision"] < event["revision"]):
                 waiting[event["prediction_id"]] = event
 

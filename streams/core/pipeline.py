@@ -278,8 +278,16 @@ class JoinCore:
             self._settle(self._contracts[model], of_model)
 
     def _oldest_waiting_ms(self) -> dict[str, int]:
-        """By model: a label older than this no longer waits for its prediction."""
-        return {m: self._meta.feedback_ms - c.monitoring.label_horizon for m, c in self._contracts.items()}
+        """By model: a label older than this no longer waits for its prediction.
+
+        A prediction is not younger than its label, so the window of one that is still to come ends within a window's
+        length after it. As long as that is not settled the label waits, however far one input is ahead of the other.
+        """
+        floors = self._meta.floor_ms
+        return {
+            model: floors.get(model, BEGINNING_MS) - contract.monitoring.window + 1
+            for model, contract in self._contracts.items()
+        }
 
     def _settle(self, contract: ModelContract, outcomes: list[Settled]) -> None:
         """Put outcomes into their cells and on the way to the detectors. Predictions without a score have none."""

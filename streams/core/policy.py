@@ -152,7 +152,7 @@ class PolicyCore:
                 state.retrained_ms = asked_ms
         for incident in state.incidents.values():
             if incident.request_id in answers:
-                self._answered(incident, answers[incident.request_id])
+                self._answered(incident)
             if incident.resolved_ms is None and not _served(deployment, incident.version):
                 # The detectors have not taken it back: should the version come back, it counts again.
                 state.held |= {_place(signal): signal for signal in incident.agreeing.values()}
@@ -164,11 +164,12 @@ class PolicyCore:
             place: signal for place, signal in state.held.items() if _known(deployment, signal.version)
         }
 
-    def _answered(self, incident: Incident, outcome: Outcome) -> None:
-        """The controller answered the incident's command, or let it expire. What was not done is wanted still."""
+    def _answered(self, incident: Incident) -> None:
+        """The controller answered the incident's command, or let it expire. While the incident stands, the action is
+        wanted still: a refused request is repeated after the rule's cooldown, a training that failed or did not help
+        after the interval between retrains."""
         incident.request_id = None
-        if outcome not in _OBEYED and incident.resolved_ms is None:
-            # Not before the rule's cooldown: a controller that refuses for good is not asked at every tick.
+        if incident.resolved_ms is None:
             incident.pending = True
 
     def _tick(self, record: Record) -> None:
@@ -204,7 +205,7 @@ class PolicyCore:
         for incident in state.incidents.values():
             open_ms = incident.acted_ms if incident.request_id is not None else None
             if open_ms is not None and reached > open_ms + ttl:
-                self._answered(incident, Outcome.EXPIRED)
+                self._answered(incident)
                 self._changed.add(model)
         for place in sorted(state.held):
             signal = state.held[place]
