@@ -18,11 +18,15 @@ import msgspec
 from schemas.codecs import Label
 from schemas.errors import StateCorrupt
 
-JOIN_SCHEMA = 3
+JOIN_SCHEMA = 4
 #: This many neighbouring pieces of one level become one of the next.
 MERGE_FAN = 8
 NO_REVISION = -1
 PREFIX = "join/rows/"
+
+
+#: Revision, label, label time of one label.
+Told = tuple[int, float, int]
 
 
 class WindowKey(NamedTuple):
@@ -38,7 +42,11 @@ class WindowKey(NamedTuple):
 
 
 class Entry(msgspec.Struct, gc=False):
-    """One prediction in the index. ``score`` NaN: it has none. ``revision`` -1: no label yet."""
+    """One prediction in the index. ``score`` NaN: it has none. ``revision`` -1: no label yet.
+
+    ``earlier``: the labels that were replaced. Whoever comes late is told all of them in turn, so that what detectors
+    see does not depend on which input was read first.
+    """
 
     prediction_id: str
     window: WindowKey
@@ -57,6 +65,14 @@ class Entry(msgspec.Struct, gc=False):
     revision: int = NO_REVISION
     label: float = 0.0
     label_time_ms: int = 0
+    earlier: tuple[Told, ...] = ()
+
+    @property
+    def told(self) -> tuple[Told, ...]:
+        """All labels so far, oldest first."""
+        if self.revision == NO_REVISION:
+            return ()
+        return (*self.earlier, (self.revision, self.label, self.label_time_ms))
 
 
 class Settled(NamedTuple):
@@ -109,17 +125,18 @@ class _Row(msgspec.Struct, array_like=True, gc=False):
     revision: int
     label: float
     label_time_ms: int
+    earlier: tuple[Told, ...]
 
 
 class _Body(msgspec.Struct, array_like=True):
-    """A piece as stored. ``settled``: (number, revision, label, label time) of entries of earlier pieces."""
+    """A piece as stored. ``settled``: (number, all labels so far) of entries of earlier pieces."""
 
     schema: int
     next_number: int
     level: int
     kinds: list[_Kind]
     rows: list[_Row]
-    settled: list[tuple[int, int, float, int]]
+    settled: list[tuple[int, tuple[Told, ...]]]
     waits: list[Label]
 
 
@@ -139,7 +156,8 @@ class JoinIndex:
         self.counts = JoinCounts()
         self._entries: dict[str, dict[str, Entry | list[Entry]]] = {}
         self._windows: dict[WindowKey, list[Entry]] = {}
-        self._early: dict[tuple[str, str], Label] = {}
+        self._early: dict[tuple[str, str], list[Label]] = {}
+        self._early_count = 0
         self._early_order: dict[str, list[tuple[int, str]]] = {}
         self._next_number = 0
         self._size = 0
@@ -153,10 +171,10 @@ class JoinIndex:
     @property
     def early(self) -> int:
         """Labels that wait for their prediction."""
-        return len(self._early)
+        return self._early_count
 
-    def add(self, entry: Entry) -> tuple[bool, Settled | None]:
-        """Take a prediction in. Returns (it is new, what a label that had waited for it did)."""
+    def add(self, entry: Entry) -> list[Settled] | None:
+        """Take a prediction in: what labels that were known before it did, or None when it is no new one."""
         model, prediction_id = entry.window.model, entry.prediction_id
         table = self._entries.get(model)
         if table is None:
@@ -170,7 +188,7 @@ class JoinIndex:
             for other in others:
                 if other.version == entry.version and other.role == entry.role:
                     self.counts.duplicate_predictions += 1
-                    return False, None
+                    return None
             known = others[0]
             table[prediction_id] = [*others, entry]
         entry.number = self._next_number
@@ -182,16 +200,13 @@ class JoinIndex:
             window = self._windows[entry.window] = []
         window.append(entry)
         if known is not None:
-            if known.revision == NO_REVISION:
-                return True, None
-            return True, self._give(entry, known.revision, known.label, known.label_time_ms)
-        if not self._early:
-            return True, None
-        label = self._early.pop((model, prediction_id), None)
-        if label is None:
-            return True, None
+            return [self._give(entry, told) for told in known.told]
+        labels = self._early.pop((model, prediction_id), None) if self._early else None
+        if labels is None:
+            return []
+        self._early_count -= len(labels)
         self.counts.joined += 1
-        return True, self._give(entry, label.revision, label.label, label.label_time_ms)
+        return [self._give(entry, (label.revision, label.label, label.label_time_ms)) for label in labels]
 
     def label(self, label: Label, oldest_ms: int) -> list[Settled]:
         """Apply a ground truth to every role of its prediction, or keep it until the prediction comes.
@@ -215,32 +230,36 @@ class JoinIndex:
             self.counts.joined += 1
         else:
             self.counts.revised += 1
-        return [self._give(entry, label.revision, label.label, label.label_time_ms) for entry in entries]
+        return [self._give(entry, (label.revision, label.label, label.label_time_ms)) for entry in entries]
 
-    def _give(self, entry: Entry, revision: int, label: float, label_time_ms: int) -> Settled:
-        old = entry.label if entry.revision != NO_REVISION else None
-        entry.revision, entry.label, entry.label_time_ms = revision, label, label_time_ms
+    def _give(self, entry: Entry, told: Told) -> Settled:
+        old = None
+        if entry.revision != NO_REVISION:
+            old = entry.label
+            entry.earlier = entry.told
+        entry.revision, entry.label, entry.label_time_ms = told
         self._now.settled.append(entry)
-        return Settled(entry, old, label, label_time_ms)
+        return Settled(entry, old, entry.label, entry.label_time_ms)
 
     def _wait(self, label: Label, oldest_ms: int) -> None:
         key = (label.model, label.prediction_id)
         held = self._early.get(key)
-        if held is not None and held.revision >= label.revision:
+        if held is not None and held[-1].revision >= label.revision:
             self.counts.duplicate += 1
             return
         if label.label_time_ms < oldest_ms:
             self.counts.unmatched += 1
             return
-        if held is None and len(self._early) >= self.early_max:
+        if self._early_count >= self.early_max:
             self.counts.dropped += 1
             return
-        self.counts.early += int(held is None)
+        self.counts.early += 1
         self._keep(label)
         self._now.waits.append(label)
 
     def _keep(self, label: Label) -> None:
-        self._early[(label.model, label.prediction_id)] = label
+        self._early.setdefault((label.model, label.prediction_id), []).append(label)
+        self._early_count += 1
         order = self._early_order.setdefault(label.model, [])
         heapq.heappush(order, (label.label_time_ms, label.prediction_id))
 
@@ -262,11 +281,12 @@ class JoinIndex:
         for model, order in self._early_order.items():
             oldest = oldest_ms.get(model)
             while oldest is not None and order and order[0][0] < oldest:
-                label_time_ms, prediction_id = heapq.heappop(order)
-                held_label = self._early.get((model, prediction_id))
-                if held_label is not None and held_label.label_time_ms == label_time_ms:
-                    del self._early[(model, prediction_id)]
-                    self.counts.unmatched += 1
+                _, prediction_id = heapq.heappop(order)
+                labels = self._early.pop((model, prediction_id), [])
+                if stay := [label for label in labels if label.label_time_ms >= oldest]:
+                    self._early[(model, prediction_id)] = stay
+                self._early_count -= len(labels) - len(stay)
+                self.counts.unmatched += len(labels) - len(stay)
 
     def entries(self) -> Iterator[Entry]:
         """All entries, in the order in which they came."""
@@ -319,7 +339,7 @@ class JoinIndex:
         return bool(piece.waits)
 
     def _waiting(self, label: Label) -> bool:
-        return self._early.get((label.model, label.prediction_id)) is label
+        return any(held is label for held in self._early.get((label.model, label.prediction_id), ()))
 
     def _encode(self, piece: _Piece) -> bytes:
         piece.added = [e for e in piece.added if e.window in self._windows]
@@ -327,7 +347,7 @@ class JoinIndex:
         others = {e.number: e for e in piece.settled if e.number not in own and e.window in self._windows}
         piece.settled = list(others.values())
         piece.waits = [w for w in piece.waits if self._waiting(w)]
-        settled = [(e.number, e.revision, e.label, e.label_time_ms) for e in piece.settled]
+        settled = [(e.number, e.told) for e in piece.settled]
         kinds: dict[_Kind, int] = {}
         rows = [
             _Row(
@@ -345,14 +365,17 @@ class JoinIndex:
                 e.revision,
                 e.label,
                 e.label_time_ms,
+                e.earlier,
             )
             for e in piece.added
         ]
         body = _Body(JOIN_SCHEMA, self._next_number, piece.level, list(kinds), rows, settled, piece.waits)
         return msgspec.msgpack.encode(body)
 
-    def restore(self, pieces: Mapping[str, bytes], floor_ms: Mapping[str, int]) -> None:
-        """Become what ``pieces`` hold, but for entries of windows settled by ``floor_ms``. Raises StateCorrupt."""
+    def restore(
+        self, pieces: Mapping[str, bytes], floor_ms: Mapping[str, int], oldest_ms: Mapping[str, int]
+    ) -> None:
+        """Become what ``pieces`` hold, but for what ``expire`` had let go of. Raises StateCorrupt."""
         entries: dict[int, Entry] = {}
         for number in sorted(int(name.removeprefix(PREFIX)) for name in pieces if name.startswith(PREFIX)):
             body = _decode(f"{PREFIX}{number}", pieces[f"{PREFIX}{number}"])
@@ -361,13 +384,14 @@ class JoinIndex:
             settled = []
             added = _entries(body)
             entries |= {entry.number: entry for entry in added}
-            for at, revision, label, label_time_ms in body.settled:
-                if (held := entries.get(at)) is not None and held.revision <= revision:
-                    held.revision, held.label, held.label_time_ms = revision, label, label_time_ms
+            for at, told in body.settled:
+                if (held := entries.get(at)) is not None and held.revision <= told[-1][0]:
+                    (held.revision, held.label, held.label_time_ms), held.earlier = told[-1], told[:-1]
                     settled.append(held)
             for wait in body.waits:
                 known = self._early.get((wait.model, wait.prediction_id))
-                if known is None or known.revision < wait.revision:
+                late = wait.label_time_ms < oldest_ms.get(wait.model, wait.label_time_ms)
+                if not late and (known is None or known[-1].revision < wait.revision):
                     self._keep(wait)
             self._pieces[number] = _Piece(body.level, added, settled, body.waits)
         keys: dict[WindowKey, WindowKey] = {}
@@ -384,7 +408,7 @@ class JoinIndex:
             self._windows.setdefault(entry.window, []).append(entry)
             self._size += 1
             # Its label is in the entry: a piece written before it came still shows it waiting.
-            self._early.pop((entry.window.model, entry.prediction_id), None)
+            self._early_count -= len(self._early.pop((entry.window.model, entry.prediction_id), ()))
 
 
 def _entries(body: _Body) -> list[Entry]:
@@ -407,6 +431,7 @@ def _entries(body: _Body) -> list[Entry]:
             r.revision,
             r.label,
             r.label_time_ms,
+            r.earlier,
         )
         for r in body.rows
     ]

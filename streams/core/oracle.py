@@ -66,7 +66,7 @@ def expected(contract: ModelContract, steps: Iterable[Step], partition: int = 0)
     """What is to be known after ``steps``, in the order in which one partition's task sees them."""
     monitoring = contract.monitoring
     counted: list[Prediction] = []
-    waiting: dict[str, Event] = {}
+    waiting: dict[str, list[Event]] = {}
     clock = {"predictions": BEGINNING_MS, "feedback": BEGINNING_MS}
     duplicates = too_late = 0
 
@@ -82,11 +82,15 @@ def expected(contract: ModelContract, steps: Iterable[Step], partition: int = 0)
         if step.kind == "tick":
             clock[step.topic] = max(clock[step.topic], event["event_time_ms"])
             # A prediction still to come is not younger than its label: its window begins by then.
-            waiting = {i: label for i, label in waiting.items() if not settled(label["label_time_ms"])}
+            alive = {i: [w for w in held if not settled(w["label_time_ms"])] for i, held in waiting.items()}
+            waiting = {i: held for i, held in alive.items() if held}
         elif step.kind == "prediction":
             start_ms = event["event_time_ms"] // monitoring.window * monitoring.window
-            alive = [p for p in counted if not settled(p.start_ms)]
-            same = [p for p in alive if p.event["prediction_id"] == event["prediction_id"]]
+            same = [
+                p
+                for p in counted
+                if not settled(p.start_ms) and p.event["prediction_id"] == event["prediction_id"]
+            ]
             if settled(start_ms):
                 too_late += 1
             elif any(_identity(p.event) == _identity(event) for p in same):
@@ -96,20 +100,23 @@ def expected(contract: ModelContract, steps: Iterable[Step], partition: int = 0)
                 late = clock["predictions"] >= closes_ms
                 one = Prediction(event, start_ms, late, step.payload_bytes)
                 if same:
-                    one.labels = same[0].labels[-1:]
+                    one.labels = list(same[0].labels)
                 elif event["prediction_id"] in waiting:
-                    one.labels = [waiting.pop(event["prediction_id"])]
+                    one.labels = waiting.pop(event["prediction_id"])
                 counted.append(one)
         else:
-            alive = [p for p in counted if not settled(p.start_ms)]
-            same = [p for p in alive if p.event["prediction_id"] == event["prediction_id"]]
-            held = waiting.get(event["prediction_id"])
+            same = [
+                p
+                for p in counted
+                if not settled(p.start_ms) and p.event["prediction_id"] == event["prediction_id"]
+            ]
+            held = waiting.get(event["prediction_id"], [])
             for p in same:
                 if not p.labels or event["revision"] > p.labels[-1]["revision"]:
                     p.labels = [*p.labels, event]
             in_time = not settled(event["label_time_ms"])
-            if not same and in_time and (held is None or held["revision"] < event["revision"]):
-                waiting[event["prediction_id"]] = event
+            if not same and in_time and (not held or held[-1]["revision"] < event["revision"]):
+                waiting[event["prediction_id"]] = [*held, event]
 
     tables = _tables(contract, counted, clock["predictions"], settled, partition)
     outcomes = [

@@ -256,11 +256,11 @@ class JoinCore:
             strict=True,
         )
         for at, row in enumerate(rows):
-            is_new, settled = add(Entry(*row))
-            if not is_new:
+            settled = add(Entry(*row))
+            if settled is None:
                 new[at] = False
-            elif settled is not None:
-                outcomes.append(settled)
+            elif settled:
+                outcomes += settled
         return new, outcomes
 
     def _labels(self, records: list[Record]) -> None:
@@ -421,7 +421,7 @@ class JoinCore:
             if schema != META_SCHEMA:
                 raise StateCorrupt(f"piece meta: schema {schema}, this code reads {META_SCHEMA}")
             self._meta = _Meta(*values)
-        self._index.restore(pieces, self._meta.floor_ms)
+        self._index.restore(pieces, self._meta.floor_ms, self._oldest_waiting_ms())
         self._windows.restore(pieces)
 
     def positions(self) -> dict[TopicPartition, int]:

@@ -36,7 +36,7 @@ def test_a_label_settles_every_role_of_its_prediction() -> None:
     """Shadow and canary answers to the same request share its outcome."""
     index = JoinIndex(10)
     for role in range(3):
-        assert index.add(entry("p", role)) == (True, None)
+        assert index.add(entry("p", role)) == []
     settled = index.label(label("p"), 0)
     assert [(s.entry.role, s.old_label, s.label) for s in settled] == [
         (0, None, 1.0),
@@ -49,12 +49,7 @@ def test_a_label_settles_every_role_of_its_prediction() -> None:
 def test_a_prediction_is_new_once() -> None:
     """Its identity is (id, model, version, role); another version is another prediction."""
     index = JoinIndex(10)
-    assert [index.add(entry("p", version=v))[0] for v in ("v1", "v1", "v2", "v2")] == [
-        True,
-        False,
-        True,
-        False,
-    ]
+    assert [index.add(entry("p", version=v)) for v in ("v1", "v1", "v2", "v2")] == [[], None, [], None]
     assert (len(index), index.counts.duplicate_predictions) == (2, 2)
 
 
@@ -63,11 +58,13 @@ def test_a_label_waits_for_its_prediction() -> None:
     index = JoinIndex(10)
     assert index.label(label("p"), 0) == []
     assert index.early == 1
-    _, first = index.add(entry("p", 0))
-    _, second = index.add(entry("p", 1))
-    assert first is not None
-    assert second is not None
-    assert (first.label, second.label, index.early) == (1.0, 1.0, 0)
+    index.label(label("p", 1, 0.0), 0)
+    assert index.early == 2
+    for role in (0, 1):
+        told = index.add(entry("p", role))
+        assert told is not None
+        assert [(s.old_label, s.label) for s in told] == [(None, 1.0), (1.0, 0.0)]
+    assert index.early == 0
 
 
 @pytest.mark.parametrize(
@@ -145,7 +142,7 @@ def test_state_is_a_log_whose_rows_are_rewritten_a_few_times_only() -> None:
     assert len(pieces) < 3 * MERGE_FAN
     assert written < 300 * 2 * one * 4
     restored = JoinIndex(1000)
-    restored.restore(pieces, {})
+    restored.restore(pieces, {}, {})
     assert _facts(restored) == _facts(index)
     assert (len(restored), restored.early) == (1200, 300)
     assert restored.changed_pieces() == {}
@@ -165,7 +162,7 @@ def test_pieces_of_settled_windows_are_deleted() -> None:
     _store(pieces, index)
     assert len(pieces) == 1
     restored = JoinIndex(10)
-    restored.restore(pieces, {"m": WINDOW.end_ms})
+    restored.restore(pieces, {"m": WINDOW.end_ms}, {})
     assert [e.prediction_id for e in restored.entries()] == ["c"]
     index.expire({"m": later.end_ms}, {})
     _store(pieces, index)
@@ -175,9 +172,9 @@ def test_pieces_of_settled_windows_are_deleted() -> None:
 def test_a_piece_that_cannot_be_read_is_named() -> None:
     """Never a silent start from less."""
     with pytest.raises(StateCorrupt, match="join/rows/3"):
-        JoinIndex(1).restore({"join/rows/3": b"\x91\x01"}, {})
+        JoinIndex(1).restore({"join/rows/3": b"\x91\x01"}, {}, {})
     with pytest.raises(StateCorrupt, match="join/rows/3"):
-        JoinIndex(1).restore({"join/rows/3": b"garbage"}, {})
+        JoinIndex(1).restore({"join/rows/3": b"garbage"}, {}, {})
 
 
 # -- the stage ---------------------------------------------------------------------------------------------------------
