@@ -12,26 +12,21 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich takes longer to import than everything else together
+    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Streaming monitor for machine-learning models: detect drift, decide, act.",
 )
 
-_PANELS = {
-    "On this machine": (local.demo, local.up, local.down, local.status, local.logs),
-    "Deployments": (
-        remote.deployments, remote.deploy, remote.rollback, remote.promote, remote.pause, remote.resume,
-        remote.retrain,
-    ),
-    "Documents": (documents.schemas, documents.metrics),
-    "Services": (
-        services.monitor, services.archive, services.controller, services.scorer, services.trainer,
-        services.notifier, services.topics, services.migrate, services.config,
-    ),
-}  # fmt: skip
-for _panel, _commands in _PANELS.items():
-    for _command in _commands:
-        app.command(rich_help_panel=_panel)(_command)
-app.add_typer(documents.contract, name="contract", rich_help_panel="Documents")
+for _command in (
+    local.demo, local.up, local.down, local.status, local.logs,
+    remote.deployments, remote.deploy, remote.rollback, remote.promote, remote.pause, remote.resume, remote.retrain,
+    documents.schemas, documents.metrics,
+    services.config, services.topics, services.migrate,
+    services.monitor, services.archive, services.controller, services.scorer, services.trainer, services.notifier,
+):  # fmt: skip
+    app.command()(_command)
+app.add_typer(documents.contract, name="contract")
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from schemas.errors import ConfigurationError
 ENV_PREFIX = "DRIFTLINE_"
 CONFIG_FILE = "DRIFTLINE_CONFIG"
 #: Environment keys that are read outside the settings models (and so are no unknown keys).
-OTHER_KEYS = frozenset({CONFIG_FILE, "DRIFTLINE_CACHE", "DRIFTLINE_FAILPOINT"})
+OTHER_KEYS = frozenset({CONFIG_FILE, "DRIFTLINE_CACHE", "DRIFTLINE_FAILPOINT", "DRIFTLINE_API", "DRIFTLINE_TOKEN"})
 
 
 class Section(BaseModel):

@@ -19,7 +19,7 @@ def schemas(
         Path | None, typer.Option(help="Directory to write to; else AsyncAPI goes to standard output.")
     ] = None,
 ) -> None:
-    """Export the JSON Schema of every document and an AsyncAPI document of the topics."""
+    """Export JSON Schemas and AsyncAPI. One schema a document, and the topics as AsyncAPI 3."""
     from importlib.metadata import PackageNotFoundError, version
 
     from schemas.asyncapi import asyncapi_document, json_schemas
@@ -43,7 +43,7 @@ def schemas(
 
 
 def metrics() -> None:
-    """Print the closed list of exported metrics as a Markdown table."""
+    """Print the list of metrics as Markdown. It is closed: no other name is exported."""
     from schemas.metrics import METRICS
 
     typer.echo("| Metric | Kind | Labels | Meaning |\n|---|---|---|---|")

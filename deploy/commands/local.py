@@ -34,7 +34,7 @@ def up(
     api_port: Port = DEFAULT_API_PORT,
     partitions: Annotated[int, typer.Option(min=1, max=1024, help="Input partitions of new topics.")] = 4,
 ) -> None:
-    """Start Kafka, the warehouse and every service; Ctrl-C or SIGTERM stops them all."""
+    """Start everything here. Kafka, the warehouse and every service; Ctrl-C or SIGTERM stops them all."""
     from rich.console import Console
 
     from deploy.local.platform import Platform
@@ -86,7 +86,7 @@ def _say(console: Console, service: str, text: str) -> None:
 
 
 def down(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
-    """Stop the platform that runs over the data directory; the data stays."""
+    """Stop what `up` started; the data stays."""
     from deploy.local.platform import stop_running
 
     stopped = stop_running(data_dir.expanduser())
@@ -145,7 +145,7 @@ def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 50,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
-    """Print the end of a service's log, of a stopped platform too."""
+    """Print the end of a log. Of a stopped platform too."""
     from deploy.local.platform import SERVICES
 
     root = data_dir.expanduser()
@@ -192,7 +192,7 @@ def demo(
         typer.Option(metavar="SERVICE@MM-DD", help="kill -9 it on that day of 2013; repeatable."),
     ] = None,
 ) -> None:
-    """Replay a year of flights through the whole loop: drift, retrain, defect, rollback."""
+    """Replay a year of flights. Through the whole loop: drift, retrain, defect, rollback."""
     if not 0 < sample <= 1:
         raise ConfigurationError(f"--sample {sample:g}: must be above 0 and at most 1")
     kills = tuple(parse_kill(text) for text in kill or ())

@@ -3,7 +3,9 @@ like every other request."""
 
 from __future__ import annotations
 
+import getpass
 import json
+import sys
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -17,7 +19,7 @@ TIMEOUT_S = 10.0
 _LOOK_S = 0.2
 _GOOD = ("accepted", "done", "duplicate")
 
-Api = Annotated[str, typer.Option("--api", help="Where the controller listens.")]
+Api = Annotated[str, typer.Option("--api", envvar="DRIFTLINE_API", help="Where the controller listens.")]
 Token = Annotated[
     str | None,
     typer.Option(
@@ -26,7 +28,7 @@ Token = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Reason = Annotated[str, typer.Option(help="Why; it stays on record.")]
-By = Annotated[str, typer.Option(help="Who asks; it stays on record.")]
+By = Annotated[str | None, typer.Option(help="Who asks; it stays on record. You, if not given.")]
 Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for the controller's answer; 0: do not.")]
 Model = Annotated[str, typer.Argument(help="Name of the model.")]
 Version = Annotated[str, typer.Argument(help="A registered version.")]
@@ -38,11 +40,11 @@ def deployments(
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show which version serves which share of each model's traffic."""
-    if model is None:
-        found = call("GET", f"{api}/v1/deployments", token)["deployments"]
-    else:
-        found = [call("GET", f"{api}/v1/deployments/{model}", token)]
+    """Show which versions have the traffic."""
+    address = f"{api}/v1/deployments"
+    found = (
+        call("GET", address, token) if model is None else {model: call("GET", f"{address}/{model}", token)}
+    )
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -50,22 +52,14 @@ def deployments(
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
-    for name in ("model", "phase", "traffic", "stable", "candidate", "revision", "reason"):
+    for name in ("model", "revision", "phase", "traffic", "rollback target", "why"):
         table.add_column(name)
-    for d in found:
+    for name, d in found.items():
         traffic = (
             "  ".join(f"{version} {weight:.0%}" for version, weight in d["weights"].items()) or "fallback"
         )
         phase = d["phase"] + (f" ({d['pause']})" if d["pause"] else "")
-        table.add_row(
-            d["model"],
-            phase,
-            traffic,
-            d["stable"] or "-",
-            d["candidate"] or "-",
-            str(d["revision"]),
-            d["reason"],
-        )
+        table.add_row(name, str(d["revision"]), phase, traffic, d["previous"] or "-", d["reason"])
     Console().print(table)
 
 
@@ -80,14 +74,14 @@ def deploy(
         bool, typer.Option("--at-once", help="No steps: all traffic as soon as it is verified.")
     ] = False,
     reason: Reason = "",
-    by: By = "cli",
+    by: By = None,
     wait: Wait = TIMEOUT_S,
     api: Api = DEFAULT_API,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Start a rollout of a version."""
-    body: dict[str, Any] = {"version": version, "reason": reason, "by": by}
+    body: dict[str, Any] = {"version": version, "reason": reason, "by": by or _user()}
     if at_once and step:
         raise ConfigurationError("--at-once and --step exclude each other")
     if at_once or step:
@@ -95,65 +89,87 @@ def deploy(
     _ask(api, model, "deploy", body, token, wait, as_json)
 
 
-def _step(text: str) -> dict[str, Any]:
+def _step(text: str) -> tuple[float, int]:
+    from schemas.contracts import parse_duration_ms
+
     weight, _, bake = text.partition(":")
     try:
-        return {"weight": float(weight), "bake": bake or "0ms"}
+        return float(weight), int(parse_duration_ms(bake))
     except ValueError:
         raise ConfigurationError(f"--step {text}: write WEIGHT:BAKE, for example 0.1:12h") from None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have a number and no name
+        return "cli"
 
 
 def rollback(
     model: Model,
     version: Version,
     reason: Reason = "",
-    by: By = "cli",
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask back, which is done at a terminal only.")
+    ] = False,
+    by: By = None,
     wait: Wait = TIMEOUT_S,
     api: Api = DEFAULT_API,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Take a version off the traffic now."""
-    _ask(api, model, "rollback", {"version": version, "reason": reason, "by": by}, token, wait, as_json)
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"Take version {version} of {model} off the traffic?", abort=True)
+    _ask(
+        api,
+        model,
+        "rollback",
+        {"version": version, "reason": reason, "by": by or _user()},
+        token,
+        wait,
+        as_json,
+    )
 
 
 def promote(
     model: Model,
     reason: Reason = "",
-    by: By = "cli",
+    by: By = None,
     wait: Wait = TIMEOUT_S,
     api: Api = DEFAULT_API,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Promote the candidate now, skipping what is left of its bake times."""
-    _ask(api, model, "promote", {"reason": reason, "by": by}, token, wait, as_json)
+    """Promote the candidate now. What is left of its bake times is skipped."""
+    _ask(api, model, "promote", {"reason": reason, "by": by or _user()}, token, wait, as_json)
 
 
 def pause(
     model: Model,
     reason: Reason = "",
-    by: By = "cli",
+    by: By = None,
     wait: Wait = TIMEOUT_S,
     api: Api = DEFAULT_API,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Stop a rollout where it is until it is resumed."""
-    _ask(api, model, "pause", {"reason": reason, "by": by}, token, wait, as_json)
+    _ask(api, model, "pause", {"reason": reason, "by": by or _user()}, token, wait, as_json)
 
 
 def resume(
     model: Model,
     reason: Reason = "",
-    by: By = "cli",
+    by: By = None,
     wait: Wait = TIMEOUT_S,
     api: Api = DEFAULT_API,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Let a paused rollout go on."""
-    _ask(api, model, "resume", {"reason": reason, "by": by}, token, wait, as_json)
+    _ask(api, model, "resume", {"reason": reason, "by": by or _user()}, token, wait, as_json)
 
 
 def retrain(
@@ -162,14 +178,22 @@ def retrain(
         str | None, typer.Option(help="Train a successor of this one; else the model's first.")
     ] = None,
     reason: Reason = "",
-    by: By = "cli",
+    by: By = None,
     wait: Wait = TIMEOUT_S,
     api: Api = DEFAULT_API,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask the trainer for a new version."""
-    _ask(api, model, "retrain", {"version": version, "reason": reason, "by": by}, token, wait, as_json)
+    _ask(
+        api,
+        model,
+        "retrain",
+        {"version": version, "reason": reason, "by": by or _user()},
+        token,
+        wait,
+        as_json,
+    )
 
 
 def _ask(
@@ -196,13 +220,9 @@ def _ask(
 
 
 def _answer(api: str, model: str, request_id: str, token: str | None) -> dict[str, Any] | None:
-    """The answer, None while there is none; a model that has no deployment yet has not answered either."""
-    for deployment in call("GET", f"{api}/v1/deployments", token)["deployments"]:
-        if deployment["model"] == model:
-            for answer in deployment["answers"]:
-                if answer["request_id"] == request_id:
-                    return dict(answer)
-    return None
+    """The answer, None while there is none; a model without a deployment has not answered either."""
+    answers = call("GET", f"{api}/v1/deployments", token).get(model, {}).get("answers", [])
+    return next((dict(answer) for answer in answers if answer["request_id"] == request_id), None)
 
 
 def call(method: str, url: str, token: str | None, body: Mapping[str, Any] | None = None) -> Any:

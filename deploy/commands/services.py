@@ -24,7 +24,7 @@ def monitor() -> None:
 
 
 def archive() -> None:
-    """Run the archive: copies every log topic to ClickHouse."""
+    """Run the archive: copies logs to ClickHouse."""
     _streams("archive")
 
 
@@ -67,7 +67,7 @@ def trainer() -> None:
 
 
 def notifier() -> None:
-    """Run the notifier: alerts to console, webhook, Slack, PagerDuty."""
+    """Run the notifier: carries alerts to people."""
     from deploy.notify.service import run
     from schemas.settings import NotifierSettings
 
@@ -75,7 +75,7 @@ def notifier() -> None:
 
 
 def topics() -> None:
-    """Create the topics that are missing in Kafka; repeatable."""
+    """Create the missing topics; repeatable."""
     from deploy.topics import create_topics
     from schemas.settings import ServiceSettings
 
@@ -87,7 +87,7 @@ def topics() -> None:
 
 
 def migrate() -> None:
-    """Apply the ClickHouse migrations that are missing; repeatable."""
+    """Apply the missing migrations; repeatable."""
     from deploy.migrate import migrate as apply
     from schemas.settings import ServiceSettings
 
