@@ -161,9 +161,7 @@ class PredictionDecoder:
         union: Any = _Nobody
         for kind in types.values():
             union = union | kind
-        self._decoder: msgspec.json.Decoder[Any] | None = (
-            msgspec.json.Decoder(union) if types else None
-        )
+        self._decoder: msgspec.json.Decoder[Any] | None = msgspec.json.Decoder(union) if types else None
         self._builders = {model: _Builder(contract) for model, contract in self.contracts.items()}
 
     def decode(

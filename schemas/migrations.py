@@ -56,7 +56,9 @@ def migrations(folder: Path = FOLDER) -> list[Migration]:
             raise WarehouseError(f"{path.name}: a migration is named NNNN_what_it_does.sql")
         found.append(Migration(int(match[1]), match[2], path.read_text()))
     if [m.number for m in found] != list(range(1, len(found) + 1)):
-        raise WarehouseError(f"migrations must be numbered from 0001 without a hole, not {[m.number for m in found]}")
+        raise WarehouseError(
+            f"migrations must be numbered from 0001 without a hole, not {[m.number for m in found]}"
+        )
     return found
 
 
