@@ -16,7 +16,7 @@ File = Annotated[Path, typer.Argument(help="The contract, YAML or JSON.")]
 
 def schemas(
     out: Annotated[
-        Path | None, typer.Option(help="Directory to write to; else AsyncAPI goes to standard output.")
+        Path | None, typer.Option(help="Directory to write files to; else everything is printed.")
     ] = None,
 ) -> None:
     """Export JSON Schemas and AsyncAPI. One schema a document, and the topics as AsyncAPI 3."""
@@ -29,17 +29,17 @@ def schemas(
         document = asyncapi_document(version("driftline"))
     except PackageNotFoundError:
         document = asyncapi_document()
+    documents = {"asyncapi": document} | json_schemas()
     if out is None:
-        typer.echo(json.dumps(document, indent=2))
+        typer.echo(json.dumps(documents, indent=2))
         return
-    files = {f"{name}.json": schema for name, schema in json_schemas().items()} | {"asyncapi.json": document}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (out / name).write_text(json.dumps(content, indent=2) + "\n")
+        for name, content in documents.items():
+            (out / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise ConfigurationError(f"{out} cannot be written: {error}") from error
-    typer.echo(f"{len(files)} documents in {out}")
+    typer.echo(f"{len(documents)} documents in {out}")
 
 
 def metrics() -> None:

@@ -23,7 +23,7 @@ Api = Annotated[str, typer.Option("--api", envvar="DRIFTLINE_API", help="Where t
 Token = Annotated[
     str | None,
     typer.Option(
-        envvar="DRIFTLINE_CONTROLLER__API_TOKEN", show_envvar=True, help="Bearer token, if it wants one."
+        envvar=["DRIFTLINE_TOKEN", "DRIFTLINE_CONTROLLER__API_TOKEN"], help="Bearer token, if it wants one."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
