@@ -94,7 +94,7 @@ def create_app(state: ApiState, publish: Callable[[Command], None], token: str |
         return _json(_DEPLOYMENT, found)
 
     async def versions(request: Request) -> Response:
-        model = _known(request)
+        model = _known(state, request)
         # A reference holds samples of whole rows: megabytes nobody asks for here, and data of people.
         return JSONResponse([v.model_dump(mode="json", exclude={"reference"}) for v in state.versions(model)])
 
@@ -113,7 +113,7 @@ def create_app(state: ApiState, publish: Callable[[Command], None], token: str |
         verb = request.path_params["verb"]
         if verb not in BODIES:
             raise Problem(404, f"no command {verb!r}; there are: {', '.join(BODIES)}")
-        model = _known(request)
+        model = _known(state, request)
         body = await _body(request, BODIES[verb])
         asked = command_of(verb, body, model, state)
         try:
@@ -121,14 +121,6 @@ def create_app(state: ApiState, publish: Callable[[Command], None], token: str |
         except DriftlineError as error:
             raise Problem(503, str(error)) from error
         return JSONResponse({"request_id": asked.request_id, "model": model, "type": verb}, status_code=202)
-
-    def _known(request: Request) -> str:
-        model: str = request.path_params["model"]
-        if state.contract(model) is None:
-            raise Problem(
-                404, f"no contract for model {model!r}; `driftline contract apply FILE` publishes one"
-            )
-        return model
 
     routes = [
         Route("/", page),
@@ -143,6 +135,13 @@ def create_app(state: ApiState, publish: Callable[[Command], None], token: str |
         Route("/v1/time", time_reached),
     ]
     return Starlette(routes=routes, exception_handlers={Problem: _problem, HTTPException: _no_route})
+
+
+def _known(state: ApiState, request: Request) -> str:
+    model: str = request.path_params["model"]
+    if state.contract(model) is None:
+        raise Problem(404, f"no contract for model {model!r}; `driftline contract apply FILE` publishes one")
+    return model
 
 
 def command_of(verb: str, body: Body, model: str, state: ApiState) -> Command:
