@@ -28,16 +28,16 @@ FIRST_CAUSE = "operator"
 #: What an analyst would ask first; printed with its results, and the same text stands in the README.
 QUERIES: dict[str, str] = {
     "Live accuracy by month and version": """
-        SELECT toStartOfMonth(window_start) AS month, model_version AS version, sum(predictions) AS predictions,
+        SELECT toStartOfMonth(window_start) AS month, model_version AS version, sum(predictions) AS scored,
                round(100 * sum(labelled) / sum(predictions), 1) AS labelled_pct,
-               round(sum(log_loss * labelled) / sum(labelled), 3) AS log_loss,
-               round(sum(brier * labelled) / sum(labelled), 3) AS brier
+               round(sum(log_loss * labelled) / sum(labelled), 3) AS mean_log_loss,
+               round(sum(brier * labelled) / sum(labelled), 3) AS mean_brier
         FROM accuracy WHERE segment = '' AND role != 'shadow' AND labelled > 0
         GROUP BY month, version ORDER BY month, version""",
     "Worst carriers by log loss": """
-        SELECT segment, sum(labelled) AS labels, round(sum(log_loss * labelled) / sum(labelled), 3) AS log_loss
+        SELECT segment, sum(labelled) AS labels, round(sum(log_loss * labelled) / sum(labelled), 3) AS loss
         FROM accuracy WHERE startsWith(segment, 'carrier=') AND role != 'shadow' AND labelled > 0
-        GROUP BY segment HAVING labels > 100 ORDER BY log_loss DESC LIMIT 5""",
+        GROUP BY segment HAVING labels > 100 ORDER BY loss DESC LIMIT 5""",
     "Decisions and who made them": """
         SELECT event_time, kind, version, actor, detail FROM decisions
         WHERE kind NOT LIKE 'alert%' ORDER BY event_time LIMIT 20""",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deploy.demo.flights import DAY_MS, HOUR_MS, Flights, load_flights, month_start_ms
+from deploy.demo.flights import DAY_MS, Flights, load_flights, month_start_ms
 from deploy.demo.operator import Operator
 from deploy.demo.replay import Replay
 from deploy.demo.report import Report, build_report, print_report
@@ -31,7 +31,7 @@ from schemas.errors import DriftlineError
 
 MODEL = "flights"
 CONTRACT = Path(__file__).with_name("flights.yaml")
-STEP_MS = 12 * HOUR_MS
+STEP_MS = DAY_MS
 SPAN_MS = 2 * DAY_MS
 FIRST_TRAINING_MONTH = 3
 OPERATOR_MONTH = 9

@@ -169,6 +169,23 @@ def test_pieces_of_settled_windows_are_deleted() -> None:
     assert pieces == {}
 
 
+def test_a_restored_entry_knows_every_label_it_was_told() -> None:
+    """In one piece or two, a role that comes after the restart is told what the first was told."""
+    for commits in (1, 2):
+        index, pieces = JoinIndex(10), dict[str, bytes]()
+        index.add(entry("p"))
+        index.label(label("p"), 0)
+        if commits == 2:
+            _store(pieces, index)
+        index.label(label("p", 1, 0.0), 0)
+        _store(pieces, index)
+        restored = JoinIndex(10)
+        restored.restore(pieces, {}, {})
+        told = restored.add(entry("p", 1))
+        assert told is not None
+        assert [(s.old_label, s.label) for s in told] == [(None, 1.0), (1.0, 0.0)]
+
+
 def test_a_piece_that_cannot_be_read_is_named() -> None:
     """Never a silent start from less."""
     with pytest.raises(StateCorrupt, match="join/rows/3"):
