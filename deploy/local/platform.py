@@ -183,8 +183,7 @@ class Platform:
                 "free some space or choose another --data-dir"
             )
         require_free_port(self._ports["api"], "the controller's API")
-        logs = self.data_dir / "logs"
-        logs.mkdir(exist_ok=True)
+        (self.data_dir / "logs").mkdir(exist_ok=True)
         began = time.monotonic()
         self._kafka.start(self.data_dir / "kafka", self._ports["kafka"])
         self._warehouse.start(self.data_dir / "warehouse", self._ports["warehouse"])
@@ -200,18 +199,28 @@ class Platform:
         migrated.join()
         if self.failure:
             raise PlatformError(self.failure)
-        environment = self.environment()
-        for name in self._wanted:
-            module, *arguments = SERVICES[name]
-            service = Service(name, module, tuple(arguments), logs / f"{name}.log", environment)
-            self._services[name] = service
-            service.start()
-        self._write_state()
-        for service in self._services.values():
-            self._wait_ready(service, began)
-        self._write_state()
+        self._add(self._wanted, began)
         self._watcher = threading.Thread(target=self._watch, name="watch-children", daemon=True)
         self._watcher.start()
+
+    def add(self, *services: str) -> None:
+        """Start further services of a platform that runs, and wait until they are ready."""
+        with self._lock:
+            self._add(services, time.monotonic())
+
+    def _add(self, services: tuple[str, ...], began: float) -> None:
+        environment = self.environment()
+        started = []
+        for name in services:
+            module, *arguments = SERVICES[name]
+            log = self.data_dir / "logs" / f"{name}.log"
+            service = Service(name, module, tuple(arguments), log, environment)
+            service.start()
+            started.append(service)
+            self._services[name] = service
+        self._write_state()
+        for service in started:
+            self._wait_ready(service, began)
 
     def _migrate(self) -> None:
         from deploy.migrate import migrate

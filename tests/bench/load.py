@@ -1,0 +1,118 @@
+"""The load: JSON predictions of about 570 bytes with 10 features, a label for every fifth, ticks as time goes by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from confluent_kafka import Producer
+
+from schemas.contracts import ColumnReference, ModelContract, ModelRecord, ModelVersion, Reference, load_contract
+from schemas.events import HEADER_KIND, KIND_TICK, Tick
+from schemas.ids import partitions_of
+from schemas.settings import KafkaSettings
+
+START_MS = 1_767_225_600_000
+SPAN_MS = 600_000
+TICKS = 20
+LABEL_EVERY = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What was written: ``events`` predictions of ``event_bytes`` on average, ``labels`` labels, up to ``end_ms``."""
+
+    events: int
+    labels: int
+    event_bytes: float
+    end_ms: int
+
+
+def contract() -> ModelContract:
+    """The committed configuration of the benchmark."""
+    return load_contract(Path(__file__).with_name("bench.yaml"))
+
+
+def records() -> list[ModelRecord]:
+    """Contract and one version whose reference is what the load is drawn from."""
+    declared = contract()
+    rng = np.random.default_rng(1)
+    normal = np.quantile(rng.normal(size=20_000), np.linspace(0, 1, 101))
+    columns = {f"f{i}": ColumnReference(rows=20_000, quantiles=tuple(normal.tolist())) for i in range(9)}
+    columns["country"] = ColumnReference(rows=20_000, shares=(0.2, 0.2, 0.2, 0.2, 0.2, 0.0))
+    uniform = tuple(np.linspace(0, 1, 101).tolist())
+    version = ModelVersion(
+        model=declared.model,
+        version="1",
+        uri="bench/1",
+        sha256="0" * 64,
+        reference=Reference(columns=columns, score=ColumnReference(rows=20_000, quantiles=uniform)),
+    )
+    return [ModelRecord(contract=declared), ModelRecord(version=version)]
+
+
+def write(kafka: KafkaSettings, events: int, seed: int = 7) -> Load:
+    """Write the load to ``predictions`` and ``feedback``; everything is on the broker when this returns."""
+    rng = np.random.default_rng(seed)
+    producer = Producer(kafka.producer(**{"linger.ms": 50, "queue.buffering.max.messages": 2_000_000, "acks": "1",
+                                          "enable.idempotence": False}))  # fmt: skip
+    countries = ("de", "fr", "it", "es", "pl")
+    per_tick = events // TICKS
+    total = written = labels = 0
+    for tick in range(TICKS):
+        count = per_tick if tick < TICKS - 1 else events - written
+        ids = [f"{written + i:08d}-bench-5a1e-4a1b-prediction-identifier" for i in range(count)]
+        where = partitions_of([i.encode() for i in ids], kafka.input_partitions).tolist()
+        times = np.sort(rng.integers(tick * SPAN_MS // TICKS, (tick + 1) * SPAN_MS // TICKS, count)) + START_MS
+        values = rng.normal(size=(count, 9)).tolist()
+        scores = rng.uniform(0.01, 0.99, count)
+        outcomes = rng.random(count) < scores
+        for at, identity in enumerate(ids):
+            features: dict[str, object] = {f"f{i}": value for i, value in enumerate(values[at])}
+            features["country"] = countries[(written + at) % 5]
+            event = {
+                "prediction_id": identity,
+                "model": "bench",
+                "version": "1",
+                "event_time_ms": int(times[at]),
+                "features": features,
+                "score": float(scores[at]),
+                "latency_ms": 3.25,
+                "entity": "customer-" + identity[:8],
+                "trace_id": "0123456789abcdef0123456789abcdef",
+            }
+            body = msgspec.json.encode(event)
+            total += len(body)
+            _send(producer, kafka.topic("predictions"), body, identity.encode(), where[at])
+            if at % LABEL_EVERY == 0:
+                label = {
+                    "prediction_id": identity,
+                    "model": "bench",
+                    "label": float(outcomes[at]),
+                    "label_time_ms": int(times[at]) + 1_000,
+                }
+                _send(producer, kafka.topic("feedback"), msgspec.json.encode(label), identity.encode(), where[at])
+                labels += 1
+        written += count
+        _tick(producer, kafka, START_MS + (tick + 1) * SPAN_MS // TICKS - 1)
+    producer.flush(120)
+    return Load(events, labels, total / events, START_MS + SPAN_MS)
+
+
+def _send(producer: Producer, topic: str, value: bytes, key: bytes | None, partition: int) -> None:
+    while True:
+        try:
+            producer.produce(topic, value, key, partition)
+        except BufferError:
+            producer.poll(0.1)
+        else:
+            return
+
+
+def _tick(producer: Producer, kafka: KafkaSettings, time_ms: int) -> None:
+    value = Tick(event_time_ms=time_ms, source="bench").model_dump_json().encode()
+    for topic in ("predictions", "feedback"):
+        for partition in range(kafka.input_partitions):
+            producer.produce(kafka.topic(topic), value, partition=partition, headers=[(HEADER_KIND, KIND_TICK)])
