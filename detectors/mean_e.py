@@ -33,7 +33,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from detectors.base import DAY_MS, FIXED_POINT, Change, Context, Detector, Rows, Spec, Stream, pack, undecided, unpack
+from detectors.base import (
+    DAY_MS,
+    FIXED_POINT,
+    Change,
+    Context,
+    Detector,
+    Rows,
+    Spec,
+    Stream,
+    pack,
+    undecided,
+    unpack,
+)
 from detectors.blocks import BlockState, BlockSums
 from detectors.transform import column_reference, mid_rank
 from schemas.contracts import DurationMs

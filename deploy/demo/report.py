@@ -19,7 +19,7 @@ from deploy.demo.terminal import day
 from deploy.demo.verify import Checked
 from deploy.demo.watch import LoopWatch, Stamped
 from schemas.contracts import ModelContract
-from schemas.control import Deployment, Phase, RetrainRequested, RollbackRequested
+from schemas.control import Phase, RetrainRequested, RollbackRequested
 from schemas.settings import ClickHouseSettings
 
 ROLLBACK_S_MAX = 1.0

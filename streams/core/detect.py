@@ -219,9 +219,7 @@ class DetectCore:
             return
         self._see(block)
         for config in contract.monitoring.detectors:
-            if config.stream in ("features", "score") and kind == "predictions":
-                self._feed_versions(contract, config, block)
-            elif config.stream == "loss" and kind == "outcomes":
+            if (config.stream in ("features", "score") and kind == "predictions") or (config.stream == "loss" and kind == "outcomes"):
                 self._feed_versions(contract, config, block)
             elif config.stream == "comparison" and kind == "outcomes":
                 self._feed_comparison(contract, config, block)

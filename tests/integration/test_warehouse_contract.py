@@ -89,7 +89,7 @@ TYPES: list[tuple[str, list[Any]]] = [
     ("Nullable(String)", [None, "", "x"]),
     ("LowCardinality(Nullable(String))", [None, "a", "a"]),
     ("Enum8('stable' = 1, 'canary' = 2, 'shadow' = 3)", ["stable", "shadow", "canary"]),
-    ("Decimal(18, 4)", [Decimal("-1.2345"), Decimal("0"), Decimal("99999999.9999")]),
+    ("Decimal(18, 4)", [Decimal("-1.2345"), Decimal(0), Decimal("99999999.9999")]),
 ]
 
 
