@@ -92,6 +92,7 @@ class JoinCounts:
     duplicate: int = 0
     revised: int = 0
     stale: int = 0
+    beyond: int = 0
     early: int = 0
     unmatched: int = 0
     dropped: int = 0
@@ -173,8 +174,12 @@ class JoinIndex:
         """Labels that wait for their prediction."""
         return self._early_count
 
-    def add(self, entry: Entry) -> list[Settled] | None:
-        """Take a prediction in: what labels that were known before it did, or None when it is no new one."""
+    def add(self, entry: Entry, horizon_ms: int) -> list[Settled] | None:
+        """Take a prediction in: what labels that were known before it did, or None when it is no new one.
+
+        ``horizon_ms``: a label later than this after the window's end, by its own time, does not count; by arrival
+        alone it would depend on which input was read first.
+        """
         model, prediction_id = entry.window.model, entry.prediction_id
         table = self._entries.get(model)
         if table is None:
@@ -191,6 +196,7 @@ class JoinIndex:
                     return None
             known = others[0]
             table[prediction_id] = [*others, entry]
+        last_ms = entry.window.end_ms + horizon_ms
         entry.number = self._next_number
         self._next_number += 1
         self._size += 1
@@ -200,15 +206,17 @@ class JoinIndex:
             window = self._windows[entry.window] = []
         window.append(entry)
         if known is not None:
-            return [self._give(entry, told) for told in known.told]
+            return [self._give(entry, told) for told in known.told if told[2] <= last_ms]
         labels = self._early.pop((model, prediction_id), None) if self._early else None
         if labels is None:
             return []
         self._early_count -= len(labels)
-        self.counts.joined += 1
-        return [self._give(entry, (label.revision, label.label, label.label_time_ms)) for label in labels]
+        in_time = [label for label in labels if label.label_time_ms <= last_ms]
+        self.counts.joined += int(bool(in_time))
+        self.counts.beyond += len(labels) - len(in_time)
+        return [self._give(entry, (label.revision, label.label, label.label_time_ms)) for label in in_time]
 
-    def label(self, label: Label, oldest_ms: int) -> list[Settled]:
+    def label(self, label: Label, oldest_ms: int, horizon_ms: int) -> list[Settled]:
         """Apply a ground truth to every role of its prediction, or keep it until the prediction comes.
 
         ``oldest_ms``: a label older than this does not wait; its prediction's window is settled.
@@ -219,6 +227,10 @@ class JoinIndex:
             self._wait(label, oldest_ms)
             return []
         entries = held if isinstance(held, list) else [held]
+        entries = [e for e in entries if label.label_time_ms <= e.window.end_ms + horizon_ms]
+        if not entries:
+            self.counts.beyond += 1
+            return []
         known = entries[0].revision
         if known >= label.revision:
             if known == label.revision:

@@ -77,6 +77,9 @@ def expected(contract: ModelContract, steps: Iterable[Step], partition: int = 0)
             and clock["feedback"] >= end_ms + monitoring.label_horizon
         )
 
+    def in_horizon(label: Event, p: Prediction) -> bool:
+        return bool(label["label_time_ms"] <= p.start_ms + monitoring.window + monitoring.label_horizon)
+
     for step in steps:
         event = step.event
         if step.kind == "tick":
@@ -100,9 +103,9 @@ def expected(contract: ModelContract, steps: Iterable[Step], partition: int = 0)
                 late = clock["predictions"] >= closes_ms
                 one = Prediction(event, start_ms, late, step.payload_bytes)
                 if same:
-                    one.labels = list(same[0].labels)
+                    one.labels = [w for w in same[0].labels if in_horizon(w, one)]
                 elif event["prediction_id"] in waiting:
-                    one.labels = waiting.pop(event["prediction_id"])
+                    one.labels = [w for w in waiting.pop(event["prediction_id"]) if in_horizon(w, one)]
                 counted.append(one)
         else:
             same = [
@@ -112,7 +115,7 @@ def expected(contract: ModelContract, steps: Iterable[Step], partition: int = 0)
             ]
             held = waiting.get(event["prediction_id"], [])
             for p in same:
-                if not p.labels or event["revision"] > p.labels[-1]["revision"]:
+                if in_horizon(event, p) and (not p.labels or event["revision"] > p.labels[-1]["revision"]):
                     p.labels = [*p.labels, event]
             in_time = not settled(event["label_time_ms"])
             if not same and in_time and (not held or held[-1]["revision"] < event["revision"]):

@@ -239,6 +239,7 @@ class JoinCore:
         new = np.ones(len(columns), bool)
         outcomes: list[Settled] = []
         add = self._index.add
+        horizon_ms = columns.contract.monitoring.label_horizon
         rows = zip(
             columns.ids,
             [windows[at] for at in window_of.tolist()],
@@ -256,7 +257,7 @@ class JoinCore:
             strict=True,
         )
         for at, row in enumerate(rows):
-            settled = add(Entry(*row))
+            settled = add(Entry(*row), horizon_ms)
             if settled is None:
                 new[at] = False
             elif settled:
@@ -272,7 +273,9 @@ class JoinCore:
         for (message, row, label), partition in zip(good, where.tolist(), strict=True):
             if partition != self._partition and HEADER_ORIGIN not in records[message].headers:
                 self._send_on(records[message], row, label.prediction_id, partition)
-            elif settled := self._index.label(label, oldest_ms[label.model]):
+            elif settled := self._index.label(
+                label, oldest_ms[label.model], self._contracts[label.model].monitoring.label_horizon
+            ):
                 outcomes.setdefault(label.model, []).extend(settled)
         for model, of_model in outcomes.items():
             self._settle(self._contracts[model], of_model)

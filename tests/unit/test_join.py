@@ -36,8 +36,8 @@ def test_a_label_settles_every_role_of_its_prediction() -> None:
     """Shadow and canary answers to the same request share its outcome."""
     index = JoinIndex(10)
     for role in range(3):
-        assert index.add(entry("p", role)) == []
-    settled = index.label(label("p"), 0)
+        assert index.add(entry("p", role), HOUR) == []
+    settled = index.label(label("p"), 0, HOUR)
     assert [(s.entry.role, s.old_label, s.label) for s in settled] == [
         (0, None, 1.0),
         (1, None, 1.0),
@@ -49,19 +49,19 @@ def test_a_label_settles_every_role_of_its_prediction() -> None:
 def test_a_prediction_is_new_once() -> None:
     """Its identity is (id, model, version, role); another version is another prediction."""
     index = JoinIndex(10)
-    assert [index.add(entry("p", version=v)) for v in ("v1", "v1", "v2", "v2")] == [[], None, [], None]
+    assert [index.add(entry("p", version=v), HOUR) for v in ("v1", "v1", "v2", "v2")] == [[], None, [], None]
     assert (len(index), index.counts.duplicate_predictions) == (2, 2)
 
 
 def test_a_label_waits_for_its_prediction() -> None:
     """And is then given to roles that come later still."""
     index = JoinIndex(10)
-    assert index.label(label("p"), 0) == []
+    assert index.label(label("p"), 0, HOUR) == []
     assert index.early == 1
-    index.label(label("p", 1, 0.0), 0)
+    index.label(label("p", 1, 0.0), 0, HOUR)
     assert index.early == 2
     for role in (0, 1):
-        told = index.add(entry("p", role))
+        told = index.add(entry("p", role), HOUR)
         assert told is not None
         assert [(s.old_label, s.label) for s in told] == [(None, 1.0), (1.0, 0.0)]
     assert index.early == 0
@@ -81,8 +81,8 @@ def test_the_highest_revision_stands(
 ) -> None:
     """A lower one is stale, an equal one a duplicate, a higher one takes back what it replaces."""
     index = JoinIndex(10)
-    index.add(entry("p"))
-    seen = [s for at, r in enumerate(revisions) for s in index.label(label("p", r, float(at > 0)), 0)]
+    index.add(entry("p"), HOUR)
+    seen = [s for at, r in enumerate(revisions) for s in index.label(label("p", r, float(at > 0)), 0, HOUR)]
     assert [(s.old_label, s.label) for s in seen] == outcomes
 
 
@@ -90,27 +90,39 @@ def test_early_labels_are_bounded_in_number_and_in_time() -> None:
     """Feedback for predictions that never come cannot fill memory."""
     index = JoinIndex(2)
     for name in ("a", "b", "c"):
-        index.label(label(name), 0)
+        index.label(label(name), 0, HOUR)
     assert (index.early, index.counts.dropped) == (2, 1)
     index.expire({}, {"m": T0})
     assert index.early == 2
     index.expire({}, {"m": T0 + 1})
     assert (index.early, index.counts.unmatched) == (0, 2)
-    index.label(label("old"), T0 + 1)
+    index.label(label("old"), T0 + 1, HOUR)
     assert (index.early, index.counts.unmatched) == (0, 3)
+
+
+def test_a_label_beyond_the_horizon_does_not_count_whichever_came_first() -> None:
+    """Its own time decides, so that it makes no difference how far apart the two inputs are read."""
+    last_ms = WINDOW.end_ms + HOUR
+    for at_ms, outcomes in ((last_ms, 1), (last_ms + 1, 0)):
+        first, second = JoinIndex(10), JoinIndex(10)
+        first.add(entry("p"), HOUR)
+        assert len(first.label(label("p", at_ms=at_ms), 0, HOUR)) == outcomes
+        second.label(label("p", at_ms=at_ms), 0, HOUR)
+        assert len(second.add(entry("p"), HOUR) or []) == outcomes
+        assert (first.counts.beyond, second.counts.beyond) == (1 - outcomes, 1 - outcomes)
 
 
 def test_entries_leave_when_their_window_is_settled() -> None:
     """Those that never got a label are counted; a label after that finds nobody."""
     index = JoinIndex(10)
-    index.add(entry("a"))
-    index.add(entry("b"))
-    index.label(label("a"), 0)
+    index.add(entry("a"), HOUR)
+    index.add(entry("b"), HOUR)
+    index.label(label("a"), 0, HOUR)
     index.expire({"m": WINDOW.end_ms - 1}, {})
     assert len(index) == 2
     index.expire({"m": WINDOW.end_ms}, {})
     assert (len(index), index.counts.unlabelled) == (0, 1)
-    assert index.label(label("b"), 0) == []
+    assert index.label(label("b"), 0, HOUR) == []
 
 
 def _store(pieces: dict[str, bytes], index: JoinIndex) -> None:
@@ -131,10 +143,10 @@ def test_state_is_a_log_whose_rows_are_rewritten_a_few_times_only() -> None:
     one = 0
     for commit in range(300):
         for at in range(4):
-            index.add(entry(f"p{commit}-{at}"))
+            index.add(entry(f"p{commit}-{at}"), HOUR)
         if commit >= 20:
-            index.label(label(f"p{commit - 20}-1", at_ms=T0 + commit), 0)
-        index.label(label(f"early{commit}"), 0)
+            index.label(label(f"p{commit - 20}-1", at_ms=T0 + commit), 0, HOUR)
+        index.label(label(f"early{commit}"), 0, HOUR)
         changed = index.changed_pieces()
         written += sum(len(data) for data in changed.values() if data is not None)
         one = one or written
@@ -152,10 +164,10 @@ def test_pieces_of_settled_windows_are_deleted() -> None:
     """State does not outlive what it is for, and what is restored from a half-dead piece is only what lives."""
     later = WindowKey("m", T0 + HOUR, HOUR)
     index, pieces = JoinIndex(10), dict[str, bytes]()
-    index.add(entry("a"))
+    index.add(entry("a"), HOUR)
     _store(pieces, index)
-    index.add(entry("b"))
-    index.add(entry("c", window=later))
+    index.add(entry("b"), HOUR)
+    index.add(entry("c", window=later), HOUR)
     _store(pieces, index)
     assert len(pieces) == 2
     index.expire({"m": WINDOW.end_ms}, {})
@@ -173,15 +185,15 @@ def test_a_restored_entry_knows_every_label_it_was_told() -> None:
     """In one piece or two, a role that comes after the restart is told what the first was told."""
     for commits in (1, 2):
         index, pieces = JoinIndex(10), dict[str, bytes]()
-        index.add(entry("p"))
-        index.label(label("p"), 0)
+        index.add(entry("p"), HOUR)
+        index.label(label("p"), 0, HOUR)
         if commits == 2:
             _store(pieces, index)
-        index.label(label("p", 1, 0.0), 0)
+        index.label(label("p", 1, 0.0), 0, HOUR)
         _store(pieces, index)
         restored = JoinIndex(10)
         restored.restore(pieces, {}, {})
-        told = restored.add(entry("p", 1))
+        told = restored.add(entry("p", 1), HOUR)
         assert told is not None
         assert [(s.old_label, s.label) for s in told] == [(None, 1.0), (1.0, 0.0)]
 
