@@ -77,18 +77,18 @@ class PromiseSpec(Spec):
     tolerance: float = Field(default=0.01, ge=0, lt=0.5)
     threshold: float | None = Field(default=None, gt=1)
     warning_share: float = Field(default=0.1, gt=0, le=1, description="Of the threshold; above it: warning.")
-    bets: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 7.0)
+    bets: tuple[float, ...] = Field(
+        default=(0.07, 0.14, 0.27, 0.54, 0.95),
+        description="As parts of the largest bet that cannot lose all, ``1 / (1/8 + tolerance)``.",
+    )
     block_ms: DurationMs = DAY_MS
     block_offset_ms: DurationMs = Field(default=0, description="Blocks begin this long after UTC midnight.")
     rows_min: int = Field(default=20, ge=1, description="Blocks with fewer outcomes are skipped.")
 
     @model_validator(mode="after")
     def _bets_fit(self) -> PromiseSpec:
-        limit = 1 / (self.tolerance - _EXCESS_MIN)
-        if not self.bets or not all(0 < bet <= limit for bet in self.bets):
-            raise ValueError(
-                f"bets must lie in (0, {limit:.3f}] at tolerance {self.tolerance}: larger ones can lose all"
-            )
+        if not self.bets or not all(0 < bet <= 1 for bet in self.bets):
+            raise ValueError("bets must lie in (0, 1]: they are parts of the largest that cannot lose all")
         if self.block_ms <= 0:
             raise ValueError("block_ms must be positive")
         return self
@@ -122,7 +122,7 @@ class PromiseDetector:
     def __init__(self, spec: PromiseSpec, threshold: float) -> None:
         self._spec = spec
         self._threshold = threshold
-        self._bets = np.array(spec.bets)
+        self._bets = np.array(spec.bets) / (spec.tolerance - _EXCESS_MIN)
         self.reset()
 
     @property

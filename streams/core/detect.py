@@ -24,7 +24,7 @@ from schemas.contracts import DetectorConfig, ModelContract, ModelRecord, Refere
 from schemas.errors import BadMessage, ConfigurationError, SnapshotError
 from schemas.events import HEADER_KIND, KIND_TICK, Tick
 from schemas.ids import ROLES, RowId, content_hash
-from schemas.verdicts import Evidence, SignalChanged, State, Verdict
+from schemas.verdicts import Evidence, Family, SignalChanged, State, Verdict
 from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
 
 DETECT_SCHEMA = 1
@@ -32,6 +32,13 @@ BEGINNING_MS = -(2**62)
 #: Versions of a model whose detectors are kept; the one unseen for longest goes first.
 VERSIONS_MAX = 8
 FALLBACK = "fallback"
+#: What a detector that could not even be built would have spoken about.
+_FAMILIES: Mapping[str, Family] = {
+    "features": Family.INPUT,
+    "score": Family.PREDICTION,
+    "loss": Family.CONCEPT,
+    "comparison": Family.COMPARISON,
+}
 _STABLE, _CANARY, _SHADOW = (ROLES.index(role) for role in ("stable", "canary", "shadow"))
 
 
@@ -357,11 +364,21 @@ class DetectCore:
             if state is running.said and not running.spec.announces_blocks:
                 continue
             address = running.address if part is None or change.index < 0 else _address(part, change.index)
-            self._signal(key, running.config, running.spec, running.role, running.said, change, address)
+            spec = running.spec
+            family = spec.family(running.config.stream)
+            self._signal(key, running.config, family, spec.pages, running.role, running.said, change, address)
             running.said = state
 
     def _signal(
-        self, key: Key, config: DetectorConfig, spec: Spec, role: str, previous: State, change: Change, address: str
+        self,
+        key: Key,
+        config: DetectorConfig,
+        family: Family,
+        pages: bool,
+        role: str,
+        previous: State,
+        change: Change,
+        address: str,
     ) -> None:
         model, version, name = key
         verdict = change.verdict
@@ -374,13 +391,13 @@ class DetectCore:
             role=role,  # type: ignore[arg-type]
             detector=name,
             kind=config.kind,
-            family=spec.family(config.stream),
+            family=family,
             previous=previous,
             verdict=verdict,
             event_time_ms=change.time_ms,
             row=address,
             config_hash=self._contracts[model].hash,
-            pages=spec.pages,
+            pages=pages,
             trace_id=signal_id[:32],
         )
         self._count("driftline_signals_total", model=model, detector=name, state=verdict.state.value)
@@ -392,12 +409,8 @@ class DetectCore:
             return
         self._refused.add(piece_name(key))
         verdict = Verdict(state=State.ERROR, score=0.0, threshold=0.0, evidence=Evidence(note=why[:500]))
-        try:
-            spec = spec_for(config)
-        except ConfigurationError:
-            return
         change = Change(-1, max(self._meta.prediction_ms, self._meta.outcome_ms), verdict)
-        self._signal(key, config, spec, role, State.INCONCLUSIVE, change, "")
+        self._signal(key, config, _FAMILIES[config.stream], False, role, State.INCONCLUSIVE, change, "")
 
     def outputs(self) -> list[Out]:
         outs, self._outs = self._outs, []
