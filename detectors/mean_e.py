@@ -64,7 +64,9 @@ class MeanESpec(Spec):
     cost_ns: ClassVar[int] = 150
     state_size: ClassVar[str] = "six numbers a column, and two for each open block"
     sees: ClassVar[str] = "a lasting shift of a column's location, numeric or categorical"
-    blind_to: ClassVar[str] = "changes of spread or of dependence that leave each column's mean rank where it was"
+    blind_to: ClassVar[str] = (
+        "changes of spread or of dependence that leave each column's mean rank where it was"
+    )
     pages: ClassVar[bool] = True
 
     zone: float = Field(default=0.02, ge=0, lt=0.5)

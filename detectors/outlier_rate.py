@@ -63,7 +63,13 @@ class OutlierRate:
         if self._seen < self.window_rows:
             return None
         outliers, self._seen, self._outliers = self._outliers, 0, 0
-        state = State.DRIFT if outliers >= self._drift else State.WARNING if outliers >= self._warning else State.STABLE
+        state = (
+            State.DRIFT
+            if outliers >= self._drift
+            else State.WARNING
+            if outliers >= self._warning
+            else State.STABLE
+        )
         evidence = Evidence(
             statistic="outliers in a window",
             effect=outliers / self.window_rows,

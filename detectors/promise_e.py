@@ -108,7 +108,6 @@ class PromiseSpec(Spec):
 class _State(msgspec.Struct):
     blocks: BlockState
     evidence: list[float]
-    verdict: tuple[str, float]
     since_ms: int | None
     rows: int
     excess: int
@@ -196,7 +195,6 @@ class PromiseDetector:
             _State(
                 self._blocks.state,
                 self._evidence.tolist(),
-                (self._verdict.state, self._verdict.score),
                 self._since_ms,
                 self._rows,
                 self._excess,

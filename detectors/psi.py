@@ -78,7 +78,10 @@ class Psi:
         self._names = context.columns
         self._columns = [column_reference(context.reference, name) for name in context.columns]
         self._edges = [_edges(c, spec.bins) if c is not None else np.empty(0) for c in self._columns]
-        self._shares = [_shares(c, e) if c is not None else np.ones(1) for c, e in zip(self._columns, self._edges, strict=True)]
+        self._shares = [
+            _shares(c, e) if c is not None else np.ones(1)
+            for c, e in zip(self._columns, self._edges, strict=True)
+        ]
         self._at = np.concatenate([[0], np.cumsum([len(s) for s in self._shares])]).astype(np.int64)
         self.reset()
 
@@ -140,7 +143,13 @@ class Psi:
         excess = np.array(self._psi) - np.array(self._noise)
         at = int(excess.argmax())
         score = float(excess[at])
-        state = State.DRIFT if score >= self._spec.drift else State.WARNING if score >= self._spec.warning else State.STABLE
+        state = (
+            State.DRIFT
+            if score >= self._spec.drift
+            else State.WARNING
+            if score >= self._spec.warning
+            else State.STABLE
+        )
         evidence = Evidence(
             column=self._names[at],
             statistic="PSI above sampling noise",
@@ -160,7 +169,12 @@ class Psi:
         state = unpack(PsiSpec.kind, _SCHEMA, _State, data)
         self.reset()
         self._blocks.state = state.blocks
-        self._psi, self._noise, self._rows, self._start_ms = state.psi, state.noise, state.rows, state.start_ms
+        self._psi, self._noise, self._rows, self._start_ms = (
+            state.psi,
+            state.noise,
+            state.rows,
+            state.start_ms,
+        )
         if self._start_ms is not None:
             self._verdict = self._judge()
 

@@ -30,7 +30,9 @@ def spec_class(kind: str) -> type[Spec]:
     try:
         module, name = KINDS[kind].split(":")
     except KeyError:
-        raise ConfigurationError(f"no detector of kind {kind!r}; there are: {', '.join(sorted(KINDS))}") from None
+        raise ConfigurationError(
+            f"no detector of kind {kind!r}; there are: {', '.join(sorted(KINDS))}"
+        ) from None
     found: type[Spec] = getattr(import_module(module), name)
     return found
 

@@ -65,14 +65,20 @@ class CvmOnlineSpec(Spec):
     restart: ClassVar[Literal["exact", "warm-up"]] = "warm-up"
     numeric_only: ClassVar[bool] = True
 
-    expected_run_rows: int = Field(default=1_000, ge=50, description="Rows between false alarms it is calibrated for.")
+    expected_run_rows: int = Field(
+        default=1_000, ge=50, description="Rows between false alarms it is calibrated for."
+    )
     window_rows: int = Field(default=30, ge=10)
-    bootstraps_per_row: int = Field(default=3, ge=2, description="Bootstrap samples for each row of the run length.")
+    bootstraps_per_row: int = Field(
+        default=3, ge=2, description="Bootstrap samples for each row of the run length."
+    )
     hold_rows: int = Field(default=1_000, ge=1)
 
     def build(self, context: Context) -> Detector:
         if len(context.columns) != 1:
-            raise ConfigurationError(f"cvm-online reads one column, not {len(context.columns)}: name it in `columns`")
+            raise ConfigurationError(
+                f"cvm-online reads one column, not {len(context.columns)}: name it in `columns`"
+            )
         return CvmOnline(self, context)
 
 
@@ -111,7 +117,9 @@ class CvmOnline:
         cached = self._context.cache.get(key)
         if cached is not None:
             thresholds = np.frombuffer(cached).reshape(-1, 1).copy()
-            kind = type(kind.__name__, (kind,), {"_configure_thresholds": lambda made: _calibrated(made, thresholds)})
+            kind = type(
+                kind.__name__, (kind,), {"_configure_thresholds": lambda made: _calibrated(made, thresholds)}
+            )
         with _seeded(self._context.seed):
             made = kind(
                 quantiles,
@@ -217,7 +225,9 @@ class Mahalanobis:
         if self._made is None:
             kind = _imported("alibi_detect.od", "Mahalanobis")
             components = min(self._spec.components, len(self._context.columns))
-            self._made = kind(threshold=_NO_BOUND, n_components=components, start_clip=self._spec.warm_up_rows // 2)
+            self._made = kind(
+                threshold=_NO_BOUND, n_components=components, start_clip=self._spec.warm_up_rows // 2
+            )
         changes = []
         for at in finite_rows(rows.values, rows.sign).tolist():
             self._held.append(rows.values[at])
