@@ -29,4 +29,6 @@ def publish_records(kafka: KafkaSettings, records: Sequence[ModelRecord], timeou
         )
     left = producer.flush(timeout_s)
     if failed or left:
-        raise PlatformError(f"could not publish to {kafka.topic('models')}: {failed or f'{left} still unsent'}")
+        raise PlatformError(
+            f"could not publish to {kafka.topic('models')}: {failed or f'{left} still unsent'}"
+        )

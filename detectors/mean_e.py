@@ -30,7 +30,6 @@ from typing import ClassVar
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from detectors.base import (
@@ -213,7 +212,7 @@ class MeanE:
         state = unpack(MeanESpec.kind, _SCHEMA, _State, data)
         self.reset()
         self._blocks.state = state.blocks
-        self._evidence: NDArray[np.float64] = np.array(state.evidence)
+        self._evidence = np.array(state.evidence)
         self._since, self._rows, self._sums = state.since_ms, state.rows, state.sums
         self._closed = state.closed
         if self._closed:

@@ -108,7 +108,9 @@ def decode_block(data: bytes) -> ObservationBlock:
     try:
         head = msgspec.msgpack.decode(data)
         if head["schema"] != BLOCK_SCHEMA:
-            raise BadMessage("invalid-value", f"observation block schema {head['schema']}, this code reads {BLOCK_SCHEMA}")
+            raise BadMessage(
+                "invalid-value", f"observation block schema {head['schema']}, this code reads {BLOCK_SCHEMA}"
+            )
         rows, width = head["rows"], head["width"]
         columns: dict[str, Any] = {name: np.frombuffer(head[name], dtype) for name, dtype in DTYPES.items()}
         columns["features"] = columns["features"].reshape(-1, width) if width else np.empty((0, 0))

@@ -48,7 +48,9 @@ class Feature(Document):
     name: Name
     kind: Literal["numeric", "categorical"] = "numeric"
     nullable: bool = False
-    low: float | None = Field(default=None, description="Smallest value that is in range; below counts as invalid.")
+    low: float | None = Field(
+        default=None, description="Smallest value that is in range; below counts as invalid."
+    )
     high: float | None = None
     categories: tuple[str, ...] = ()
 
@@ -84,7 +86,9 @@ class DetectorConfig(Document):
     columns: tuple[str, ...] = ("*",)
     options: dict[str, Any] = Field(default_factory=dict)
     roles: tuple[Literal["stable", "canary", "shadow"], ...] = ("stable",)
-    sample_every: int = Field(default=1, ge=1, description="Reads rows whose identity hash is 0 modulo this number.")
+    sample_every: int = Field(
+        default=1, ge=1, description="Reads rows whose identity hash is 0 modulo this number."
+    )
 
 
 class Rule(Document):
@@ -97,7 +101,9 @@ class Rule(Document):
     states: tuple[State, ...] = (State.DRIFT,)
     severity: Literal["info", "ticket", "page"] = "ticket"
     action: Literal["none", "retrain", "rollback"] = "none"
-    streak: int = Field(default=1, ge=1, description="Distinct detectors that must agree before the rule acts.")
+    streak: int = Field(
+        default=1, ge=1, description="Distinct detectors that must agree before the rule acts."
+    )
     cooldown: DurationMs = 86_400_000
     runbook: str = ""
 
@@ -119,12 +125,16 @@ class Monitoring(Document):
     label_horizon: DurationMs = 7 * 86_400_000
     event_age_max: DurationMs = 30 * 86_400_000
     event_ahead_max: DurationMs = 600_000
-    segments: tuple[str, ...] = Field(default=(), description="Categorical features whose values are segments.")
+    segments: tuple[str, ...] = Field(
+        default=(), description="Categorical features whose values are segments."
+    )
     segments_max: int = Field(default=200, ge=1, description="Further segment values count under ``other``.")
     histogram_bins: int = Field(default=20, ge=2, le=200)
     false_pages: FalsePages = FalsePages()
     detectors: tuple[DetectorConfig, ...] = ()
-    bad_share_max: float = Field(default=0.5, gt=0, le=1, description="Above it the consumer halts and alerts.")
+    bad_share_max: float = Field(
+        default=0.5, gt=0, le=1, description="Above it the consumer halts and alerts."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Monitoring:
@@ -151,8 +161,12 @@ class Rollout(Document):
         CanaryStep(weight=0.05, bake=86_400_000),
         CanaryStep(weight=0.25, bake=86_400_000),
     )
-    labels_min: int = Field(default=50, ge=0, description="Joined canary outcomes a step needs before it may pass.")
-    deadline: DurationMs = Field(default=21 * 86_400_000, description="A step without enough data pauses, then fails.")
+    labels_min: int = Field(
+        default=50, ge=0, description="Joined canary outcomes a step needs before it may pass."
+    )
+    deadline: DurationMs = Field(
+        default=21 * 86_400_000, description="A step without enough data pauses, then fails."
+    )
     unproven: Literal["wait", "promote"] = Field(
         default="wait",
         description="What the last step does when harm is not shown and neither is its absence: wait until the deadline "
@@ -182,7 +196,9 @@ class ModelContract(Document):
     owner: str = ""
     features: tuple[Feature, ...]
     threshold: float = Field(default=0.5, description="A score at or above it is a positive decision.")
-    fallback_score: float = Field(default=0.5, description="The heuristic's answer when no version is healthy.")
+    fallback_score: float = Field(
+        default=0.5, description="The heuristic's answer when no version is healthy."
+    )
     monitoring: Monitoring = Monitoring()
     policy: Policy = Policy()
     rollout: Rollout = Rollout()

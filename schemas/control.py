@@ -119,8 +119,12 @@ class ScorerReport(Command):
     instance: str
     tripped: tuple[str, ...] = ()
     serving: dict[str, float] = Field(default_factory=dict)
-    failed: dict[str, str] = Field(default_factory=dict, description="Version to the reason it cannot be served.")
-    golden: dict[str, bool] = Field(default_factory=dict, description="Version to: outputs equal those on record.")
+    failed: dict[str, str] = Field(
+        default_factory=dict, description="Version to the reason it cannot be served."
+    )
+    golden: dict[str, bool] = Field(
+        default_factory=dict, description="Version to: outputs equal those on record."
+    )
 
 
 class CanaryAnalysis(Message):
@@ -230,14 +234,20 @@ class Deployment(Message):
     steps: tuple[tuple[float, int], ...] = ()
     step_since_ms: int = 0
     pause: PauseReason | None = None
-    training: str | None = Field(default=None, description="Id of the retrain request that is being worked on.")
+    training: str | None = Field(
+        default=None, description="Id of the retrain request that is being worked on."
+    )
     effective_ms: int = 0
     event_time_ms: int = 0
     answers: tuple[Answer, ...] = ()
-    analysis: CanaryAnalysis | None = Field(default=None, description="The candidate's newest, of the time reached.")
+    analysis: CanaryAnalysis | None = Field(
+        default=None, description="The candidate's newest, of the time reached."
+    )
     ahead: tuple[CanaryAnalysis, ...] = Field(default=(), description="Analyses of a time not reached yet.")
     step_rows: int = Field(default=0, description="Outcomes the analysis rested on when the step began.")
-    control_offsets: dict[int, int] = Field(default_factory=dict, description="Next offset to read on ``control``.")
+    control_offsets: dict[int, int] = Field(
+        default_factory=dict, description="Next offset to read on ``control``."
+    )
     control_times: dict[str, int] = Field(
         default_factory=dict, description="Event time by source of ticks, as of ``control_offsets``."
     )
@@ -252,7 +262,9 @@ class Decision(Message):
     decision_id: str
     model: str
     version: str | None = None
-    kind: str = Field(description="E.g. alert-opened, retrain-requested, canary-started, step-passed, rolled-back.")
+    kind: str = Field(
+        description="E.g. alert-opened, retrain-requested, canary-started, step-passed, rolled-back."
+    )
     actor: str
     request_id: str | None = None
     incident: str | None = None

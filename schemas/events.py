@@ -57,12 +57,18 @@ class PredictionMade(Event):
     model: Name
     version: Name
     role: Role = "stable"
-    event_time_ms: int = Field(description="When the prediction was asked for, Unix epoch milliseconds (UTC).")
+    event_time_ms: int = Field(
+        description="When the prediction was asked for, Unix epoch milliseconds (UTC)."
+    )
     features: dict[str, FeatureValue] = Field(description="By name, as the model's contract declares them.")
-    score: float | None = Field(default=None, description="Model output; P(positive) for a binary classifier.")
+    score: float | None = Field(
+        default=None, description="Model output; P(positive) for a binary classifier."
+    )
     latency_ms: float = Field(default=0.0, ge=0)
     status: Status = Status.OK
-    entity: str | None = Field(default=None, max_length=ID_CHARS_MAX, description="Who it is about; splits by it.")
+    entity: str | None = Field(
+        default=None, max_length=ID_CHARS_MAX, description="Who it is about; splits by it."
+    )
     trace_id: str | None = Field(default=None, max_length=64)
 
 
@@ -93,7 +99,8 @@ class Tick(Event):
     sources: int = 0
     idle: bool = False
     feedback_time_ms: int | None = Field(
-        default=None, description="Downstream of the join: the feedback watermark beside the prediction watermark."
+        default=None,
+        description="Downstream of the join: the feedback watermark beside the prediction watermark.",
     )
 
 

@@ -20,7 +20,9 @@ from schemas.errors import ConfigurationError
 ENV_PREFIX = "DRIFTLINE_"
 CONFIG_FILE = "DRIFTLINE_CONFIG"
 #: Environment keys that are read outside the settings models (and so are no unknown keys).
-OTHER_KEYS = frozenset({CONFIG_FILE, "DRIFTLINE_CACHE", "DRIFTLINE_FAILPOINT", "DRIFTLINE_API", "DRIFTLINE_TOKEN"})
+OTHER_KEYS = frozenset(
+    {CONFIG_FILE, "DRIFTLINE_CACHE", "DRIFTLINE_FAILPOINT", "DRIFTLINE_API", "DRIFTLINE_TOKEN"}
+)
 
 
 class Section(BaseModel):
@@ -40,7 +42,9 @@ class KafkaSettings(Section):
     key_file: Path | None = None
     key_password: SecretStr | None = None
     client_id: str = "driftline"
-    topic_prefix: str = Field(default="", description="Put before every topic name, group and transactional id.")
+    topic_prefix: str = Field(
+        default="", description="Put before every topic name, group and transactional id."
+    )
     input_partitions: int = Field(default=4, ge=1, le=1024)
     replication: int = Field(default=1, ge=1)
     session_timeout: DurationMs = 10_000
@@ -152,7 +156,11 @@ class ServiceSettings(BaseSettings):
     """What every service has. Each service subclasses it with its own section."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, env_parse_none_str="null"
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        env_parse_none_str="null",
     )
 
     kafka: KafkaSettings = KafkaSettings()
@@ -198,7 +206,9 @@ class ServiceSettings(BaseSettings):
             and key.removeprefix(ENV_PREFIX).split("__")[0].lower() not in known
         )
         if unknown:
-            raise ConfigurationError(f"unknown settings: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+            raise ConfigurationError(
+                f"unknown settings: {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+            )
         mine = {key: value for key, value in data.items() if key in cls.model_fields}
         try:
             return cls(**_below_environment(mine), **overrides)
@@ -268,7 +278,9 @@ class ScorerSection(Section):
     threads: int = Field(default=1, ge=1)
     registry: Path = Path("registry")
     trip_answer_timeout: DurationMs = 30_000
-    event_age_max: DurationMs = Field(default=0, description="Requests older than this are refused; 0: no limit.")
+    event_age_max: DurationMs = Field(
+        default=0, description="Requests older than this are refused; 0: no limit."
+    )
 
 
 class ControllerSection(Section):
@@ -277,7 +289,9 @@ class ControllerSection(Section):
     registry: Path = Path("registry")
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8080, ge=0, le=65535, description="0 turns the HTTP API off.")
-    api_token: SecretStr | None = Field(default=None, description="Bearer token of every call that changes anything.")
+    api_token: SecretStr | None = Field(
+        default=None, description="Bearer token of every call that changes anything."
+    )
     activation_delay: DurationMs = Field(
         default=0,
         description="Planned changes take effect this much event time later; a paced replay sets its span here, so "
@@ -289,7 +303,9 @@ class TrainerSection(Section):
     """The trainer."""
 
     registry: Path = Path("registry")
-    archive_timeout: DurationMs = Field(default=120_000, description="Longest wait for the archive to catch up.")
+    archive_timeout: DurationMs = Field(
+        default=120_000, description="Longest wait for the archive to catch up."
+    )
 
 
 class NotifierSection(Section):

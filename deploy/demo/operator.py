@@ -43,7 +43,9 @@ class Operator:
         """Ask for the model's first version and wait until it has the traffic."""
         model = self._contract.model
         self._post("retrain", {"by": NAME, "reason": "the first version"})
-        self._watch.wait(lambda: self._stable() is not None or self._failed() is not None, WAIT_S, "the first version")
+        self._watch.wait(
+            lambda: self._stable() is not None or self._failed() is not None, WAIT_S, "the first version"
+        )
         if self._stable() is None:
             raise PlatformError(f"the first training of {model} ended with: {self._failed()}")
 

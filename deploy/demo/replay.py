@@ -48,7 +48,7 @@ class Answers:
     _thread: threading.Thread | None = None
 
     def start(self) -> None:
-        consumer = Consumer(self.kafka.consumer(**{"fetch.wait.max.ms": 10}))
+        consumer = Consumer(self.kafka.consumer(None, **{"fetch.wait.max.ms": 10}))
         topic = self.kafka.topic("scores")
         assigned = []
         for partition in range(self.kafka.input_partitions):
@@ -166,12 +166,17 @@ class Replay:
 
     def drain(self, event_time_ms: int) -> None:
         """Wait until the loop's other end has reached ``event_time_ms``."""
-        self.watch.wait(lambda: self.watch.watermark_ms >= event_time_ms, STALL_TIMEOUT_S, "the loop to catch up")
+        self.watch.wait(
+            lambda: self.watch.watermark_ms >= event_time_ms, STALL_TIMEOUT_S, "the loop to catch up"
+        )
 
     def _wait_for_loop(self, until: int) -> None:
         began = time.monotonic()
         self.watch.wait(
-            lambda: until - 1 <= self.watch.watermark_ms + self.span_ms and not self.watch.training_open(self.model),
+            lambda: (
+                until - 1 <= self.watch.watermark_ms + self.span_ms
+                and not self.watch.training_open(self.model)
+            ),
             STALL_TIMEOUT_S,
             f"the loop to come within {self.span_ms / 3_600_000:.0f} h of event time",
         )
@@ -216,7 +221,10 @@ class Replay:
                 "label_time_ms": int(self._label_ms[at]),
             }
             self._producer.produce(
-                topic, key=flight_id.encode(), value=msgspec.json.encode(label), partition=int(self._partition[row])
+                topic,
+                key=flight_id.encode(),
+                value=msgspec.json.encode(label),
+                partition=int(self._partition[row]),
             )
         self.labels += int(last - first)
 
@@ -226,7 +234,10 @@ class Replay:
         for name in ("predictions", "feedback"):
             for partition in range(self.kafka.input_partitions):
                 self._producer.produce(
-                    self.kafka.topic(name), value=value, partition=partition, headers=[(HEADER_KIND, KIND_TICK)]
+                    self.kafka.topic(name),
+                    value=value,
+                    partition=partition,
+                    headers=[(HEADER_KIND, KIND_TICK)],
                 )
         self._producer.flush(30)
 

@@ -115,7 +115,7 @@ def build_report(
     }
     if checked:
         report.mismatches = checked.mismatches
-    report.failures = _failures(options, report, replay, watch, contract.model, len(flights))
+    report.failures = _failures(options, report, watch, contract.model, len(flights))
     return report
 
 
@@ -174,7 +174,11 @@ def _retrain(request: Stamped[RetrainRequested], watch: LoopWatch) -> dict[str, 
         if getattr(command.record, "retrain_id", None) == record.request_id:
             version = getattr(command.record, "version", None)
     for revision in revisions:
-        if version is not None and revision.record.stable == version and revision.kafka_ms >= request.kafka_ms:
+        if (
+            version is not None
+            and revision.record.stable == version
+            and revision.kafka_ms >= request.kafka_ms
+        ):
             promoted_s = round((revision.kafka_ms - request.kafka_ms) / 1000, 2)
             promoted_at = day(revision.record.event_time_ms)
             break
@@ -190,7 +194,9 @@ def _retrain(request: Stamped[RetrainRequested], watch: LoopWatch) -> dict[str, 
     }
 
 
-def _rollback(request: Stamped[RollbackRequested], watch: LoopWatch, checked: Checked | None) -> dict[str, Any]:
+def _rollback(
+    request: Stamped[RollbackRequested], watch: LoopWatch, checked: Checked | None
+) -> dict[str, Any]:
     record = request.record
     revisions = watch.deployments.get(record.model, [])
     answer = next(
@@ -201,11 +207,9 @@ def _rollback(request: Stamped[RollbackRequested], watch: LoopWatch, checked: Ch
         bad = checked.log[(checked.log["version"] == record.version) & (checked.log["role"] != "shadow")]
         if len(bad):
             seconds = round(max(0.0, (int(bad["kafka_ms"].max()) - request.kafka_ms) / 1000), 3)
-    started = next(
-        (r.record for r in revisions if r.record.candidate == record.version), None
-    )
+    started = next((r.record for r in revisions if r.record.candidate == record.version), None)
     golden = [
-        command.record.golden  # type: ignore[union-attr]
+        command.record.golden
         for command in watch.commands
         if command.record.type == "scorer" and command.record.golden and command.kafka_ms >= request.kafka_ms
     ]
@@ -214,7 +218,9 @@ def _rollback(request: Stamped[RollbackRequested], watch: LoopWatch, checked: Ch
         "version": record.version,
         "event_time": day(record.event_time_ms),
         "canary_since": day(started.effective_ms) if started else None,
-        "harm_delay_h": round((record.event_time_ms - started.effective_ms) / 3_600_000, 1) if started else None,
+        "harm_delay_h": round((record.event_time_ms - started.effective_ms) / 3_600_000, 1)
+        if started
+        else None,
         "cause": record.cause,
         "outcome": answer[1].outcome.value if answer else None,
         "answered_s": round((answer[0].kafka_ms - request.kafka_ms) / 1000, 3) if answer else None,
@@ -223,21 +229,23 @@ def _rollback(request: Stamped[RollbackRequested], watch: LoopWatch, checked: Ch
     }
 
 
-def _failures(
-    options: Any, report: Report, replay: Replay, watch: LoopWatch, model: str, flights: int
-) -> list[str]:
+def _failures(options: Any, report: Report, watch: LoopWatch, model: str, flights: int) -> list[str]:
     figures = report.figures
     bad = []
     if figures["flights_sent"] != flights:
         bad.append(f"{flights} flights, but {figures['flights_sent']} were sent")
     if figures["scored"] + figures["rejected"] != figures["flights_sent"]:
-        bad.append(f"scored {figures['scored']} + rejected {figures['rejected']} != sent {figures['flights_sent']}")
+        bad.append(
+            f"scored {figures['scored']} + rejected {figures['rejected']} != sent {figures['flights_sent']}"
+        )
     if figures["answered_twice"]:
         bad.append(f"{figures['answered_twice']} requests were answered twice")
     if figures["labels_joined"] != figures["labels_sent"]:
         bad.append(f"labels joined {figures['labels_joined']} != labels sent {figures['labels_sent']}")
     if figures["verify_mismatches"]:
-        bad.append(f"{figures['verify_mismatches']} figures in ClickHouse differ from the offline computation")
+        bad.append(
+            f"{figures['verify_mismatches']} figures in ClickHouse differ from the offline computation"
+        )
     if options.no_drift and report.retrains:
         bad.append("a retrain was asked for although the flights do not drift")
     if not options.no_drift and not any(r["promoted_s"] is not None for r in report.retrains):

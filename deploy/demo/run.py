@@ -26,7 +26,7 @@ from deploy.demo.verify import verify, wait_for_warehouse
 from deploy.demo.watch import LoopWatch
 from deploy.local.platform import Platform
 from deploy.models import publish_records
-from schemas.contracts import ModelContract, ModelRecord, load_contract
+from schemas.contracts import ModelRecord, load_contract
 from schemas.errors import DriftlineError
 
 MODEL = "flights"
@@ -108,7 +108,7 @@ def _play(options: DemoOptions, platform: Platform, flights: Flights, story: Sto
     try:
         ready = time.monotonic()
         start, end = _whole_days(flights)
-        _replay_year(options, platform, replay, operator, contract, start, end)
+        _replay_year(options, platform, replay, operator, start, end)
         settled = end + contract.monitoring.label_horizon + contract.monitoring.window + DAY_MS
         replay.tick(settled)
         replay.drain(settled)
@@ -142,13 +142,16 @@ def _replay_year(
     platform: Platform,
     replay: Replay,
     operator: Operator,
-    contract: ModelContract,
     start: int,
     end: int,
 ) -> None:
     acts: list[tuple[int, str, object]] = [
         (month_start_ms(FIRST_TRAINING_MONTH), "first", operator.first_training),
-        (month_start_ms(OPERATOR_MONTH), "deploy", lambda: operator.deploy_candidate(healthy=options.healthy_v3)),
+        (
+            month_start_ms(OPERATOR_MONTH),
+            "deploy",
+            lambda: operator.deploy_candidate(healthy=options.healthy_v3),
+        ),
         *((at, "kill", lambda name=name: platform.kill(name)) for name, at in options.kill),
     ]
     at = start
@@ -167,5 +170,3 @@ def _whole_days(flights: Flights) -> tuple[int, int]:
     first = int(flights.departs_ms[0])
     last = max(int(flights.departs_ms[-1]), int(flights.label_ms.max()))
     return first // DAY_MS * DAY_MS, (last // DAY_MS + 1) * DAY_MS
-
-

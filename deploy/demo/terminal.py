@@ -44,7 +44,9 @@ class Story:
             what += ", shuffled over time (no drift)"
         if options.healthy_v3:
             what += ", v3 healthy"
-        self._console.print(f"\nReplaying {what}. Watch it on [link={api_url}]{api_url}[/link]\n", highlight=False)
+        self._console.print(
+            f"\nReplaying {what}. Watch it on [link={api_url}]{api_url}[/link]\n", highlight=False
+        )
         self._total = flights
         if self._console.is_terminal:
             self._bar = Progress(
@@ -93,19 +95,28 @@ class Story:
 
     def _alert(self, alert: Alert) -> None:
         style = _SEVERITY[alert.severity] if alert.status == "trigger" else "green"
-        self._say(alert.event_time_ms, alert.severity if alert.status == "trigger" else "resolved", style, alert.title)
+        self._say(
+            alert.event_time_ms,
+            alert.severity if alert.status == "trigger" else "resolved",
+            style,
+            alert.title,
+        )
 
     def _decision(self, decision: Decision) -> None:
         if not decision.kind.startswith("alert"):
             self._say(decision.event_time_ms, decision.kind, "cyan", decision.detail)
 
     def _weights(self, deployment: Deployment) -> None:
-        split = ", ".join(f"v{version} {share:.0%}" for version, share in deployment.weights.items()) or "fallback only"
+        split = (
+            ", ".join(f"v{version} {share:.0%}" for version, share in deployment.weights.items())
+            or "fallback only"
+        )
         self._say(deployment.event_time_ms, "traffic", "bold blue", f"{split} ({deployment.phase})")
 
     def _say(self, event_time_ms: int, what: str, style: str, text: str) -> None:
         self._console.print(
-            f"  [dim]{day(event_time_ms)}[/dim]  [{style}]{what:<17}[/{style}] {escape(text)}", highlight=False
+            f"  [dim]{day(event_time_ms)}[/dim]  [{style}]{what:<17}[/{style}] {escape(text)}",
+            highlight=False,
         )
 
     def close(self) -> None:

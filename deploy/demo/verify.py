@@ -25,7 +25,15 @@ from schemas.settings import ClickHouseSettings, KafkaSettings
 
 TOLERANCE = 1e-9
 KEY = ["window_start_ms", "version", "role", "segment"]
-COUNTS = ["predictions", "fallbacks", "labelled", "true_positive", "false_positive", "true_negative", "false_negative"]
+COUNTS = [
+    "predictions",
+    "fallbacks",
+    "labelled",
+    "true_positive",
+    "false_positive",
+    "true_negative",
+    "false_negative",
+]
 FLOATS = ["accuracy", "log_loss", "brier"]
 PROBABILITY_MIN = 1e-6
 SHOWN_MAX = 20
@@ -48,7 +56,7 @@ class Checked:
 
 def read_scored_log(kafka: KafkaSettings) -> pd.DataFrame:
     """Every committed prediction on ``predictions``, with its Kafka timestamp."""
-    consumer = Consumer(kafka.consumer(**{"enable.partition.eof": True}))
+    consumer = Consumer(kafka.consumer(None, **{"enable.partition.eof": True}))
     topic = kafka.topic("predictions")
     consumer.assign([TopicPartition(topic, partition, 0) for partition in range(kafka.input_partitions)])
     rows: list[tuple[Any, ...]] = []
@@ -62,7 +70,7 @@ def read_scored_log(kafka: KafkaSettings) -> pd.DataFrame:
             if error is not None:
                 ended += 1
                 continue
-            if any(name == HEADER_KIND for name, _ in message.headers() or ()):
+            if HEADER_KIND in dict(message.headers() or ()):
                 continue
             data = msgspec.json.decode(message.value() or b"{}")
             rows.append(
@@ -144,7 +152,10 @@ def verify(
         checked.differ(f"{duplicated} predictions stand twice in the scored log", duplicated)
     want = expected(flights, checked.log, contract)
     have = actual(clickhouse, contract.model)
-    for name, group in (("missing in", want.index.difference(have.index)), ("only in", have.index.difference(want.index))):
+    for name, group in (
+        ("missing in", want.index.difference(have.index)),
+        ("only in", have.index.difference(want.index)),
+    ):
         if len(group):
             checked.differ(f"{len(group)} windows {name} ClickHouse, first {group[0]}", len(group))
     both = want.index.intersection(have.index)

@@ -62,7 +62,7 @@ class LoopWatch:
     _thread: threading.Thread | None = None
 
     def start(self) -> None:
-        consumer = Consumer(self.kafka.consumer(**{"fetch.wait.max.ms": 10}))
+        consumer = Consumer(self.kafka.consumer(None, **{"fetch.wait.max.ms": 10}))
         consumer.assign([TopicPartition(self.kafka.topic(name), 0, 0) for name in TOPICS])
         self._thread = threading.Thread(target=self._follow, args=(consumer,), name="loop-watch", daemon=True)
         self._thread.start()
@@ -159,7 +159,12 @@ class LoopWatch:
                     )
 
     def _mark(self) -> tuple[int, ...]:
-        return (len(self.commands), len(self.decisions), self.watermark_ms, sum(map(len, self.deployments.values())))
+        return (
+            len(self.commands),
+            len(self.decisions),
+            self.watermark_ms,
+            sum(map(len, self.deployments.values())),
+        )
 
     def stop(self) -> None:
         self._stop.set()

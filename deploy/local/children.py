@@ -138,7 +138,11 @@ def _holder(port: int) -> str:
         import psutil  # type: ignore[import-untyped,unused-ignore]
 
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            if (
+                connection.status == psutil.CONN_LISTEN
+                and getattr(connection.laddr, "port", None) == port
+                and connection.pid
+            ):
                 return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
     except Exception:  # noqa: BLE001 - only decorates a message; other users' processes may be hidden from us
         return ""

@@ -230,7 +230,7 @@ class Platform:
     def _guard(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - told to whoever waits, whatever it is
             self.failure = f"{type(error).__name__}: {error}"
 
     def _wait_ready(self, service: Service, began: float, timeout_s: float = 60.0) -> None:

@@ -177,7 +177,9 @@ class DetectCore:
         tick = Tick.model_validate_json(record.value or b"")
         meta = self._meta
         feedback = tick.event_time_ms if tick.feedback_time_ms is None else tick.feedback_time_ms
-        meta.predictions[tick.source] = max(tick.event_time_ms, meta.predictions.get(tick.source, BEGINNING_MS))
+        meta.predictions[tick.source] = max(
+            tick.event_time_ms, meta.predictions.get(tick.source, BEGINNING_MS)
+        )
         meta.feedback[tick.source] = max(feedback, meta.feedback.get(tick.source, BEGINNING_MS))
         self._meta_changed = True
         if len(meta.predictions) < max(tick.sources, 1):
@@ -190,7 +192,9 @@ class DetectCore:
         if outcome_ms > meta.outcome_ms:
             meta.outcome_ms = outcome_ms
             self._advance("outcomes", outcome_ms)
-            value = Tick(event_time_ms=outcome_ms, source=self._context.task, sources=self._context.partitions)
+            value = Tick(
+                event_time_ms=outcome_ms, source=self._context.task, sources=self._context.partitions
+            )
             body, headers = value.model_dump_json().encode(), {HEADER_KIND: KIND_TICK}
             self._outs += [Out("signals", None, body, p, headers) for p in range(self._context.partitions)]
 
@@ -226,7 +230,9 @@ class DetectCore:
             return
         self._see(block)
         for config in contract.monitoring.detectors:
-            if (config.stream in ("features", "score") and kind == "predictions") or (config.stream == "loss" and kind == "outcomes"):
+            if (config.stream in ("features", "score") and kind == "predictions") or (
+                config.stream == "loss" and kind == "outcomes"
+            ):
                 self._feed_versions(contract, config, block)
             elif config.stream == "comparison" and kind == "outcomes":
                 self._feed_comparison(contract, config, block)
@@ -256,7 +262,9 @@ class DetectCore:
             elif version != FALLBACK:
                 pair.stable = version
 
-    def _feed_versions(self, contract: ModelContract, config: DetectorConfig, block: ObservationBlock) -> None:
+    def _feed_versions(
+        self, contract: ModelContract, config: DetectorConfig, block: ObservationBlock
+    ) -> None:
         """One detector for each version; it reads the rows that version answered in one of the configured roles."""
         wanted = np.isin(block.role, [ROLES.index(role) for role in config.roles])
         if config.sample_every > 1:
@@ -271,7 +279,9 @@ class DetectCore:
             values = _values(config.stream, part)[:, list(running.columns)]
             self._update(key, running, _rows(part, values, np.zeros(len(part), np.int8)), part)
 
-    def _feed_comparison(self, contract: ModelContract, config: DetectorConfig, block: ObservationBlock) -> None:
+    def _feed_comparison(
+        self, contract: ModelContract, config: DetectorConfig, block: ObservationBlock
+    ) -> None:
         """The candidate's outcomes beside the stable version's, on the same requests where both have scored them."""
         pair = self._meta.pairs.get(block.model, _Pair())
         if pair.candidate is None or pair.stable is None or pair.candidate == pair.stable:
@@ -291,7 +301,9 @@ class DetectCore:
         part = block.take(rows)
         self._update(key, running, _rows(part, _values("comparison", part), ours[rows].astype(np.int8)), part)
 
-    def _running_for(self, contract: ModelContract, config: DetectorConfig, key: Key, role: str) -> _Running | None:
+    def _running_for(
+        self, contract: ModelContract, config: DetectorConfig, key: Key, role: str
+    ) -> _Running | None:
         running = self._running.get(key)
         if running is None:
             try:
@@ -321,7 +333,9 @@ class DetectCore:
             places = [at for at, name in enumerate(known) if "*" in config.columns or name in config.columns]
             names, codes = [known[at] for at in places], [0] * len(places)
         if not names:
-            raise ConfigurationError(f"detector {config.name}: no column of stream {config.stream} is left to read")
+            raise ConfigurationError(
+                f"detector {config.name}: no column of stream {config.stream} is left to read"
+            )
         detectors = max(1, len(contract.monitoring.detectors))
         context = Context(
             columns=tuple(names),
@@ -348,17 +362,23 @@ class DetectCore:
         try:
             changes: list[Change] = work(running.detector)
             return changes
-        except Exception as error:  # a library's detector may raise anything
+        except Exception as error:  # noqa: BLE001 - a library's detector may raise anything
             running.failed = True
             self._count("driftline_errors_total", where=f"detector {running.config.kind}")
             note = f"{type(error).__name__}: {error}"
-            time_ms = self._meta.outcome_ms if running.config.stream in ("loss", "comparison") else self._meta.prediction_ms
+            time_ms = (
+                self._meta.outcome_ms
+                if running.config.stream in ("loss", "comparison")
+                else self._meta.prediction_ms
+            )
             verdict = Verdict(state=State.ERROR, score=0.0, threshold=0.0, evidence=Evidence(note=note[:500]))
             return [Change(-1, time_ms, verdict)]
 
     # -- what leaves ----------------------------------------------------------------------------------------------
 
-    def _say(self, key: Key, running: _Running, changes: list[Change], part: ObservationBlock | None = None) -> None:
+    def _say(
+        self, key: Key, running: _Running, changes: list[Change], part: ObservationBlock | None = None
+    ) -> None:
         for change in changes:
             state = change.verdict.state
             if state is running.said and not running.spec.announces_blocks:
@@ -388,7 +408,7 @@ class DetectCore:
             signal_id=signal_id,
             model=model,
             version=version,
-            role=role,  # type: ignore[arg-type]
+            role=role,
             detector=name,
             kind=config.kind,
             family=family,
@@ -445,7 +465,11 @@ class DetectCore:
         for name in list(self._stored):
             key = key_of(name)
             contract = self._contracts.get(key[0])
-            config = next((c for c in contract.monitoring.detectors if c.name == key[2]), None) if contract else None
+            config = (
+                next((c for c in contract.monitoring.detectors if c.name == key[2]), None)
+                if contract
+                else None
+            )
             if contract is None or config is None:
                 continue
             role = str(msgspec.msgpack.decode(self._stored[name])[1])
@@ -462,7 +486,9 @@ class DetectCore:
             running.detector = running.spec.restore(running.context, snapshot)
         except SnapshotError:
             # Another code version wrote it: the detector warms up again, and says so through its own verdict.
-            self._count("driftline_errors_total", where=f"detector {running.config.kind}: snapshot of another version")
+            self._count(
+                "driftline_errors_total", where=f"detector {running.config.kind}: snapshot of another version"
+            )
             return
         running.said, running.failed, running.address = State(said), failed, address
         running.written, running.touched = data, False
@@ -527,7 +553,15 @@ def _config_hash(running: _Running) -> str:
 
 def _encode_meta(meta: _Meta) -> bytes:
     pairs = {model: [pair.stable, pair.candidate] for model, pair in meta.pairs.items()}
-    body = [DETECT_SCHEMA, meta.predictions, meta.feedback, meta.prediction_ms, meta.outcome_ms, pairs, meta.seen]
+    body = [
+        DETECT_SCHEMA,
+        meta.predictions,
+        meta.feedback,
+        meta.prediction_ms,
+        meta.outcome_ms,
+        pairs,
+        meta.seen,
+    ]
     return msgspec.msgpack.encode(body)
 
 

@@ -21,13 +21,15 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from deploy.local.platform import Platform
 from deploy.models import publish_records
-from schemas.settings import ClickHouseSettings, KafkaSettings
+from schemas.settings import KafkaSettings
 from tests.bench.load import Load, records, write
 
 WAIT_S = 600.0
 
 
-def say(figure: str, value: float, unit: str, baseline: str | None = None, ratio: float | None = None, **more: Any) -> None:
+def say(
+    figure: str, value: float, unit: str, baseline: str | None = None, ratio: float | None = None, **more: Any
+) -> None:
     """One figure on standard output."""
     line = {"figure": figure, "value": round(value, 3), "unit": unit, "baseline": baseline,
             "ratio": None if ratio is None else round(ratio, 3)}  # fmt: skip
@@ -54,7 +56,7 @@ async def consume_raw(kafka: KafkaSettings, events: int) -> tuple[float, float]:
         await consumer.stop()
 
 
-def counted(clickhouse: ClickHouseSettings, client: Any) -> int:
+def counted(client: Any) -> int:
     """Predictions in the windows so far."""
     return int(client.query("SELECT sum(predictions) FROM windows WHERE segment = ''").result_rows[0][0] or 0)
 
@@ -66,7 +68,7 @@ def measure_monitor(platform: Platform, load: Load) -> dict[str, float]:
     began = worker.cpu_times()
     wall = time.perf_counter()
     with clickhouse_connect.get_client(**platform.clickhouse.client()) as client:
-        while counted(platform.clickhouse, client) < load.events:
+        while counted(client) < load.events:
             if time.perf_counter() - wall > WAIT_S or platform.failure:
                 raise SystemExit(f"the monitor did not finish: {platform.failure or 'too slow'}")
             time.sleep(0.1)
@@ -94,7 +96,12 @@ def main() -> None:
             load = write(platform.kafka, options.events)
             raw_wall, raw_cpu = asyncio.run(consume_raw(platform.kafka, load.events))
             raw = load.events / raw_cpu
-            say("aiokafka.raw.events_per_s", raw, "events/CPU-s", wall_events_per_s=round(load.events / raw_wall))
+            say(
+                "aiokafka.raw.events_per_s",
+                raw,
+                "events/CPU-s",
+                wall_events_per_s=round(load.events / raw_wall),
+            )
             platform.add("monitor")
             spent = measure_monitor(platform, load)
             value = load.events / spent["cpu_s"]

@@ -9,7 +9,14 @@ import msgspec
 import numpy as np
 from confluent_kafka import Producer
 
-from schemas.contracts import ColumnReference, ModelContract, ModelRecord, ModelVersion, Reference, load_contract
+from schemas.contracts import (
+    ColumnReference,
+    ModelContract,
+    ModelRecord,
+    ModelVersion,
+    Reference,
+    load_contract,
+)
 from schemas.events import HEADER_KIND, KIND_TICK, Tick
 from schemas.ids import partitions_of
 from schemas.settings import KafkaSettings
@@ -65,7 +72,9 @@ def write(kafka: KafkaSettings, events: int, seed: int = 7) -> Load:
         count = per_tick if tick < TICKS - 1 else events - written
         ids = [f"{written + i:08d}-bench-5a1e-4a1b-prediction-identifier" for i in range(count)]
         where = partitions_of([i.encode() for i in ids], kafka.input_partitions).tolist()
-        times = np.sort(rng.integers(tick * SPAN_MS // TICKS, (tick + 1) * SPAN_MS // TICKS, count)) + START_MS
+        times = (
+            np.sort(rng.integers(tick * SPAN_MS // TICKS, (tick + 1) * SPAN_MS // TICKS, count)) + START_MS
+        )
         values = rng.normal(size=(count, 9)).tolist()
         scores = rng.uniform(0.01, 0.99, count)
         outcomes = rng.random(count) < scores
@@ -93,7 +102,13 @@ def write(kafka: KafkaSettings, events: int, seed: int = 7) -> Load:
                     "label": float(outcomes[at]),
                     "label_time_ms": int(times[at]) + 1_000,
                 }
-                _send(producer, kafka.topic("feedback"), msgspec.json.encode(label), identity.encode(), where[at])
+                _send(
+                    producer,
+                    kafka.topic("feedback"),
+                    msgspec.json.encode(label),
+                    identity.encode(),
+                    where[at],
+                )
                 labels += 1
         written += count
         _tick(producer, kafka, START_MS + (tick + 1) * SPAN_MS // TICKS - 1)
@@ -115,4 +130,6 @@ def _tick(producer: Producer, kafka: KafkaSettings, time_ms: int) -> None:
     value = Tick(event_time_ms=time_ms, source="bench").model_dump_json().encode()
     for topic in ("predictions", "feedback"):
         for partition in range(kafka.input_partitions):
-            producer.produce(kafka.topic(topic), value, partition=partition, headers=[(HEADER_KIND, KIND_TICK)])
+            producer.produce(
+                kafka.topic(topic), value, partition=partition, headers=[(HEADER_KIND, KIND_TICK)]
+            )

@@ -22,7 +22,8 @@ def play(tmp_path: Path, **options: Any) -> dict[str, Any]:
     output = io.StringIO()
     console = Console(file=output, width=160)
     status = run_demo(
-        DemoOptions(sample=SAMPLE, report=report, data_dir=tmp_path / "data", input_partitions=2, **options), console
+        DemoOptions(sample=SAMPLE, report=report, data_dir=tmp_path / "data", input_partitions=2, **options),
+        console,
     )
     assert report.exists(), output.getvalue()[-4_000:]
     document: dict[str, Any] = json.loads(report.read_text())

@@ -80,7 +80,9 @@ def test_golden_rows_repeat_exactly(trained: TrainedModel) -> None:
 def test_the_reference_is_out_of_sample_and_in_time_order(trained: TrainedModel) -> None:
     """Its own loss is the validated loss, and its rows are the latest ones."""
     reference = trained.reference
-    assert log_loss(reference["label"], reference["score"]) == pytest.approx(trained.metrics["log_loss"], abs=1e-6)
+    assert log_loss(reference["label"], reference["score"]) == pytest.approx(
+        trained.metrics["log_loss"], abs=1e-6
+    )
     assert np.all(np.diff(reference["event_ms"]) > 0)
     assert reference["event_ms"][0] == 4_800 * 60_000
 
@@ -91,7 +93,12 @@ def test_old_rows_count_less_when_the_world_has_turned() -> None:
     labels[:3_000] = 1 - labels[:3_000]
     event_ms = np.arange(6_000, dtype=np.int64) * (DAY_MS // 100)
     model = train(
-        table, labels, features=FEATURES, categorical=("carrier",), event_ms=event_ms, half_lives_days=(None, 3.0)
+        table,
+        labels,
+        features=FEATURES,
+        categorical=("carrier",),
+        event_ms=event_ms,
+        half_lives_days=(None, 3.0),
     )
     assert model.metrics["half_life_days"] == 3.0
 
