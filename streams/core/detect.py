@@ -10,25 +10,35 @@ one would close blocks of time at other moments on a slower machine.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from detectors.base import STREAM_COLUMNS, Change, Context, Detector, Rows, Spec
+from detectors.base import STREAM_COLUMNS, Change, Context, Rows
 from detectors.registry import spec_for
 from schemas.blocks import ObservationBlock, decode_block
 from schemas.contracts import DetectorConfig, ModelContract, ModelRecord, Reference
 from schemas.errors import BadMessage, ConfigurationError, SnapshotError
 from schemas.events import HEADER_KIND, KIND_TICK, Tick
-from schemas.ids import ROLES, RowId, content_hash
+from schemas.ids import ROLES, content_hash
 from schemas.verdicts import Evidence, Family, SignalChanged, State, Verdict
 from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
+from streams.core.detect_state import (
+    BEGINNING_MS,
+    Key,
+    Meta,
+    Pair,
+    Running,
+    Waiting,
+    decode_meta,
+    encode_meta,
+    encode_running,
+    key_of,
+    piece_name,
+)
+from streams.core.ordering import column_values, detector_rows, in_order, merged, row_address
 
-DETECT_SCHEMA = 1
-BEGINNING_MS = -(2**62)
 #: Versions of a model whose detectors are kept; the one unseen for longest goes first.
 VERSIONS_MAX = 8
 FALLBACK = "fallback"
@@ -47,52 +57,6 @@ def create(context: StageContext) -> DetectCore:
     return DetectCore(context)
 
 
-@dataclass(slots=True)
-class _Waiting:
-    """Rows of one record that the watermark has not passed."""
-
-    offset: int
-    block: ObservationBlock
-
-
-@dataclass(slots=True)
-class _Running:
-    """One detector at work, with what was last said of it."""
-
-    config: DetectorConfig
-    spec: Spec
-    context: Context
-    detector: Detector
-    role: str
-    columns: tuple[int, ...]
-    said: State = State.INCONCLUSIVE
-    failed: bool = False
-    touched: bool = True
-    written: bytes = b""
-    address: str = ""
-
-
-@dataclass(slots=True)
-class _Pair:
-    """Who is compared with whom, told from the roles in which versions answer."""
-
-    stable: str | None = None
-    candidate: str | None = None
-
-
-@dataclass(slots=True)
-class _Meta:
-    predictions: dict[str, int] = field(default_factory=dict)
-    feedback: dict[str, int] = field(default_factory=dict)
-    prediction_ms: int = BEGINNING_MS
-    outcome_ms: int = BEGINNING_MS
-    pairs: dict[str, _Pair] = field(default_factory=dict)
-    seen: dict[str, dict[str, int]] = field(default_factory=dict)
-
-
-Key = tuple[str, str, str]
-
-
 class DetectCore:
     """See the module."""
 
@@ -103,13 +67,13 @@ class DetectCore:
         self._input = ("observations", context.partition)
         self._contracts: dict[str, ModelContract] = {}
         self._references: dict[tuple[str, str], Reference] = {}
-        self._running: dict[Key, _Running] = {}
+        self._running: dict[Key, Running] = {}
         self._stored: dict[str, bytes] = {}
         self._dropped: set[str] = set()
         self._refused: set[str] = set()
-        self._meta = _Meta()
+        self._meta = Meta()
         self._meta_changed = True
-        self._waiting: dict[tuple[str, str], list[_Waiting]] = {}
+        self._waiting: dict[tuple[str, str], list[Waiting]] = {}
         self._reread_below = 0
         self._reread_ms = (BEGINNING_MS, BEGINNING_MS)
         self._outs: list[Out] = []
@@ -168,10 +132,10 @@ class DetectCore:
         else:
             ahead = ~late
         if late.any():
-            self._feed(block.kind, _ordered(block.take(np.flatnonzero(late))))
+            self._feed(block.kind, in_order(block.take(np.flatnonzero(late))))
         if ahead.any():
             waiting = self._waiting.setdefault((block.kind, block.model), [])
-            waiting.append(_Waiting(offset, block if ahead.all() else block.take(np.flatnonzero(ahead))))
+            waiting.append(Waiting(offset, block if ahead.all() else block.take(np.flatnonzero(ahead))))
 
     def _tick(self, record: Record) -> None:
         tick = Tick.model_validate_json(record.value or b"")
@@ -209,12 +173,12 @@ class DetectCore:
                     due.append(waiting.block)
                 elif passed.any():
                     due.append(waiting.block.take(np.flatnonzero(passed)))
-                    rest.append(_Waiting(waiting.offset, waiting.block.take(np.flatnonzero(~passed))))
+                    rest.append(Waiting(waiting.offset, waiting.block.take(np.flatnonzero(~passed))))
                 else:
                     rest.append(waiting)
             self._waiting[key] = rest
             if due:
-                self._feed(kind, _ordered(_joined(due)))
+                self._feed(kind, in_order(merged(due)))
         own = ("features", "score") if kind == "predictions" else ("loss", "comparison")
         for name in sorted(self._running):
             running = self._running[name]
@@ -251,7 +215,7 @@ class DetectCore:
                 self._drop(key)
         if block.kind != "outcomes":
             return
-        pair = self._meta.pairs.setdefault(block.model, _Pair())
+        pair = self._meta.pairs.setdefault(block.model, Pair())
         for role in (_STABLE, _CANARY):
             rows = np.flatnonzero(block.role == role)
             if not len(rows):
@@ -276,14 +240,14 @@ class DetectCore:
             if running is None:
                 continue
             part = block.take(rows)
-            values = _values(config.stream, part)[:, list(running.columns)]
-            self._update(key, running, _rows(part, values, np.zeros(len(part), np.int8)), part)
+            values = column_values(config.stream, part)[:, list(running.columns)]
+            self._update(key, running, detector_rows(part, values, np.zeros(len(part), np.int8)), part)
 
     def _feed_comparison(
         self, contract: ModelContract, config: DetectorConfig, block: ObservationBlock
     ) -> None:
         """The candidate's outcomes beside the stable version's, on the same requests where both have scored them."""
-        pair = self._meta.pairs.get(block.model, _Pair())
+        pair = self._meta.pairs.get(block.model, Pair())
         if pair.candidate is None or pair.stable is None or pair.candidate == pair.stable:
             return
         for key in [k for k in self._running if k[0] == block.model and k[2] == config.name]:
@@ -299,11 +263,16 @@ class DetectCore:
         if not len(rows) or (running := self._running_for(contract, config, key, "canary")) is None:
             return
         part = block.take(rows)
-        self._update(key, running, _rows(part, _values("comparison", part), ours[rows].astype(np.int8)), part)
+        self._update(
+            key,
+            running,
+            detector_rows(part, column_values("comparison", part), ours[rows].astype(np.int8)),
+            part,
+        )
 
     def _running_for(
         self, contract: ModelContract, config: DetectorConfig, key: Key, role: str
-    ) -> _Running | None:
+    ) -> Running | None:
         running = self._running.get(key)
         if running is None:
             try:
@@ -316,7 +285,7 @@ class DetectCore:
             self._restore(key, running)
         return None if running.failed else running
 
-    def _build(self, contract: ModelContract, config: DetectorConfig, key: Key, role: str) -> _Running:
+    def _build(self, contract: ModelContract, config: DetectorConfig, key: Key, role: str) -> Running:
         spec = spec_for(config)
         if config.stream == "features":
             numeric_only = bool(getattr(spec, "numeric_only", False))
@@ -348,16 +317,16 @@ class DetectCore:
             seed=self._context.settings.monitor.seed,
             cache=self._cache,
         )
-        return _Running(config, spec, context, spec.build(context), role, tuple(places))
+        return Running(config, spec, context, spec.build(context), role, tuple(places))
 
-    def _update(self, key: Key, running: _Running, rows: Rows, part: ObservationBlock) -> None:
+    def _update(self, key: Key, running: Running, rows: Rows, part: ObservationBlock) -> None:
         running.touched = True
         last = len(part) - 1
-        running.address = _address(part, last)
+        running.address = row_address(part, last)
         changes = self._guarded(key, running, lambda d: d.update(rows))
         self._say(key, running, changes, part)
 
-    def _guarded(self, key: Key, running: _Running, work: Any) -> list[Change]:
+    def _guarded(self, key: Key, running: Running, work: Any) -> list[Change]:
         """A detector that breaks says ``error`` once and is left alone; nobody else suffers."""
         try:
             changes: list[Change] = work(running.detector)
@@ -377,13 +346,13 @@ class DetectCore:
     # -- what leaves ----------------------------------------------------------------------------------------------
 
     def _say(
-        self, key: Key, running: _Running, changes: list[Change], part: ObservationBlock | None = None
+        self, key: Key, running: Running, changes: list[Change], part: ObservationBlock | None = None
     ) -> None:
         for change in changes:
             state = change.verdict.state
             if state is running.said and not running.spec.announces_blocks:
                 continue
-            address = running.address if part is None or change.index < 0 else _address(part, change.index)
+            address = running.address if part is None or change.index < 0 else row_address(part, change.index)
             spec = running.spec
             family = spec.family(running.config.stream)
             self._signal(key, running.config, family, spec.pages, running.role, running.said, change, address)
@@ -445,12 +414,12 @@ class DetectCore:
             if not running.touched:
                 continue
             running.touched = False
-            data = _encode(running)
+            data = encode_running(running)
             if data != running.written:
                 running.written = data
                 pieces[piece_name(key)] = data
         if self._meta_changed:
-            pieces["meta"] = _encode_meta(self._meta)
+            pieces["meta"] = encode_meta(self._meta)
             self._meta_changed = False
         return pieces
 
@@ -458,7 +427,7 @@ class DetectCore:
         if manifest is None:
             return
         if "meta" in pieces:
-            self._meta = _decode_meta(pieces["meta"])
+            self._meta = decode_meta(pieces["meta"])
         self._stored = {name: data for name, data in pieces.items() if name != "meta"}
         self._reread_below = manifest.high.get(self._input, 0)
         self._reread_ms = (self._meta.prediction_ms, self._meta.outcome_ms)
@@ -475,12 +444,12 @@ class DetectCore:
             role = str(msgspec.msgpack.decode(self._stored[name])[1])
             self._running_for(contract, config, key, role)
 
-    def _restore(self, key: Key, running: _Running) -> None:
+    def _restore(self, key: Key, running: Running) -> None:
         data = self._stored.pop(piece_name(key), None)
         if data is None:
             return
         _schema, _role, config_hash, said, failed, address, snapshot = msgspec.msgpack.decode(data)
-        if config_hash != _config_hash(running):
+        if config_hash != config_hash(running):
             return
         try:
             running.detector = running.spec.restore(running.context, snapshot)
@@ -518,96 +487,3 @@ class DetectCore:
     def _count(self, name: str, value: float = 1, **labels: str) -> None:
         key = (name, tuple(sorted(labels.items())))
         self._counted[key] = self._counted.get(key, 0) + value
-
-
-def piece_name(key: Key) -> str:
-    """Name of a detector's piece; model and version hold no slash."""
-    return f"detector/{key[0]}/{key[1]}/{key[2]}"
-
-
-def key_of(name: str) -> Key:
-    """Inverse of :func:`piece_name`."""
-    _, model, version, detector = name.split("/", 3)
-    return model, version, detector
-
-
-def _encode(running: _Running) -> bytes:
-    return msgspec.msgpack.encode(
-        [
-            DETECT_SCHEMA,
-            running.role,
-            _config_hash(running),
-            running.said.value,
-            running.failed,
-            running.address,
-            running.detector.snapshot(),
-        ]
-    )
-
-
-def _config_hash(running: _Running) -> str:
-    reference = running.context.reference
-    text = running.config.model_dump_json() + "|".join(running.context.columns)
-    return content_hash((text + ("" if reference is None else reference.model_dump_json())).encode())[:16]
-
-
-def _encode_meta(meta: _Meta) -> bytes:
-    pairs = {model: [pair.stable, pair.candidate] for model, pair in meta.pairs.items()}
-    body = [
-        DETECT_SCHEMA,
-        meta.predictions,
-        meta.feedback,
-        meta.prediction_ms,
-        meta.outcome_ms,
-        pairs,
-        meta.seen,
-    ]
-    return msgspec.msgpack.encode(body)
-
-
-def _decode_meta(data: bytes) -> _Meta:
-    _schema, predictions, feedback, prediction_ms, outcome_ms, pairs, seen = msgspec.msgpack.decode(data)
-    return _Meta(
-        predictions, feedback, prediction_ms, outcome_ms, {m: _Pair(*pair) for m, pair in pairs.items()}, seen
-    )
-
-
-def _ordered(block: ObservationBlock) -> ObservationBlock:
-    """Rows by (time, identity, version, role, sign): the same order in every run."""
-    sign = block.sign if len(block.sign) else np.zeros(len(block), np.int8)
-    versions = np.array(block.versions, dtype="U")[block.version]
-    return block.take(np.lexsort((sign, block.role, versions, block.identity, block.order_ms)))
-
-
-def _joined(blocks: list[ObservationBlock]) -> ObservationBlock:
-    if len(blocks) == 1:
-        return blocks[0]
-    versions = tuple(sorted({version for block in blocks for version in block.versions}))
-    index = {version: at for at, version in enumerate(versions)}
-    first = blocks[0]
-    columns: dict[str, Any] = {}
-    for name in ("partition", "offset", "row", "identity", "event_time_ms", "role", "score", "latency_ms", "status",
-                 "features", "label", "label_time_ms", "loss", "sign"):  # fmt: skip
-        columns[name] = np.concatenate([getattr(block, name) for block in blocks])
-    codes = [np.array([index[v] for v in block.versions], np.int32)[block.version] for block in blocks]
-    return ObservationBlock(
-        first.kind, first.model, versions, first.contract_hash, version=np.concatenate(codes), **columns
-    )
-
-
-def _values(stream: str, block: ObservationBlock) -> NDArray[np.float64]:
-    if stream == "features":
-        return block.features
-    if stream == "score":
-        return block.score[:, None]
-    columns = [block.score, block.label] if stream == "comparison" else [block.score, block.label, block.loss]
-    return np.column_stack(columns)
-
-
-def _rows(block: ObservationBlock, values: NDArray[np.float64], group: NDArray[np.int8]) -> Rows:
-    sign = block.sign if len(block.sign) else np.ones(len(block), np.int8)
-    return Rows(values, block.order_ms, block.identity, group, sign)
-
-
-def _address(block: ObservationBlock, at: int) -> str:
-    return str(RowId("predictions", int(block.partition[at]), int(block.offset[at]), int(block.row[at])))
