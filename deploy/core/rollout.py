@@ -18,11 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
+from deploy.core.facts import fact_of
 from schemas.contracts import ModelContract
 from schemas.control import (
     Answer,
     AnyCommand,
-    Because,
     CanaryAnalysis,
     Command,
     ControlTick,
@@ -40,14 +40,12 @@ from schemas.control import (
     ScorerReport,
     TrainingFinished,
 )
-from schemas.ids import content_hash
 from schemas.verdicts import State
 
 ANSWERS_KEPT = 64
 AHEAD_KEPT = 64
 #: How the refusal of a command that nobody trusted begins.
 DISTRUSTED = "not trusted: "
-ACTOR = "controller"
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,36 +486,7 @@ class _Machine:
         self, kind: str, cause: Any, detail: str, *, version: str | None = None, time_ms: int | None = None
     ) -> None:
         at = time_ms if time_ms is not None else getattr(cause, "event_time_ms", self._world.time_ms)
-        request = getattr(cause, "request_id", None)
-        because: tuple[Because, ...] = getattr(cause, "because", ())
-        if isinstance(cause, CanaryAnalysis):
-            because = (
-                Because(
-                    signal_id=cause.signal_id,
-                    detector=cause.detector,
-                    score=cause.score,
-                    threshold=cause.threshold,
-                    evidence=cause.evidence,
-                ),
-            )
-        identity = f"{self._now.model}/{kind}/{request}/{at}/{version}/{self._now.revision}/{detail}"
-        self._facts.append(
-            Decision(
-                decision_id=content_hash(identity.encode())[:24],
-                model=self._now.model,
-                version=version or getattr(cause, "version", None) or self._now.candidate,
-                kind=kind,
-                actor=getattr(cause, "issued_by", None) or ACTOR,
-                request_id=request,
-                incident=getattr(cause, "incident", None) or None,
-                detail=detail,
-                because=because,
-                config_hash=self._world.contract.hash,
-                event_time_ms=at,
-                recorded_ms=0,
-                trace_id=getattr(cause, "trace_id", None),
-            )
-        )
+        self._facts.append(fact_of(self._now, self._world.contract, kind, cause, detail, version, at))
 
 
 def _versions(*versions: str | None) -> tuple[str, ...]:

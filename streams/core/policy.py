@@ -11,17 +11,14 @@ signed fact; ids are content hashes, so a replay repeats them.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, assert_never
 
 import msgspec
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from schemas.contracts import ModelContract, ModelRecord, Rule
 from schemas.control import (
-    Alert,
-    Because,
     CanaryAnalysis,
     Command,
     ControlTick,
@@ -33,11 +30,24 @@ from schemas.control import (
     Severity,
 )
 from schemas.errors import SnapshotError
-from schemas.events import HEADER_KIND, HEADER_TRACE, KIND_TICK, Tick
+from schemas.events import HEADER_KIND, KIND_TICK, Tick
 from schemas.ids import content_hash
 from schemas.signing import Signer
 from schemas.verdicts import Family, SignalChanged, State
 from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
+from streams.core.incidents import (
+    Incident,
+    ModelState,
+    alert_of,
+    command_fields,
+    headline,
+    known,
+    matching_rule,
+    place,
+    rule_named,
+    served,
+    trace_headers,
+)
 
 POLICY_SCHEMA = 2
 DAY_MS = 86_400_000
@@ -52,51 +62,6 @@ def create(context: StageContext) -> PolicyCore:
     key = context.settings.signing.key_file
     signer = None if key is None else Signer.load(key)
     return PolicyCore(context, (lambda message: message) if signer is None else signer.sign)
-
-
-class Incident(BaseModel):
-    """One cause of one version: which detectors agree, what was done."""
-
-    incident: str
-    model: str
-    version: str
-    role: Literal["stable", "canary", "shadow"]
-    rule: str
-    opened_ms: int
-    trace_id: str | None = None
-    agreeing: dict[str, SignalChanged] = Field(default_factory=dict)
-    seen: dict[str, SignalChanged] = Field(default_factory=dict)
-    severity: Severity | None = Field(
-        default=None, description="As last alerted; None before the first alert."
-    )
-    wanted: bool = Field(default=False, description="Whether the action was ever called for.")
-    pending: bool = False
-    request_id: str | None = Field(default=None, description="The newest command, until it is answered.")
-    acted_ms: int | None = None
-    resolved_ms: int | None = None
-
-    @property
-    def evidence(self) -> tuple[Because, ...]:
-        signals = self.agreeing or self.seen
-        return tuple(_because(signals[name]) for name in sorted(signals))
-
-
-class ModelState(BaseModel):
-    """What policy remembers of one model; one piece of state."""
-
-    incidents: dict[str, Incident] = Field(default_factory=dict)
-    held: dict[str, SignalChanged] = Field(
-        default_factory=dict,
-        description="Verdicts that stand but may open no incident yet, by version/detector.",
-    )
-    asked: tuple[str, int] | None = Field(
-        default=None, description="A retrain request that is not answered yet: its id, when it was made."
-    )
-    retrained_ms: int | None = Field(
-        default=None, description="When the last one that was accepted was asked for."
-    )
-    commands: dict[int, int] = Field(default_factory=dict, description="Commands by day of event time.")
-    deployment: Deployment | None = None
 
 
 class PolicyCore:
@@ -153,15 +118,15 @@ class PolicyCore:
         for incident in state.incidents.values():
             if incident.request_id in answers:
                 self._answered(incident)
-            if incident.resolved_ms is None and not _served(deployment, incident.version):
+            if incident.resolved_ms is None and not served(deployment, incident.version):
                 # The detectors have not taken it back: should the version come back, it counts again.
-                state.held |= {_place(signal): signal for signal in incident.agreeing.values()}
+                state.held |= {place(signal): signal for signal in incident.agreeing.values()}
                 self._resolve(
                     incident, max(self._time_ms, incident.opened_ms), "the version has left the traffic"
                 )
                 incident.agreeing = {}
         state.held = {
-            place: signal for place, signal in state.held.items() if _known(deployment, signal.version)
+            place: signal for place, signal in state.held.items() if known(deployment, signal.version)
         }
 
     def _answered(self, incident: Incident) -> None:
@@ -207,12 +172,12 @@ class PolicyCore:
             if open_ms is not None and reached > open_ms + ttl:
                 self._answered(incident)
                 self._changed.add(model)
-        for place in sorted(state.held):
-            signal = state.held[place]
+        for where in sorted(state.held):
+            signal = state.held[where]
             rule = matching_rule(contract, signal)
             if rule is None or not self._may_open(state, rule, signal, reached):
                 continue
-            del state.held[place]
+            del state.held[where]
             at = max(reached, signal.event_time_ms)
             self._agree(contract, rule, signal.model_copy(update={"event_time_ms": at}))
         for incident in state.incidents.values():
@@ -264,9 +229,9 @@ class PolicyCore:
         state = self._state(signal.model)
         self._changed.add(signal.model)
         if not self._may_open(state, rule, signal, signal.event_time_ms):
-            state.held[_place(signal)] = signal
+            state.held[place(signal)] = signal
             return
-        state.held.pop(_place(signal), None)
+        state.held.pop(place(signal), None)
         key = f"{signal.version}/{rule.name}"
         incident = state.incidents.get(key)
         if incident is None or incident.resolved_ms is not None:
@@ -293,7 +258,7 @@ class PolicyCore:
 
     def _may_open(self, state: ModelState, rule: Rule, signal: SignalChanged, at_ms: int) -> bool:
         """Whether a verdict belongs to an incident now: one is open, or the last one's cooldown has passed."""
-        if state.deployment is not None and not _served(state.deployment, signal.version):
+        if state.deployment is not None and not served(state.deployment, signal.version):
             return False
         incident = state.incidents.get(f"{signal.version}/{rule.name}")
         if incident is None or incident.resolved_ms is None or incident.severity is None:
@@ -322,7 +287,7 @@ class PolicyCore:
         state = self._models.get(signal.model)
         if state is None:
             return
-        if state.held.pop(_place(signal), None) is not None:
+        if state.held.pop(place(signal), None) is not None:
             self._changed.add(signal.model)
         for incident in state.incidents.values():
             if incident.version == signal.version and signal.detector in incident.agreeing:
@@ -371,9 +336,7 @@ class PolicyCore:
             state.asked = (command.request_id, event_time_ms)
         self._changed.add(model)
         signed = self._sign(command)
-        self._outs.append(
-            Out("control", model.encode(), signed.model_dump_json().encode(), 0, _trace(incident.trace_id))
-        )
+        self._send("control", model, signed, incident.trace_id)
         kind = "retrain-requested" if isinstance(command, RetrainRequested) else "rollback-requested"
         self._count("driftline_commands_total", model=model, type=kind)
         self._decide(contract, incident, kind, event_time_ms, command.reason, command.request_id)
@@ -403,21 +366,8 @@ class PolicyCore:
     def _rollback(
         self, contract: ModelContract, incident: Incident, deployment: Deployment, event_time_ms: int
     ) -> RollbackRequested:
-        return RollbackRequested(
-            request_id=content_hash(f"rollback/{incident.incident}/{event_time_ms}".encode())[:24],
-            model=contract.model,
-            version=incident.version,
-            deployment_revision=deployment.revision,
-            cause=incident.rule,
-            incident=incident.incident,
-            because=incident.evidence,
-            event_time_ms=event_time_ms,
-            expires_ms=event_time_ms + contract.policy.command_ttl,
-            issued_by=f"policy/{incident.rule}",
-            reason=headline(incident),
-            trace_id=incident.trace_id,
-            config_hash=contract.hash,
-        )
+        fields = command_fields("rollback", contract, incident, deployment, event_time_ms)
+        return RollbackRequested(version=incident.version, **fields)
 
     def _retrain(
         self,
@@ -432,21 +382,8 @@ class PolicyCore:
         last = state.retrained_ms
         if last is not None and event_time_ms < last + contract.policy.retrain_interval:
             return None
-        return RetrainRequested(
-            request_id=content_hash(f"retrain/{incident.incident}/{event_time_ms}".encode())[:24],
-            model=contract.model,
-            version=incident.version,
-            deployment_revision=deployment.revision,
-            cause=incident.rule,
-            incident=incident.incident,
-            because=incident.evidence,
-            event_time_ms=event_time_ms,
-            expires_ms=event_time_ms + contract.policy.command_ttl,
-            issued_by=f"policy/{incident.rule}",
-            reason=headline(incident),
-            trace_id=incident.trace_id,
-            config_hash=contract.hash,
-        )
+        fields = command_fields("retrain", contract, incident, deployment, event_time_ms)
+        return RetrainRequested(version=incident.version, **fields)
 
     # -- what leaves ----------------------------------------------------------------------------------------------
 
@@ -459,36 +396,9 @@ class PolicyCore:
         event_time_ms: int,
         summary: str,
     ) -> None:
-        alert = Alert(
-            alert_id=content_hash(f"{incident.incident}/{status}/{severity}/{event_time_ms}".encode())[:24],
-            dedup_key=incident.incident,
-            status=status,
-            severity=severity,
-            model=incident.model,
-            version=incident.version,
-            role=incident.role,
-            title=f"{incident.model} v{incident.version}: {headline(incident)}"
-            if status == "trigger"
-            else f"{incident.model} v{incident.version}: {incident.rule} is over, {summary}",
-            summary=summary,
-            cause=incident.rule,
-            runbook=rule.runbook,
-            action=rule.action,
-            because=incident.evidence,
-            event_time_ms=event_time_ms,
-            incident=incident.incident,
-            trace_id=incident.trace_id,
-        )
+        alert = alert_of(incident, rule, severity, status, event_time_ms, summary)
         self._count("driftline_alerts_total", model=incident.model, severity=severity.value, status=status)
-        self._outs.append(
-            Out(
-                "alerts",
-                incident.incident.encode(),
-                alert.model_dump_json().encode(),
-                0,
-                _trace(incident.trace_id),
-            )
-        )
+        self._send("alerts", incident.incident, alert, incident.trace_id)
 
     def _decide(
         self,
@@ -517,15 +427,11 @@ class PolicyCore:
             trace_id=incident.trace_id,
         )
         signed = self._sign(decision)
-        self._outs.append(
-            Out(
-                "decisions",
-                contract.model.encode(),
-                signed.model_dump_json().encode(),
-                0,
-                _trace(incident.trace_id),
-            )
-        )
+        self._send("decisions", contract.model, signed, incident.trace_id)
+
+    def _send(self, topic: str, key: str, message: BaseModel, trace_id: str | None) -> None:
+        body = message.model_dump_json().encode()
+        self._outs.append(Out(topic, key.encode(), body, 0, trace_headers(trace_id)))
 
     def outputs(self) -> list[Out]:
         outs, self._outs = self._outs, []
@@ -583,65 +489,3 @@ class PolicyCore:
     def _count(self, name: str, **labels: str) -> None:
         key = (name, tuple(sorted(labels.items())))
         self._counted[key] = self._counted.get(key, 0) + 1
-
-
-def matching_rule(contract: ModelContract, signal: SignalChanged) -> Rule | None:
-    """The first rule of the contract that speaks of this signal."""
-    for rule in contract.policy.rules:
-        if (
-            signal.verdict.state in rule.states
-            and signal.role in rule.roles
-            and (not rule.families or signal.family in rule.families)
-            and any(fnmatch.fnmatchcase(signal.detector, pattern) for pattern in rule.detectors)
-        ):
-            return rule
-    return None
-
-
-def _place(signal: SignalChanged) -> str:
-    return f"{signal.version}/{signal.detector}"
-
-
-def _served(deployment: Deployment, version: str) -> bool:
-    """Whether requests reach the version, answered by it or not."""
-    return version in {deployment.stable, deployment.candidate, *deployment.weights, *deployment.shadow}
-
-
-def _known(deployment: Deployment, version: str) -> bool:
-    """Whether the version may still get traffic (again); what is held of others is of no use."""
-    return version not in deployment.tripped
-
-
-def _because(signal: SignalChanged) -> Because:
-    return Because(
-        signal_id=signal.signal_id,
-        detector=signal.detector,
-        score=signal.verdict.score,
-        threshold=signal.verdict.threshold,
-        evidence=signal.verdict.evidence,
-    )
-
-
-def rule_named(contract: ModelContract, name: str) -> Rule | None:
-    """The contract's rule ``name``, if it still has one."""
-    return next((rule for rule in contract.policy.rules if rule.name == name), None)
-
-
-def headline(incident: Incident) -> str:
-    """One line a person understands: which detector, on what, how strong."""
-    parts = []
-    for because in incident.evidence[:3]:
-        evidence = because.evidence
-        text = because.detector
-        if evidence.column:
-            text += f" on {evidence.column}"
-        if evidence.current is not None and evidence.reference is not None:
-            text += f" ({evidence.effect_name or 'value'} {evidence.reference:.3g} → {evidence.current:.3g})"
-        elif evidence.effect is not None:
-            text += f" ({evidence.effect_name or 'effect'} {evidence.effect:+.3g})"
-        parts.append(text)
-    return f"{incident.rule}: {', '.join(parts)}"
-
-
-def _trace(trace_id: str | None) -> dict[str, bytes]:
-    return {} if trace_id is None else {HEADER_TRACE: trace_id.encode()}

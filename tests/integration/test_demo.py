@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def test_a_year_that_drifts_is_retrained_and_a_defect_is_rolled_back(tmp_path: P
 
 
 def test_without_drift_no_retrain_is_asked_for(tmp_path: Path) -> None:
-    """The same flights in a random order: harm is never shown, and the defective version is still rolled back."""
+    """The same flights in a random order: the model never loses more than it promises."""
     report = play(tmp_path, no_drift=True)
     nothing_lost(report)
     assert report["retrains"] == []
@@ -67,6 +68,4 @@ def test_a_healthy_version_is_not_rolled_back(tmp_path: Path) -> None:
 
 
 def _day(month: int, day: int) -> int:
-    from datetime import UTC, datetime
-
     return int(datetime(2013, month, day, tzinfo=UTC).timestamp() * 1000)

@@ -6,15 +6,9 @@ from typing import Any
 
 import pytest
 
-from deploy.core.rollout import DISTRUSTED, World, decide
-from schemas.contracts import CanaryStep, Feature, ModelContract, Rollout
+from deploy.core.rollout import DISTRUSTED
+from schemas.contracts import CanaryStep
 from schemas.control import (
-    Answer,
-    AnyCommand,
-    CanaryAnalysis,
-    ControlTick,
-    Decision,
-    Deployment,
     DeployRequested,
     Outcome,
     PauseReason,
@@ -27,114 +21,17 @@ from schemas.control import (
     ScorerReport,
     TrainingFinished,
 )
-from schemas.verdicts import Evidence, State
-
-DAY = 86_400_000
-LABELS = 50
-DEADLINE = 10 * DAY
-CONTRACT = ModelContract(
-    model="m",
-    features=(Feature(name="x"),),
-    rollout=Rollout(
-        steps=(CanaryStep(weight=0.05, bake=DAY), CanaryStep(weight=0.25, bake=2 * DAY)),
-        labels_min=LABELS,
-        deadline=DEADLINE,
-    ),
+from schemas.verdicts import State
+from tests.support_rollout import (
+    DAY,
+    DEADLINE,
+    LABELS,
+    Play,
+    canary,
+    promoted,
+    rollout_of,
+    second_step,
 )
-
-
-class Play:
-    """One model's ``control`` and what the machine makes of it. The clock is the last tick's."""
-
-    def __init__(self, contract: ModelContract = CONTRACT, delay_ms: int = 0) -> None:
-        self.contract = contract
-        self.delay_ms = delay_ms
-        self.state: Deployment | None = None
-        self.published: list[Deployment] = []
-        self.facts: list[Decision] = []
-        self.time_ms = -1
-        self.unfit: dict[str, str] = {}
-        self._offset = 0
-
-    def send(self, message: AnyCommand, refused: str | None = None) -> Deployment | None:
-        """What it made public, if anything."""
-        if isinstance(message, ControlTick):
-            self.time_ms = max(self.time_ms, message.event_time_ms)
-        world = World(self.contract, self.unfit.get, self.time_ms, self.delay_ms)
-        step = decide(self.state, message, (0, self._offset), world, refused)
-        self._offset += 1
-        self.state = step.state
-        self.facts += step.decisions
-        if step.deployment is not None:
-            self.published.append(step.deployment)
-        return step.deployment
-
-    @property
-    def now(self) -> Deployment:
-        assert self.state is not None
-        return self.state
-
-    def ask(self, kind: type[Any], at: int = 0, refused: str | None = None, **changes: Any) -> Answer:
-        """Send a command and return its answer, which must be in the revision it made."""
-        base: dict[str, Any] = {
-            "request_id": f"r{self._offset}",
-            "model": "m",
-            "cause": "c",
-            "event_time_ms": at,
-            "expires_ms": 2**60,
-            "issued_by": "somebody",
-        }
-        offset = self._offset
-        revision = self.send(kind(**(base | changes)), refused)
-        assert revision is not None
-        answer = revision.answers[-1]
-        assert (answer.request_id, answer.control_partition, answer.control_offset) == (
-            changes.get("request_id", f"r{offset}"),
-            0,
-            offset,
-        )
-        return answer
-
-    def tick(self, at: int) -> Deployment | None:
-        return self.send(ControlTick(event_time_ms=at, source="policy/0"))
-
-    def judge(self, at: int, rows: int, state: State = State.INCONCLUSIVE, version: str = "2") -> None:
-        evidence = Evidence(rows=rows)
-        analysis = CanaryAnalysis(
-            model="m", version=version, detector="judge", state=state, evidence=evidence, event_time_ms=at
-        )
-        assert self.send(analysis) is None
-
-    def kinds(self) -> list[str]:
-        return [fact.kind for fact in self.facts]
-
-
-def canary(contract: ModelContract = CONTRACT, delay_ms: int = 0) -> Play:
-    """v1 stable, v2 at its first step since time 0."""
-    play = Play(contract, delay_ms)
-    assert play.ask(DeployRequested, version="1").outcome is Outcome.DONE
-    assert play.ask(DeployRequested, version="2").outcome is Outcome.ACCEPTED
-    return play
-
-
-def second_step() -> Play:
-    """v2 at 25 % since day 1, with 50 outcomes seen before."""
-    play = canary()
-    play.judge(DAY - 1, LABELS)
-    play.tick(DAY)
-    assert play.now.weights == {"1": 0.75, "2": 0.25}
-    return play
-
-
-def promoted() -> Play:
-    """v2 stable, v1 its predecessor."""
-    play = canary()
-    assert play.ask(PromoteRequested).outcome is Outcome.DONE
-    return play
-
-
-def rollout_of(**changes: Any) -> ModelContract:
-    return CONTRACT.model_copy(update={"rollout": CONTRACT.rollout.model_copy(update=changes)})
 
 
 def test_the_first_version_takes_all_traffic_at_once() -> None:
