@@ -133,7 +133,7 @@ class PairedJudge:
         valid = (score >= 0) & (score <= 1) & ((label == 0) | (label == 1))
         times: list[int] = []
         differences: list[float] = []
-        brier = (score - label) ** 2
+        brier = (np.where(valid, score, 0.0) - np.where(valid, label, 0.0)) ** 2
         for at in np.flatnonzero(valid).tolist():
             identity, time_ms = int(rows.identity[at]), int(rows.time_ms[at])
             if rows.sign[at] < 0:

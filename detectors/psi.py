@@ -128,20 +128,23 @@ class Psi:
         return changes
 
     def _measure(self, start_ms: int, count: int, sums: NDArray[np.float64]) -> None:
-        self._rows, self._start_ms = count, start_ms
+        self._rows, self._start_ms = 0, start_ms
         for at, (column, shares) in enumerate(zip(self._columns, self._shares, strict=True)):
             counts = sums[self._at[at] : self._at[at + 1]]
             total = float(counts.sum())
             if column is None or total < self._spec.rows_min:
-                self._psi[at] = self._noise[at] = 0.0
+                self._psi[at], self._noise[at] = float("nan"), 0.0
                 continue
+            self._rows = count
             p, q = np.maximum(counts / total, _SHARE_MIN), np.maximum(shares, _SHARE_MIN)
             self._psi[at] = float(((p - q) * np.log(p / q)).sum())
             self._noise[at] = (np.count_nonzero(shares) - 1) * (1 / total + 1 / max(1, column.rows))
 
     def _judge(self) -> Verdict:
+        if self._rows == 0:
+            return undecided(self._spec.drift, "no column of the last block had enough values")
         excess = np.array(self._psi) - np.array(self._noise)
-        at = int(excess.argmax())
+        at = int(np.nanargmax(excess))
         score = float(excess[at])
         state = (
             State.DRIFT

@@ -30,6 +30,10 @@ from schemas.verdicts import Evidence, Family, State, Verdict
 _SCHEMA = 1
 #: Scores are what is wanted; the library's own yes or no is not.
 _NO_BOUND = 1e300
+#: The library computes in single precision; ranks do not care about what lies beyond.
+_FLOAT32_MAX = 1e30
+#: Determinants of what is larger would leave double precision.
+_SQUARE_MAX = 1e12
 EXTRA = "pip install 'driftline[alibi]' (alibi-detect is under the Business Source License 1.1)"
 
 
@@ -138,7 +142,8 @@ class CvmOnline:
             self._made = self._detector()
         changes = []
         for at in finite_rows(rows.values, rows.sign).tolist():
-            found = self._made.predict(np.array([rows.values[at, 0]], np.float32))["data"]
+            value = np.clip(rows.values[at, 0], -_FLOAT32_MAX, _FLOAT32_MAX)
+            found = self._made.predict(np.array([value], np.float32))["data"]
             self._rows += 1
             if found["is_drift"]:
                 self._quiet = 0
@@ -230,11 +235,13 @@ class Mahalanobis:
             )
         changes = []
         for at in finite_rows(rows.values, rows.sign).tolist():
-            self._held.append(rows.values[at])
+            self._held.append(np.clip(rows.values[at], -_SQUARE_MAX, _SQUARE_MAX))
             if len(self._held) < self._spec.cell_rows:
                 continue
             cell, self._held = np.array(self._held), []
-            for score in np.asarray(self._made.score(cell), np.float64).tolist():
+            with np.errstate(all="ignore"):  # what overflows is no finite score, and counts as none
+                scores = np.asarray(self._made.score(cell), np.float64)
+            for score in scores.tolist():
                 verdict = self._rate.add(score if np.isfinite(score) else 0.0)
                 if verdict is None:
                     continue

@@ -89,7 +89,7 @@ class HalfSpaceTrees:
     def update(self, rows: Rows) -> list[Change]:
         ranks = np.empty(rows.values.shape)
         for at, column in enumerate(self._columns):
-            values = rows.values[:, at]
+            values = np.where(np.isfinite(rows.values[:, at]), rows.values[:, at], np.nan)
             ranks[:, at] = np.clip(values, 0, 1) if column is None else mid_rank(values, column)
         changes = []
         for at in finite_rows(ranks, rows.sign).tolist():
