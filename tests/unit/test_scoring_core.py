@@ -302,13 +302,15 @@ def test_answers_and_prediction_log_are_what_the_model_says(registry: Registry) 
 
 
 def test_a_canary_and_a_shadow_are_logged_in_their_roles(registry: Registry) -> None:
-    """Callers are split, each answered once; the shadow scores everything and answers nobody."""
-    predictions, scores, _ = _run(_core(registry, _canary(2, 0.3, shadow=("1",))), *_dump(_requests(200)))
+    """Callers are split, each answered once; with both in shadow, every request is scored once by each version."""
+    deployment = _canary(2, 0.3, shadow=("1", "2"))
+    predictions, scores, _ = _run(_core(registry, deployment), *_dump(_requests(200)))
     answered = {p.prediction_id: p for p in predictions if p.role != "shadow"}
     assert len(scores) == len(answered) == 200
     assert {p.version for p in answered.values() if p.role == "canary"} == {"2"}
     assert 30 < sum(p.role == "canary" for p in answered.values()) < 90
-    assert sum(p.role == "shadow" and p.version == "1" for p in predictions) == 200
+    assert len(predictions) == 400
+    assert {(p.prediction_id, p.version) for p in predictions} == {(i, v) for i in answered for v in ("1", "2")}
 
 
 @pytest.mark.parametrize(
