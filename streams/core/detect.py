@@ -18,19 +18,20 @@ import numpy as np
 from detectors.base import STREAM_COLUMNS, Change, Context, Rows
 from detectors.registry import spec_for
 from schemas.blocks import ObservationBlock, decode_block
-from schemas.contracts import DetectorConfig, ModelContract, ModelRecord, Reference
+from schemas.codecs import STATUSES
+from schemas.contracts import DetectorConfig, Feature, ModelContract, ModelRecord, Reference
 from schemas.errors import BadMessage, ConfigurationError, SnapshotError
 from schemas.events import HEADER_KIND, KIND_TICK, Tick
 from schemas.ids import ROLES, content_hash
 from schemas.verdicts import Evidence, Family, SignalChanged, State, Verdict
+from streams.core.comparing import BEGINNING_MS, FALLBACK, Pair, Span, groups, spans
 from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
 from streams.core.detect_state import (
-    BEGINNING_MS,
     Key,
     Meta,
-    Pair,
     Running,
     Waiting,
+    config_hash,
     decode_meta,
     encode_meta,
     encode_running,
@@ -41,7 +42,6 @@ from streams.core.ordering import column_values, detector_rows, in_order, merged
 
 #: Versions of a model whose detectors are kept; the one unseen for longest goes first.
 VERSIONS_MAX = 8
-FALLBACK = "fallback"
 #: What a detector that could not even be built would have spoken about.
 _FAMILIES: Mapping[str, Family] = {
     "features": Family.INPUT,
@@ -49,7 +49,7 @@ _FAMILIES: Mapping[str, Family] = {
     "loss": Family.CONCEPT,
     "comparison": Family.COMPARISON,
 }
-_STABLE, _CANARY, _SHADOW = (ROLES.index(role) for role in ("stable", "canary", "shadow"))
+_OK = STATUSES.index("ok")
 
 
 def create(context: StageContext) -> DetectCore:
@@ -66,6 +66,7 @@ class DetectCore:
         self._context = context
         self._input = ("observations", context.partition)
         self._contracts: dict[str, ModelContract] = {}
+        self._codings: dict[str, tuple[Feature, ...]] = {}
         self._references: dict[tuple[str, str], Reference] = {}
         self._running: dict[Key, Running] = {}
         self._stored: dict[str, bytes] = {}
@@ -93,6 +94,8 @@ class DetectCore:
         """A detector whose configuration changed starts anew; the others go on."""
         before = self._contracts.get(contract.model)
         self._contracts[contract.model] = contract
+        self._codings[contract.hash] = contract.features
+        self._refused = {name for name in self._refused if key_of(name)[0] != contract.model}
         if before is None:
             return
         wanted = {config.name: config for config in contract.monitoring.detectors}
@@ -106,6 +109,20 @@ class DetectCore:
         name = piece_name(key)
         self._stored.pop(name, None)
         self._dropped.add(name)
+
+    def _readable(self, block: ObservationBlock) -> bool:
+        """Whether its features are coded as the model's contract now says; a contract may change while rows wait."""
+        contract = self._contracts.get(block.model)
+        if contract is None:
+            self._count("driftline_errors_total", where="detect: rows of an unknown model")
+            return False
+        if block.kind == "outcomes":
+            return True
+        coded_as = self._codings.get(block.contract_hash, contract.features)
+        if coded_as == contract.features and block.features.shape[1] == len(contract.features):
+            return True
+        self._count("driftline_errors_total", where="detect: rows of another coding of the features")
+        return False
 
     # -- input ----------------------------------------------------------------------------------------------------
 
@@ -131,14 +148,18 @@ class DetectCore:
             ahead = ~fed & (block.order_ms > reached)
         else:
             ahead = ~late
-        if late.any():
+        if late.any() and self._readable(block):
             self._feed(block.kind, in_order(block.take(np.flatnonzero(late))))
         if ahead.any():
             waiting = self._waiting.setdefault((block.kind, block.model), [])
             waiting.append(Waiting(offset, block if ahead.all() else block.take(np.flatnonzero(ahead))))
 
     def _tick(self, record: Record) -> None:
-        tick = Tick.model_validate_json(record.value or b"")
+        try:
+            tick = Tick.model_validate_json(record.value or b"")
+        except ValueError:
+            self._count("driftline_errors_total", where="detect: not a tick")
+            return
         meta = self._meta
         feedback = tick.event_time_ms if tick.feedback_time_ms is None else tick.feedback_time_ms
         meta.predictions[tick.source] = max(
@@ -177,7 +198,7 @@ class DetectCore:
                 else:
                     rest.append(waiting)
             self._waiting[key] = rest
-            if due:
+            if due := [block for block in due if self._readable(block)]:
                 self._feed(kind, in_order(merged(due)))
         own = ("features", "score") if kind == "predictions" else ("loss", "comparison")
         for name in sorted(self._running):
@@ -189,23 +210,25 @@ class DetectCore:
     # -- feeding --------------------------------------------------------------------------------------------------
 
     def _feed(self, kind: str, block: ObservationBlock) -> None:
-        contract = self._contracts.get(block.model)
-        if contract is None:
-            return
+        contract = self._contracts[block.model]
         self._see(block)
+        compared = (
+            spans(self._meta.pairs.setdefault(block.model, Pair()), block) if kind == "outcomes" else []
+        )
         for config in contract.monitoring.detectors:
             if (config.stream in ("features", "score") and kind == "predictions") or (
                 config.stream == "loss" and kind == "outcomes"
             ):
                 self._feed_versions(contract, config, block)
             elif config.stream == "comparison" and kind == "outcomes":
-                self._feed_comparison(contract, config, block)
+                for span in compared:
+                    self._feed_comparison(contract, config, block, span)
 
     def _see(self, block: ObservationBlock) -> None:
-        """Remember which versions are alive, and who is compared with whom."""
+        """Remember which versions are alive."""
         seen = self._meta.seen.setdefault(block.model, {})
-        newest = int(block.event_time_ms.max())
         for code in np.unique(block.version).tolist():
+            newest = int(block.event_time_ms[block.version == code].max())
             seen[block.versions[code]] = max(newest, seen.get(block.versions[code], newest))
         self._meta_changed = True
         while len(seen) > VERSIONS_MAX:
@@ -213,27 +236,22 @@ class DetectCore:
             del seen[oldest]
             for key in [k for k in self._running if k[:2] == (block.model, oldest)]:
                 self._drop(key)
-        if block.kind != "outcomes":
-            return
-        pair = self._meta.pairs.setdefault(block.model, Pair())
-        for role in (_STABLE, _CANARY):
-            rows = np.flatnonzero(block.role == role)
-            if not len(rows):
-                continue
-            version = block.versions[block.version[rows[-1]]]
-            if role == _CANARY:
-                pair.candidate = version
-            elif version != FALLBACK:
-                pair.stable = version
 
     def _feed_versions(
         self, contract: ModelContract, config: DetectorConfig, block: ObservationBlock
     ) -> None:
-        """One detector for each version; it reads the rows that version answered in one of the configured roles."""
+        """One detector for each version; it reads the rows that version answered in one of the configured roles.
+
+        A heuristic that answered in a version's place says nothing of the version, so only its inputs are read.
+        """
         wanted = np.isin(block.role, [ROLES.index(role) for role in config.roles])
+        if config.stream != "features":
+            wanted &= block.status == _OK
         if config.sample_every > 1:
             wanted &= block.identity % np.uint64(config.sample_every) == 0
         for code in np.unique(block.version[wanted]).tolist():
+            if block.versions[code] == FALLBACK:
+                continue
             rows = np.flatnonzero(wanted & (block.version == code))
             key = (block.model, block.versions[code], config.name)
             running = self._running_for(contract, config, key, ROLES[int(block.role[rows[0]])])
@@ -244,31 +262,22 @@ class DetectCore:
             self._update(key, running, detector_rows(part, values, np.zeros(len(part), np.int8)), part)
 
     def _feed_comparison(
-        self, contract: ModelContract, config: DetectorConfig, block: ObservationBlock
+        self, contract: ModelContract, config: DetectorConfig, block: ObservationBlock, span: Span
     ) -> None:
         """The candidate's outcomes beside the stable version's, on the same requests where both have scored them."""
-        pair = self._meta.pairs.get(block.model, Pair())
-        if pair.candidate is None or pair.stable is None or pair.candidate == pair.stable:
-            return
         for key in [k for k in self._running if k[0] == block.model and k[2] == config.name]:
-            if key[1] != pair.candidate:
+            if key[1] != span.candidate:
                 self._drop(key)
-        names = list(block.versions)
-        candidate = names.index(pair.candidate) if pair.candidate in names else -1
-        stable = names.index(pair.stable) if pair.stable in names else -1
-        ours = (block.version == candidate) & np.isin(block.role, [_CANARY, _SHADOW])
-        theirs = (block.version == stable) & np.isin(block.role, [_STABLE, _SHADOW])
-        rows = np.flatnonzero(ours | theirs)
-        key = (block.model, pair.candidate, config.name)
+        rows, group = groups(block, span)
+        keep = block.status[rows] == _OK
+        if config.sample_every > 1:
+            keep &= block.identity[rows] % np.uint64(config.sample_every) == 0
+        rows, group = rows[keep], group[keep]
+        key = (block.model, span.candidate, config.name)
         if not len(rows) or (running := self._running_for(contract, config, key, "canary")) is None:
             return
         part = block.take(rows)
-        self._update(
-            key,
-            running,
-            detector_rows(part, column_values("comparison", part), ours[rows].astype(np.int8)),
-            part,
-        )
+        self._update(key, running, detector_rows(part, column_values("comparison", part), group), part)
 
     def _running_for(
         self, contract: ModelContract, config: DetectorConfig, key: Key, role: str
@@ -439,7 +448,10 @@ class DetectCore:
                 if contract
                 else None
             )
-            if contract is None or config is None:
+            if contract is None:
+                continue
+            if config is None:
+                self._drop(key)
                 continue
             role = str(msgspec.msgpack.decode(self._stored[name])[1])
             self._running_for(contract, config, key, role)
@@ -448,8 +460,8 @@ class DetectCore:
         data = self._stored.pop(piece_name(key), None)
         if data is None:
             return
-        _schema, _role, config_hash, said, failed, address, snapshot = msgspec.msgpack.decode(data)
-        if config_hash != config_hash(running):
+        _schema, _role, written_for, said, failed, address, snapshot = msgspec.msgpack.decode(data)
+        if written_for != config_hash(running):
             return
         try:
             running.detector = running.spec.restore(running.context, snapshot)

@@ -11,9 +11,9 @@ from schemas.blocks import ObservationBlock
 from schemas.contracts import DetectorConfig
 from schemas.ids import content_hash
 from schemas.verdicts import State
+from streams.core.comparing import BEGINNING_MS, Pair
 
 DETECT_SCHEMA = 1
-BEGINNING_MS = -(2**62)
 Key = tuple[str, str, str]
 
 
@@ -40,14 +40,6 @@ class Running:
     touched: bool = True
     written: bytes = b""
     address: str = ""
-
-
-@dataclass(slots=True)
-class Pair:
-    """Who is compared with whom, told from the roles in which versions answer."""
-
-    stable: str | None = None
-    candidate: str | None = None
 
 
 @dataclass(slots=True)
@@ -97,7 +89,10 @@ def config_hash(running: Running) -> str:
 
 def encode_meta(meta: Meta) -> bytes:
     """The piece that is not a detector."""
-    pairs = {model: [pair.stable, pair.candidate] for model, pair in meta.pairs.items()}
+    pairs = {
+        model: [pair.stable, pair.candidate, pair.stable_ms, pair.candidate_ms]
+        for model, pair in meta.pairs.items()
+    }
     body = [
         DETECT_SCHEMA,
         meta.predictions,
