@@ -118,7 +118,7 @@ class MeanE:
         blocks = {} if context.reference is None else context.reference.column_blocks
         spread = [float(np.std(blocks[n])) if len(blocks.get(n, ())) > 1 else 0.0 for n in self._names]
         self._zones = np.maximum(spec.zone, spec.zone_sd * np.array(spread))
-        self._bets = np.array(spec.bets)
+        self._bets = bets_within(np.array(spec.bets), self._zones)
         self.reset()
 
     @property
@@ -128,7 +128,7 @@ class MeanE:
     def reset(self) -> None:
         k = len(self._names)
         self._blocks = BlockSums(self._spec.block_ms, self._spec.block_offset_ms, 2 * k)
-        self._evidence = np.zeros((k, 2 * len(self._bets)))
+        self._evidence = np.zeros((k, 2 * self._bets.shape[1]))
         self._since = [0] * k
         self._rows = [0] * k
         self._sums = [0] * k
@@ -174,7 +174,8 @@ class MeanE:
         self._sums[at] += total
         off = total / FIXED_POINT / count - 0.5
         zone = float(self._zones[at])
-        gains = np.concatenate([1 + self._bets * (off - zone), 1 + self._bets * (-off - zone)])
+        bets = self._bets[at]
+        gains = np.concatenate([1 + bets * (off - zone), 1 + bets * (-off - zone)])
         grown = (self._evidence[at] + 1) * np.maximum(gains, 0.0)
         self._evidence[at] = np.minimum(grown, _CEILING * self._threshold)
 
@@ -217,3 +218,9 @@ class MeanE:
         self._closed = state.closed
         if self._closed:
             self._verdict = self._judge()
+
+
+def bets_within(bets: NDArray[np.float64], zones: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each column's bets, shape (columns, bets), none so large that a block could lose more than all: cutting such a
+    loss off at 0 would make the expectation larger than 1, and the promise void. A wide zone allows smaller bets only."""
+    return np.minimum(bets[None, :], 1 / (0.5 + zones)[:, None])
