@@ -265,9 +265,6 @@ class DetectCore:
         self, contract: ModelContract, config: DetectorConfig, block: ObservationBlock, span: Span
     ) -> None:
         """The candidate's outcomes beside the stable version's, on the same requests where both have scored them."""
-        for key in [k for k in self._running if k[0] == block.model and k[2] == config.name]:
-            if key[1] != span.candidate:
-                self._drop(key)
         rows, group = groups(block, span)
         keep = block.status[rows] == _OK
         if config.sample_every > 1:
