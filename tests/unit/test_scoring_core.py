@@ -14,7 +14,6 @@ from deploy.core.breaker import Breaker
 from deploy.core.microbatch import MicroBatch
 from deploy.core.routing import Route, Routes, caller_unit
 from deploy.core.trips import Trip, Trips
-from deploy.process import Metrics
 from deploy.registry import Lineage, Registry
 from deploy.scoring.core import ScoringCore
 from deploy.scoring.engine import Engine, choose_provider
@@ -24,6 +23,7 @@ from schemas.control import Answer, Deployment, Outcome, Phase, RollbackRequeste
 from schemas.errors import ConfigurationError
 from schemas.events import DeadLetter, PredictionMade, Score
 from schemas.ids import partition_of
+from schemas.observability import Metrics
 from schemas.settings import ScorerSection
 from tests.support_deploy import CONTRACT, START_MS, artifact, feature_row, rows, trained
 
@@ -310,7 +310,9 @@ def test_a_canary_and_a_shadow_are_logged_in_their_roles(registry: Registry) -> 
     assert {p.version for p in answered.values() if p.role == "canary"} == {"2"}
     assert 30 < sum(p.role == "canary" for p in answered.values()) < 90
     assert len(predictions) == 400
-    assert {(p.prediction_id, p.version) for p in predictions} == {(i, v) for i in answered for v in ("1", "2")}
+    assert {(p.prediction_id, p.version) for p in predictions} == {
+        (i, v) for i in answered for v in ("1", "2")
+    }
 
 
 @pytest.mark.parametrize(
