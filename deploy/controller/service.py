@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from deploy.broadcast import Broadcast
 from deploy.controller.view import View
 from deploy.core.rollout import Step, World, decide
-from deploy.process import Metrics, configure_logs, stop_event, wall_ms
+from deploy.process import serve_metrics, stop_event, wall_ms
 from deploy.registry import Registry
 from schemas.contracts import ModelRecord
 from schemas.control import (
@@ -33,6 +33,7 @@ from schemas.control import (
 )
 from schemas.errors import DriftlineError, Fenced, PlatformError, SignatureError
 from schemas.events import HEADER_TRACE
+from schemas.observability import Metrics, configure_logs
 from schemas.settings import ControllerSettings
 from schemas.signing import Signer, Verifier
 
@@ -49,7 +50,7 @@ def run(
     configure_logs(settings)
     stop = stop or stop_event()
     metrics = metrics or Metrics()
-    metrics.serve(settings)
+    serve_metrics(metrics, settings)
     controller = Controller(settings, metrics)
     api: _Api | None = None
     try:

@@ -14,9 +14,10 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from pydantic import ValidationError
 
 from deploy.notify.channels import RECENT_MAX, Channel, Recent, channels_of, deliver
-from deploy.process import Metrics, configure_logs, stop_event, wall_ms
+from deploy.process import serve_metrics, stop_event, wall_ms
 from schemas.control import Alert
 from schemas.errors import ConfigurationError, PlatformError
+from schemas.observability import Metrics, configure_logs
 from schemas.settings import KafkaSettings, NotifierSettings
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def run(
         configure_logs(settings)
         stop = stop_event()
     metrics = metrics or Metrics()
-    metrics.serve(settings)
+    serve_metrics(metrics, settings)
     channels = channels if channels is not None else channels_of(settings.notifier)
     if not channels:
         raise ConfigurationError(

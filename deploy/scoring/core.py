@@ -17,7 +17,6 @@ import msgspec
 from deploy.core.breaker import Breaker
 from deploy.core.routing import Route, Routes, caller_unit
 from deploy.core.trips import Trips
-from deploy.process import Metrics
 from deploy.scoring.engine import Engine
 from deploy.scoring.wire import (
     CompiledContract,
@@ -35,6 +34,7 @@ from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
 from schemas.events import HEADER_TRACE
 from schemas.ids import partitions_of
+from schemas.observability import Metrics
 
 FALLBACK = "fallback"
 

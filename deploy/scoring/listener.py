@@ -16,12 +16,13 @@ from pydantic import ValidationError
 
 from deploy.broadcast import Broadcast
 from deploy.core.trips import Trip
-from deploy.process import Metrics, wall_ms
+from deploy.process import wall_ms
 from deploy.scoring.core import ScoringCore
 from deploy.scoring.engine import Engine
 from schemas.contracts import ModelRecord
 from schemas.control import COMMANDS, ControlTick, Deployment, Phase, RollbackRequested
 from schemas.errors import SignatureError
+from schemas.observability import Metrics
 from schemas.settings import KafkaSettings
 from schemas.signing import Verifier
 

@@ -14,7 +14,7 @@ from typing import Any
 from confluent_kafka import OFFSET_STORED, Consumer, KafkaException, Message, Producer, TopicPartition
 
 from deploy.core.microbatch import MicroBatch
-from deploy.process import Metrics, configure_logs, stop_event, wall_ms
+from deploy.process import serve_metrics, stop_event, wall_ms
 from deploy.registry import Registry
 from deploy.scoring.core import ScoringCore
 from deploy.scoring.engine import Engine, choose_provider
@@ -23,6 +23,7 @@ from deploy.scoring.wire import Incoming, Out
 from schemas.control import ScorerReport
 from schemas.errors import DeliveryError, DriftlineError, Fenced
 from schemas.ids import content_hash
+from schemas.observability import Metrics, configure_logs
 from schemas.settings import ScorerSettings
 from schemas.signing import Signer, Verifier
 
@@ -43,7 +44,7 @@ def run(settings: ScorerSettings, stop: threading.Event | None = None, metrics: 
         configure_logs(settings)
         stop = stop_event()
     metrics = metrics or Metrics()
-    metrics.serve(settings)
+    serve_metrics(metrics, settings)
     try:
         scorer = Scorer(settings, metrics)
         try:

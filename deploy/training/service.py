@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from deploy.broadcast import Broadcast
 from deploy.models import publish_records
-from deploy.process import Metrics, configure_logs, stop_event
+from deploy.process import serve_metrics, stop_event
 from deploy.registry import Lineage, Registry
 from deploy.training.packing import describe, pack
 from deploy.training.plan import Plan
@@ -32,6 +32,7 @@ from deploy.training.validation import compare
 from schemas.contracts import ModelContract, ModelRecord, ModelVersion
 from schemas.control import COMMANDS, Deployment, RetrainRequested, TrainingFinished
 from schemas.errors import DriftlineError, PlatformError, SignatureError, TrainingError, WarehouseError
+from schemas.observability import Metrics, configure_logs
 from schemas.settings import TrainerSettings
 from schemas.signing import Signer, Verifier
 
@@ -57,7 +58,7 @@ def run(
         configure_logs(settings)
         stop = stop_event()
     metrics = metrics or Metrics()
-    metrics.serve(settings)
+    serve_metrics(metrics, settings)
     try:
         TrainerProcess(settings, metrics, stop).run()
     except _Stopped:

@@ -15,8 +15,8 @@ from pydantic import SecretStr
 from deploy.local.kafka import LocalKafka
 from deploy.notify.channels import channels_of
 from deploy.notify.service import run
-from deploy.process import Metrics
 from schemas.control import Alert, Severity
+from schemas.observability import Metrics
 from schemas.settings import KafkaSettings, NotifierSection, NotifierSettings
 from tests.support_deploy import Wire
 

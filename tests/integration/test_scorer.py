@@ -18,12 +18,13 @@ import pytest
 
 from deploy.local.kafka import LocalKafka
 from deploy.models import publish_records
-from deploy.process import Metrics, wall_ms
+from deploy.process import wall_ms
 from deploy.registry import Lineage, Registry
 from deploy.scoring.service import run
 from schemas.contracts import ModelRecord
 from schemas.control import COMMANDS, Answer, Deployment, Outcome, Phase, RollbackRequested, ScorerReport
 from schemas.events import PredictionMade, Score
+from schemas.observability import Metrics
 from schemas.settings import KafkaSettings, ScorerSection, ScorerSettings, SigningSettings
 from schemas.signing import Signer
 from tests.support_deploy import CONTRACT, Wire, artifact, feature_row, rows

@@ -18,13 +18,13 @@ from pydantic import SecretStr
 from deploy.local.kafka import LocalKafka
 from deploy.local.warehouse import LocalWarehouse
 from deploy.models import publish_records
-from deploy.process import Metrics
 from deploy.registry import Lineage, Registry
 from deploy.training.service import run
 from deploy.training.snapshot import archived_ms, take_snapshot
 from schemas import migrations
 from schemas.contracts import ModelRecord
 from schemas.control import COMMANDS, Deployment, Phase, RetrainRequested, TrainingFinished
+from schemas.observability import Metrics
 from schemas.settings import ClickHouseSettings, KafkaSettings, TrainerSection, TrainerSettings
 from tests.support_deploy import CONTRACT, Wire, artifact, feature_row, rows
 

@@ -23,8 +23,8 @@ from deploy import keys
 from deploy.local.children import free_port
 from deploy.local.kafka import KafkaSpec, server_properties
 from deploy.local.platform import SERVICES as LOCAL_SERVICES
-from deploy.process import Metrics as DeployMetrics
-from schemas.observability import Metrics as StreamsMetrics
+from deploy.process import serve_metrics
+from schemas.observability import Metrics
 from schemas.settings import CONFIG_FILE, ENV_PREFIX, OTHER_KEYS, SERVICES, ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,16 +174,18 @@ def test_health_checks_ask_the_port_the_service_listens_on(service: str) -> None
 
 def test_both_scrape_endpoints_answer_the_health_check() -> None:
     """What the health check asks for exists on the monitor's side and on the acting side."""
-    server = StreamsMetrics().serve("127.0.0.1", 0, lambda: True)
+    server = Metrics().serve("127.0.0.1", 0, lambda: True)
     port = free_port()
-    DeployMetrics().serve(ServiceSettings(metrics_port=port))
+    acting = serve_metrics(Metrics(), ServiceSettings(metrics_port=port))
+    assert acting is not None
     try:
         for asked in (server.server_address[1], port):
             with urlopen(f"http://127.0.0.1:{asked}/healthz", timeout=5) as answer:
                 assert answer.status == 200
     finally:
-        server.shutdown()
-        server.server_close()
+        for endpoint in (server, acting):
+            endpoint.shutdown()
+            endpoint.server_close()
 
 
 def test_ports_are_those_the_processes_bind() -> None:

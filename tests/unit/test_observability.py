@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 
 import httpx
 import pytest
@@ -47,6 +48,17 @@ def test_a_log_line_is_one_json_object_with_its_extras_as_keys() -> None:
     record.trace_id = "abc"
     line = json.loads(JsonLines().format(record))
     assert (line["message"], line["level"], line["trace_id"]) == ("hi you", "info", "abc")
+
+
+def test_an_exception_is_inside_the_line() -> None:
+    """A traceback of many lines stays one JSON object on one line."""
+    try:
+        raise ValueError("broken\nin two")
+    except ValueError:
+        record = logging.makeLogRecord({"msg": "failed", "exc_info": sys.exc_info()})
+    text = JsonLines().format(record)
+    assert "\n" not in text
+    assert "broken\nin two" in json.loads(text)["exception"]
 
 
 def test_a_librarys_repeated_line_is_kept_once_an_interval_and_our_own_always() -> None:
