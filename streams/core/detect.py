@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from detectors.base import STREAM_COLUMNS, Change, Context, Rows
+from detectors.base import Change, Context, Rows
 from detectors.registry import spec_for
 from schemas.blocks import ObservationBlock, decode_block
 from schemas.codecs import STATUSES
@@ -38,7 +38,7 @@ from streams.core.detect_state import (
     key_of,
     piece_name,
 )
-from streams.core.ordering import column_values, detector_rows, in_order, merged, row_address
+from streams.core.ordering import column_values, columns_read, detector_rows, in_order, merged, row_address
 
 #: Versions of a model whose detectors are kept; the one unseen for longest goes first.
 VERSIONS_MAX = 8
@@ -293,28 +293,11 @@ class DetectCore:
 
     def _build(self, contract: ModelContract, config: DetectorConfig, key: Key, role: str) -> Running:
         spec = spec_for(config)
-        if config.stream == "features":
-            numeric_only = bool(getattr(spec, "numeric_only", False))
-            names, codes = [], []
-            places = []
-            for at, feature in enumerate(contract.features):
-                chosen = feature.name in config.columns or "*" in config.columns
-                if chosen and not (numeric_only and feature.kind == "categorical"):
-                    names.append(feature.name)
-                    codes.append(0 if feature.kind == "numeric" else len(feature.categories) + 1)
-                    places.append(at)
-        else:
-            known = STREAM_COLUMNS[config.stream]
-            places = [at for at, name in enumerate(known) if "*" in config.columns or name in config.columns]
-            names, codes = [known[at] for at in places], [0] * len(places)
-        if not names:
-            raise ConfigurationError(
-                f"detector {config.name}: no column of stream {config.stream} is left to read"
-            )
+        names, codes, places = columns_read(contract, config, spec)
         detectors = max(1, len(contract.monitoring.detectors))
         context = Context(
-            columns=tuple(names),
-            categories=tuple(codes),
+            columns=names,
+            categories=codes,
             stream=config.stream,
             reference=self._references.get(key[:2]),
             version=key[1],
@@ -323,7 +306,7 @@ class DetectCore:
             seed=self._context.settings.monitor.seed,
             cache=self._cache,
         )
-        return Running(config, spec, context, spec.build(context), role, tuple(places))
+        return Running(config, spec, context, spec.build(context), role, places)
 
     def _update(self, key: Key, running: Running, rows: Rows, part: ObservationBlock) -> None:
         running.touched = True

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Rows
+from detectors.base import STREAM_COLUMNS, Rows, Spec
 from schemas.blocks import ObservationBlock
+from schemas.contracts import DetectorConfig, ModelContract
+from schemas.errors import ConfigurationError
 from schemas.ids import RowId
 
 
@@ -44,6 +46,31 @@ def column_values(stream: str, block: ObservationBlock) -> NDArray[np.float64]:
         return block.score[:, None]
     columns = [block.score, block.label] if stream == "comparison" else [block.score, block.label, block.loss]
     return np.column_stack(columns)
+
+
+def columns_read(
+    contract: ModelContract, config: DetectorConfig, spec: Spec
+) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
+    """Names, numbers of categories (0: numeric) and places of the columns a detector reads of its stream.
+
+    Raises ConfigurationError when none is left: no feature has the name, or only categorical ones for a detector that
+    reads numbers.
+    """
+    columns = [(name, 0) for name in STREAM_COLUMNS.get(config.stream, ())]
+    if config.stream == "features":
+        columns = [(f.name, 0 if f.kind == "numeric" else len(f.categories) + 1) for f in contract.features]
+    numeric_only = config.stream == "features" and bool(getattr(spec, "numeric_only", False))
+    chosen = [
+        (name, categories, place)
+        for place, (name, categories) in enumerate(columns)
+        if (name in config.columns or "*" in config.columns) and not (numeric_only and categories)
+    ]
+    if not chosen:
+        raise ConfigurationError(
+            f"detector {config.name}: no column of stream {config.stream} is left to read"
+        )
+    names, codes, places = zip(*chosen, strict=True)
+    return names, codes, places
 
 
 def detector_rows(block: ObservationBlock, values: NDArray[np.float64], group: NDArray[np.int8]) -> Rows:
