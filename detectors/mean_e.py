@@ -30,6 +30,7 @@ from typing import ClassVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from detectors.base import (

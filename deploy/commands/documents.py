@@ -52,12 +52,26 @@ def metrics() -> None:
         typer.echo(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
 
 
+def _check_detectors(file: Path) -> None:
+    """Detectors are the monitor's: it is asked, as a process, whether it can build them."""
+    import subprocess
+    import sys
+
+    from schemas.errors import ContractError
+
+    command = [sys.executable, "-m", "streams", "check", str(file)]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    if asked.returncode != 0:
+        raise ContractError(asked.stderr.strip().removeprefix("check: "))
+
+
 @contract.command("check")
 def check(file: File) -> None:
     """Say what is wrong with a contract and where, without touching anything."""
     from schemas.contracts import load_contract
 
     loaded = load_contract(file)
+    _check_detectors(file)
     typer.echo(
         f"{file}: model {loaded.model}, revision {loaded.revision}, {len(loaded.features)} features, "
         f"{len(loaded.monitoring.detectors)} detectors, {len(loaded.policy.rules)} rules, hash {loaded.hash[:12]}"
@@ -72,6 +86,7 @@ def apply(file: File) -> None:
     from schemas.settings import ServiceSettings
 
     loaded = load_contract(file)
+    _check_detectors(file)
     kafka = ServiceSettings.load().kafka
     publish_records(kafka, [ModelRecord(contract=loaded)])
     typer.echo(

@@ -112,6 +112,7 @@ class Platform:
         self._kafka = LocalKafka()
         self._warehouse = LocalWarehouse()
         self._services: dict[str, Service] = {}
+        self._metrics_ports: dict[str, int] = {}
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -153,6 +154,8 @@ class Platform:
             "DRIFTLINE_CONTROLLER__REGISTRY": str(self.registry),
             "DRIFTLINE_TRAINER__REGISTRY": str(self.registry),
             "DRIFTLINE_CONTROLLER__API_PORT": str(self._ports["api"]),
+            # A name of its own gives a killed worker its partitions back at once.
+            "DRIFTLINE_MONITOR__INSTANCE": "monitor-0",
             # One BLAS and OpenMP thread a process: six processes share the machine.
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
@@ -214,7 +217,10 @@ class Platform:
         for name in services:
             module, *arguments = SERVICES[name]
             log = self.data_dir / "logs" / f"{name}.log"
-            service = Service(name, module, tuple(arguments), log, environment)
+            port = free_port()
+            self._metrics_ports[name] = port
+            own = environment | {"DRIFTLINE_METRICS_PORT": str(port)}
+            service = Service(name, module, tuple(arguments), log, own)
             service.start()
             started.append(service)
             self._services[name] = service
@@ -355,6 +361,7 @@ class Platform:
             "kafka": self._kafka.bootstrap,
             "clickhouse": self._warehouse.url,
             "api": self.api_url,
+            "metrics": {name: f"http://{HOST}:{port}/metrics" for name, port in self._metrics_ports.items()},
             "processes": {"kafka": self._kafka.pid, "warehouse": self._warehouse.pid}
             | {s.name: s.child.pid for s in self._services.values() if s.child is not None},
             "restarted": {s.name: s.restarted for s in self._services.values()},
