@@ -191,5 +191,7 @@ def _shares(column: ColumnReference, edges: NDArray[np.float64]) -> NDArray[np.f
     if column.shares:
         return np.asarray(column.shares)
     quantiles = np.asarray(column.quantiles)
-    cells = np.searchsorted(edges, quantiles, "right")
-    return np.bincount(cells, minlength=len(edges) + 1) / len(quantiles)
+    # Each step between neighbouring quantiles holds an equal share of the reference; its middle says in which cell.
+    middles = (quantiles[1:] + quantiles[:-1]) / 2 if len(quantiles) > 1 else quantiles
+    cells = np.searchsorted(edges, middles, "right")
+    return np.bincount(cells, minlength=len(edges) + 1) / len(middles)
