@@ -25,7 +25,7 @@ from schemas.settings import ClickHouseSettings
 ROLLBACK_S_MAX = 1.0
 FIRST_CAUSE = "operator"
 
-#: What an analyst would ask first; printed with its results, and the same text stands in the README.
+#: What an analyst would ask first; printed with its results. More of the kind stand in the README.
 QUERIES: dict[str, str] = {
     "Live accuracy by month and version": """
         SELECT toStartOfMonth(window_start) AS month, model_version AS version, sum(predictions) AS scored,
