@@ -26,7 +26,7 @@ Verdicts: drift = harm, stable = shown to be no worse, inconclusive = neither ye
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -137,22 +137,24 @@ class PairedJudge:
         for at in np.flatnonzero(valid).tolist():
             identity, time_ms = int(rows.identity[at]), int(rows.time_ms[at])
             if rows.sign[at] < 0:
-                self._revised[identity] = time_ms
                 self._pending.pop(identity, None)
+                self._revised.pop(identity, None)
+                self._revised[identity] = time_ms
+                _limit(self._revised)
                 continue
-            if identity in self._revised:
+            # Age is judged here by the rows' own times, so when ``advance`` clears the old away cannot show.
+            oldest = time_ms - self._spec.pair_timeout_ms
+            if self._revised.get(identity, oldest - 1) >= oldest:
                 continue
             group = int(rows.group[at])
-            held = self._pending.get(identity)
-            if held is None or held[0] == group:
+            held = self._pending.pop(identity, None)
+            if held is None or held[0] == group or held[1] < oldest:
                 self._pending[identity] = (group, time_ms, float(brier[at]))
+                _limit(self._pending)
                 continue
-            del self._pending[identity]
             mine, theirs = (float(brier[at]), held[2]) if group == 1 else (held[2], float(brier[at]))
             times.append(time_ms)
             differences.append(mine - theirs)
-        while len(self._pending) > PENDING_MAX:
-            del self._pending[next(iter(self._pending))]
         if times:
             self._add(np.array(times, np.int64), np.array(differences))
         return []
@@ -251,3 +253,9 @@ class PairedJudge:
 def _evidence(logs: NDArray[np.int64]) -> float:
     """Mean over the bets of the product so far; capped where a float would overflow."""
     return float(np.exp(np.minimum(logs / FIXED_POINT, 600.0)).mean())
+
+
+def _limit(held: dict[int, Any]) -> None:
+    """Forget the oldest when there are more than ``PENDING_MAX``; dicts keep the order of insertion."""
+    if len(held) > PENDING_MAX:
+        del held[next(iter(held))]
