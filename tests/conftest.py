@@ -11,6 +11,10 @@ import pytest
 from deploy.local.kafka import LocalKafka
 from deploy.local.warehouse import LocalWarehouse
 
+# Models of tests are small: threads that spin beside each other cost them more time than they save, much more where the
+# machine is shared. It must stand before the first import of whatever brings OpenMP.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 _counter = itertools.count(1)
 
 

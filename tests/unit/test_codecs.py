@@ -180,7 +180,7 @@ def test_an_arrow_batch_is_cut_by_partition_and_decodes_to_the_same_columns_as_j
     assert sorted(seen) == sorted(ids)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.binary(max_size=300)
     | st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(text, inner)).map(
