@@ -71,6 +71,11 @@ class Operator:
         self._post("deploy", {"by": NAME, "version": record.version, "reason": "retrained on the summer"})
         return record.version
 
+    def rollout_open(self) -> bool:
+        """Whether another version is on its way to the traffic."""
+        deployment = self._watch.newest(self._contract.model)
+        return deployment is not None and deployment.candidate is not None
+
     def _busy(self) -> bool:
         deployment = self._watch.newest(self._contract.model)
         return deployment is not None and deployment.training is not None

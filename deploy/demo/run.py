@@ -34,7 +34,8 @@ CONTRACT = Path(__file__).with_name("flights.yaml")
 STEP_MS = DAY_MS
 SPAN_MS = 2 * DAY_MS
 FIRST_TRAINING_MONTH = 3
-OPERATOR_MONTH = 9
+#: The operator deploys the third version on 25 August.
+OPERATOR_MONTH, OPERATOR_DAY = 8, 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,11 @@ def _replay_year(
         replay.run(at, when)
         at = max(at, when)
         if kind != "kill":
+            replay.drain(at - 1)
+        while kind == "deploy" and operator.rollout_open():
+            # As a person would, the operator lets a rollout that is under way end first.
+            replay.run(at, at + DAY_MS)
+            at += DAY_MS
             replay.drain(at - 1)
         assert callable(act)
         act()
