@@ -149,7 +149,7 @@ def _replay_year(
     acts: list[tuple[int, str, object]] = [
         (month_start_ms(FIRST_TRAINING_MONTH), "first", operator.first_training),
         (
-            month_start_ms(OPERATOR_MONTH),
+            month_start_ms(OPERATOR_MONTH) + (OPERATOR_DAY - 1) * DAY_MS,
             "deploy",
             lambda: operator.deploy_candidate(healthy=options.healthy_v3),
         ),
