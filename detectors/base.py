@@ -208,8 +208,3 @@ def unpack(kind: str, schema: int, type_: type[S], data: bytes) -> S:
         return msgspec.msgpack.decode(envelope.state, type=type_)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise SnapshotError(f"not a snapshot of {kind!r}: {error}") from error
-
-
-def block_start(time_ms: int, block_ms: int, offset_ms: int) -> int:
-    """Start of the block of time that holds ``time_ms``; blocks begin at ``offset_ms`` after the epoch, every ``block_ms``."""
-    return (time_ms - offset_ms) // block_ms * block_ms + offset_ms

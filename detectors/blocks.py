@@ -10,6 +10,20 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.contracts import FalsePages
+
+#: Blocks between false alarms when neither an option nor a budget says.
+BLOCKS_TO_ALARM_DEFAULT = 1_000.0
+
+
+def blocks_to_alarm(threshold: float | None, budget: FalsePages | None, share: float, block_ms: int) -> float:
+    """An e-detector's threshold in blocks: the option, else ``share`` of the model's budget, else the default."""
+    if threshold is not None:
+        return threshold
+    if budget is None:
+        return BLOCKS_TO_ALARM_DEFAULT
+    return max(2.0, budget.per / (budget.max * share * block_ms))
+
 
 class BlockState(msgspec.Struct):
     """``open``: block start to its sums, the first of which is the count of rows. ``closed_to_ms``: earlier is closed."""

@@ -46,12 +46,11 @@ from detectors.base import (
     undecided,
     unpack,
 )
-from detectors.blocks import BlockState, BlockSums
+from detectors.blocks import BlockState, BlockSums, blocks_to_alarm
 from detectors.transform import column_reference, mid_rank
 from schemas.contracts import DurationMs
 from schemas.verdicts import Evidence, Family, State, Verdict
 
-THRESHOLD_DEFAULT = 1_000.0
 _CEILING = 1e6
 _SCHEMA = 1
 
@@ -89,15 +88,6 @@ class MeanESpec(Spec):
     def build(self, context: Context) -> Detector:
         return MeanE(self, context)
 
-    def blocks_to_alarm(self, context: Context) -> float:
-        """The threshold: this detector's share of the model's budget in blocks of time."""
-        if self.threshold is not None:
-            return self.threshold
-        if context.false_pages is None:
-            return THRESHOLD_DEFAULT
-        budget = context.false_pages
-        return max(2.0, budget.per / (budget.max * context.share * self.block_ms))
-
 
 class _State(msgspec.Struct):
     blocks: BlockState
@@ -115,7 +105,7 @@ class MeanE:
         self._spec = spec
         self._names = context.columns
         self._columns = [column_reference(context.reference, name) for name in context.columns]
-        self._threshold = spec.blocks_to_alarm(context)
+        self._threshold = blocks_to_alarm(spec.threshold, context.false_pages, context.share, spec.block_ms)
         blocks = {} if context.reference is None else context.reference.column_blocks
         spread = [float(np.std(blocks[n])) if len(blocks.get(n, ())) > 1 else 0.0 for n in self._names]
         self._zones = np.maximum(spec.zone, spec.zone_sd * np.array(spread))

@@ -45,12 +45,10 @@ from detectors.base import (
     undecided,
     unpack,
 )
-from detectors.blocks import BlockState, BlockSums
+from detectors.blocks import BlockState, BlockSums, blocks_to_alarm
 from schemas.contracts import DurationMs
 from schemas.verdicts import Evidence, Family, State, Verdict
 
-#: Blocks between false alarms when neither the option nor a budget says.
-THRESHOLD_DEFAULT = 1_000.0
 #: Smallest possible excess over the promise, at p = 1/4 and p = 3/4.
 _EXCESS_MIN = -0.125
 #: Evidence is held at this multiple of the threshold: less than an e-detector may reach, so still one; and what has
@@ -94,15 +92,8 @@ class PromiseSpec(Spec):
         return self
 
     def build(self, context: Context) -> Detector:
-        return PromiseDetector(self, self._threshold(context))
-
-    def _threshold(self, context: Context) -> float:
-        if self.threshold is not None:
-            return self.threshold
-        if context.false_pages is None:
-            return THRESHOLD_DEFAULT
-        budget = context.false_pages
-        return max(2.0, budget.per / (budget.max * context.share * self.block_ms))
+        threshold = blocks_to_alarm(self.threshold, context.false_pages, context.share, self.block_ms)
+        return PromiseDetector(self, threshold)
 
 
 class _State(msgspec.Struct):

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import BadMessage
-from schemas.ids import ROLES
 
 BLOCK_SCHEMA = 1
 #: Column name to its dtype on the wire. Every column has shape ``(n,)`` but ``features``, ``(n, k)`` row-major.
@@ -122,8 +121,3 @@ def decode_block(data: bytes) -> ObservationBlock:
     if any(len(getattr(block, f.name)) not in (0, rows) for f in fields(block) if f.name in DTYPES):
         raise BadMessage("invalid-value", "observation block: columns of different lengths")
     return block
-
-
-def role_code(role: str) -> int:
-    """Index of ``role`` in ``ROLES``."""
-    return ROLES.index(role)
