@@ -31,8 +31,14 @@ def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
         time.sleep(0.05)
 
 
+def children() -> set[psutil.Process]:
+    """Every process below this one: the suite's shared broker and warehouse too, so tests compare before and after."""
+    return set(psutil.Process().children(recursive=True))
+
+
 def test_a_dead_child_is_named_and_started_again_and_nothing_is_left(tmp_path: Path) -> None:
     """kill -9 of a service, of the warehouse and of Kafka: each is said, each comes back; a stop leaves no process."""
+    before = children()
     said: list[tuple[str, str]] = []
     platform = Platform(
         tmp_path, services=("archive",), say=lambda service, text: said.append((service, text))
@@ -49,7 +55,7 @@ def test_a_dead_child_is_named_and_started_again_and_nothing_is_left(tmp_path: P
         until(lambda: ("kafka", "ready again") in said and ("warehouse", "ready again") in said)
         assert platform.restarted["archive"] >= 1
         assert platform.failure is None
-        running = psutil.Process().children(recursive=True)
+        running = children() - before
         assert len(running) >= 3
     _, alive = psutil.wait_procs(running, timeout=5)
     assert alive == []
@@ -58,13 +64,14 @@ def test_a_dead_child_is_named_and_started_again_and_nothing_is_left(tmp_path: P
 
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     """The message says which port, who wants it and what to do; nothing stays behind."""
+    before = children()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(PlatformError, match=rf"port {port} is already in use.*Kafka"):
             Platform(tmp_path, services=(), kafka_port=port).start()
-    assert psutil.Process().children(recursive=True) == []
+    assert children() <= before
 
 
 class _Usage(NamedTuple):
