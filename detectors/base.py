@@ -8,7 +8,9 @@ Columns of ``Rows.values`` by stream:
 
     features     one a feature named by the configuration, in contract order; categoricals as indices, null as NaN
     score        score
-    loss         score, label, loss        one row a joined outcome; sign -1 takes back what a revision replaced
+    predictions  score, latency_ms, error, then all features: for detectors that need inputs and answer together
+    loss         score, label, loss, then the model's segment features; one row a joined outcome; sign -1 takes back
+                 what a revision replaced
     comparison   score, label              group 0: the stable version, 1: the candidate; one identity in both pairs up
 """
 
@@ -24,14 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from schemas.contracts import FalsePages, Reference
+from schemas.contracts import FalsePages, Feature, Reference
 from schemas.errors import SnapshotError
 from schemas.verdicts import Evidence, Family, State, Verdict
 
-Stream = Literal["features", "score", "loss", "comparison"]
-#: Columns of the streams whose rows do not depend on the contract.
+Stream = Literal["features", "score", "predictions", "loss", "comparison"]
+#: The first columns of each stream, the same for every contract; ``error``: 1 where the answer was a failure, else 0.
 STREAM_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "score": ("score",),
+    "predictions": ("score", "latency_ms", "error"),
     "loss": ("score", "label", "loss"),
     "comparison": ("score", "label"),
 }
@@ -94,8 +97,10 @@ class Context:
     """What a detector may know beside its options.
 
     ``categories``: 0 for a numeric column, else the number of codes including the one for unknown values.
-    ``false_pages`` is the model's whole budget, ``share`` this detector's part of it. ``cache`` holds calibrations by
-    content hash: dear to compute, equal for equal content, may be empty at any time.
+    ``features``: the contract's declaration of each column that is a feature, by name (range, nullable, categories).
+    ``false_pages`` is the model's whole budget, ``share`` this detector's part of it. ``trained_to_ms``: end of the
+    version's training data. ``cache`` holds calibrations by content hash: dear to compute, equal for equal content, may
+    be empty at any time.
     """
 
     columns: tuple[str, ...]
@@ -106,7 +111,33 @@ class Context:
     false_pages: FalsePages | None = None
     share: float = 1.0
     seed: int = 0
+    features: Mapping[str, Feature] = field(default_factory=dict)
+    trained_to_ms: int | None = None
     cache: MutableMapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def budget_ms(self) -> float | None:
+        """This detector's part of the budget as event time between its false alarms; None without a budget."""
+        budget = self.false_pages
+        return None if budget is None else budget.per / (budget.max * self.share)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is known of a detector's false alarms, and so whether it may wake a person.
+
+    ``proved``: a theorem bounds them, under the null that the detector's documentation states. ``resampled``: its
+    threshold was set on resampled reference. ``none``: nobody knows. ``promised_ms``: event time between false alarms;
+    ``verified_ms``: how much time-ordered reference it was checked on, and ``alarms`` in it. A promise longer than
+    ``verified_ms`` is unverified beyond it, and ``note`` says so in words.
+    """
+
+    basis: Literal["proved", "resampled", "none"] = "none"
+    promised_ms: float | None = None
+    verified_ms: float = 0.0
+    alarms: int = 0
+    pages: bool = False
+    note: str = "no bound on false alarms is known"
 
 
 class Detector(Protocol):
@@ -147,14 +178,20 @@ class Spec(BaseModel, ABC):
     blind_to: ClassVar[str]
     #: ``exact``: a restored detector goes on as if never stopped; ``warm-up``: it starts learning again.
     restart: ClassVar[Literal["exact", "warm-up"]] = "exact"
-    #: Whether its false-alarm rate is bounded well enough to wake a person.
+    #: Whether its false-alarm rate can be bounded well enough to wake a person; ``standing`` says if it is.
     pages: ClassVar[bool] = False
+    #: Whether categorical columns are kept from it.
+    numeric_only: ClassVar[bool] = False
     #: Whether every closed block is to be announced, not only changes of state (whoever waits for rows needs it).
     announces_blocks: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, context: Context) -> Detector:
         """A new detector. Raises ConfigurationError when ``context`` lacks what it needs."""
+
+    def standing(self, context: Context) -> Standing:
+        """What its false alarms are known to be in this context. Deterministic, at most seconds; cached by the caller."""
+        return Standing(basis="proved", pages=True, note="") if self.pages else Standing()
 
     def restore(self, context: Context, data: bytes) -> Detector:
         """The detector whose ``snapshot`` was ``data``. Raises SnapshotError."""

@@ -75,14 +75,14 @@ class FalsePages(Document):
 class DetectorConfig(Document):
     """One detector of a model: which kind, on which stream and columns, with which options.
 
-    ``stream`` is ``features`` (one row a prediction), ``score`` (its score), ``loss`` (one row a joined label) or
-    ``comparison`` (outcomes of the canary beside those of the stable version). ``columns`` names features (``["*"]``:
+    ``stream`` is ``features`` (one row a prediction), ``score`` (its score), ``predictions`` (both, with latency and
+    errors), ``loss`` (one row a joined label) or ``comparison`` (outcomes of the canary beside those of the stable version). ``columns`` names features (``["*"]``:
     all that the kind can read); options are the kind's own, checked against its spec.
     """
 
     name: Name
     kind: Name
-    stream: Literal["features", "score", "loss", "comparison"]
+    stream: Literal["features", "score", "predictions", "loss", "comparison"]
     columns: tuple[str, ...] = ("*",)
     options: dict[str, Any] = Field(default_factory=dict)
     roles: tuple[Literal["stable", "canary", "shadow"], ...] = ("stable",)
@@ -252,8 +252,8 @@ class Reference(Document):
 
     ``loss_blocks`` are the mean losses of consecutive time blocks (``loss_block_ms`` of event time each) of the
     held-out span in time order: their spread is the reference's own block-to-block variation, which no detector may
-    page on. ``rows_npy`` in the version's artifact directory holds a bounded sample of whole rows for multivariate
-    detectors; here as ``sample``, row-major, NaN as null.
+    page on. ``sample`` is a bounded sample of whole rows in time order, row-major, features in contract order, NaN as
+    null: for detectors of many columns at once, and for calibration.
     """
 
     columns: dict[str, ColumnReference] = Field(default_factory=dict)
@@ -266,7 +266,25 @@ class Reference(Document):
     column_blocks: dict[str, tuple[float, ...]] = Field(
         default_factory=dict, description="Per column, the mean probability transform of each time block."
     )
+    block_ms: int = 86_400_000
+    block_starts_ms: tuple[int, ...] = Field(
+        default=(), description="Starts of the time blocks that ``bins`` counts, in order."
+    )
+    bins: dict[str, tuple[tuple[int, ...], ...]] = Field(
+        default_factory=dict,
+        description="Per column, rows of each time block in each of the bins of ``schemas.bins``.",
+    )
+    rows: int = Field(default=0, ge=0, description="Rows the reference was made of.")
+    from_ms: int | None = Field(default=None, description="Event time of its first row.")
+    to_ms: int | None = None
     sample: tuple[tuple[float | None, ...], ...] = ()
+    sample_time_ms: tuple[int, ...] = Field(
+        default=(), description="Event times of the sample's rows, ascending."
+    )
+    sample_score: tuple[float, ...] = Field(
+        default=(), description="The version's answers to the sample's rows."
+    )
+    sample_label: tuple[float, ...] = Field(default=(), description="Their labels; empty when not known.")
 
 
 class ModelVersion(Document):

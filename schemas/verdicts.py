@@ -35,6 +35,16 @@ class Family(StrEnum):
     COMPARISON = "comparison"
 
 
+class Worst(BaseModel):
+    """One of a window's most outlying events."""
+
+    model_config = ConfigDict(frozen=True)
+
+    identity: int = Field(description="64-bit hash of the prediction id, as in the raw log.")
+    time_ms: int
+    score: float
+
+
 class Evidence(BaseModel):
     """Why: enough for a person to check the verdict without the detector."""
 
@@ -52,6 +62,9 @@ class Evidence(BaseModel):
     since_ms: int | None = Field(default=None, description="Event time at which the evidence starts.")
     interval: tuple[float, float] | None = Field(
         default=None, description="Confidence interval of ``effect``."
+    )
+    worst: tuple[Worst, ...] = Field(
+        default=(), description="Most outlying events of the window, worst first."
     )
     note: str = ""
 

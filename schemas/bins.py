@@ -1,0 +1,77 @@
+"""The coarse bins of a column: how training counts a reference block by block, and detectors count what comes.
+
+Both sides must cut a column in the same places, and neither may import the other. Numeric: at most ten cells of about
+equal share under the reference, by its quantiles (a value many rows share may fill several, which then merge).
+Categorical: each of the ``CATEGORIES_MAX`` most frequent categories, then one cell for all others with the unknown
+ones. The last cell of either counts what is missing or no finite number.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.contracts import ColumnReference
+
+NUMERIC_BINS = 10
+CATEGORIES_MAX = 10
+
+Floats = NDArray[np.float64]
+Codes = NDArray[np.int64]
+
+
+class Binning:
+    """The bins of one column. ``size``: how many, the last for missing; ``shares``: the reference's, of known rows."""
+
+    def __init__(self, column: ColumnReference) -> None:
+        self.numeric = not column.shares
+        if self.numeric:
+            self._edges = _inner_edges(np.asarray(column.quantiles, np.float64))
+            known: Floats = _quantile_shares(np.asarray(column.quantiles, np.float64), self._edges)
+        else:
+            shares = np.asarray(column.shares, np.float64)
+            kept = np.sort(np.argsort(-shares[:-1], kind="stable")[:CATEGORIES_MAX])
+            self._cell = np.full(len(shares), len(kept), np.int64)
+            self._cell[kept] = np.arange(len(kept))
+            known = np.bincount(self._cell, weights=shares, minlength=len(kept) + 1).astype(np.float64)
+        self.shares: Floats = known
+        self.size = len(known) + 1
+
+    @property
+    def edges(self) -> Floats:
+        """Inner borders of a numeric column's bins; a value on a border belongs to the bin above."""
+        return self._edges if self.numeric else np.empty(0)
+
+    def codes(self, values: Floats) -> Codes:
+        """Bin of each value, shape ``(n,)``."""
+        known = np.isfinite(values)
+        safe = np.where(known, values, 0.0)
+        if self.numeric:
+            cells = np.searchsorted(self._edges, safe, "right")
+        else:
+            last = len(self._cell) - 1
+            inside = (safe >= 0) & (safe <= last)
+            cells = self._cell[np.where(inside, safe, last).astype(np.int64)]
+        return np.where(known, cells, self.size - 1).astype(np.int64)
+
+    def counts(self, values: Floats) -> Codes:
+        """Rows in each bin, shape ``(size,)``."""
+        return np.bincount(self.codes(values), minlength=self.size)
+
+
+def _inner_edges(quantiles: Floats) -> Floats:
+    if not len(quantiles):
+        return np.empty(0)
+    places = np.linspace(0, len(quantiles) - 1, NUMERIC_BINS + 1)[1:-1]
+    edges = np.unique(np.interp(places, np.arange(len(quantiles)), quantiles))
+    # An edge at the smallest value would leave a cell that nothing of the reference falls into.
+    return np.asarray(edges[edges > quantiles[0]], np.float64)
+
+
+def _quantile_shares(quantiles: Floats, edges: Floats) -> Floats:
+    if len(quantiles) < 2:
+        return np.ones(len(edges) + 1)
+    # Each step between neighbouring quantiles holds an equal share of the reference; its middle says in which cell.
+    middles = (quantiles[1:] + quantiles[:-1]) / 2
+    cells = np.searchsorted(edges, middles, "right")
+    return np.asarray(np.bincount(cells, minlength=len(edges) + 1) / len(middles), np.float64)
