@@ -6,6 +6,8 @@ Sums are integers, so the order in which rows were added cannot show. A block is
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -44,17 +46,40 @@ class BlockSums:
 
     def add(self, time_ms: NDArray[np.int64], sign: NDArray[np.int8], sums: NDArray[np.int64]) -> None:
         """Add rows of ``sums (n, width)``; ``sign`` -1 takes a row back."""
+        for start, mine in self._timely(time_ms):
+            signs = sign[mine].astype(np.int64)
+            added = [int(signs.sum()), *(signs[:, None] * sums[mine]).sum(axis=0).tolist()]
+            self._take(start, added)
+
+    def count(self, time_ms: NDArray[np.int64], sign: NDArray[np.int8], cells: NDArray[np.int64]) -> None:
+        """Add one (or ``sign``) to each of the sums that a row names: ``cells (n, c)`` are places among the ``width``
+        sums, ``width`` standing for none. What ``add`` does with a matrix of ones, at the cost of the ones alone."""
+        size = self.width + 1
+        for start, mine in self._timely(time_ms):
+            signs = sign[mine]
+            added = np.bincount(cells[mine].ravel(), minlength=size)
+            back = signs < 0
+            if back.any():
+                added = added - 2 * np.bincount(cells[mine][back].ravel(), minlength=size)
+            self._take(start, [int(signs.sum(dtype=np.int64)), *added[: self.width].tolist()])
+
+    def _timely(self, time_ms: NDArray[np.int64]) -> Iterator[tuple[int, slice | NDArray[np.bool_]]]:
+        """(block start, its rows) of the blocks that are not closed, in order."""
+        if not len(time_ms):
+            return
         starts = (time_ms - self.offset_ms) // self.block_ms * self.block_ms + self.offset_ms
+        first = int(starts[0])
+        if first >= self.state.closed_to_ms and first == int(starts.min()) == int(starts.max()):
+            yield first, slice(None)
+            return
         timely = starts >= self.state.closed_to_ms
         self.state.late += int(len(starts) - np.count_nonzero(timely))
         for start in np.unique(starts[timely]).tolist():
-            mine = starts == start
-            signs = sign[mine].astype(np.int64)
-            added = [int(signs.sum()), *(signs[:, None] * sums[mine]).sum(axis=0).tolist()]
-            held = self.state.open.get(start)
-            self.state.open[start] = (
-                added if held is None else [a + b for a, b in zip(held, added, strict=True)]
-            )
+            yield start, starts == start
+
+    def _take(self, start: int, added: list[int]) -> None:
+        held = self.state.open.get(start)
+        self.state.open[start] = added if held is None else [a + b for a, b in zip(held, added, strict=True)]
 
     def close(self, time_ms: int) -> list[tuple[int, list[int]]]:
         """(start, sums) of the blocks that end at or before ``time_ms``, in order; they take no more rows."""
