@@ -1,18 +1,47 @@
-"""From a score per event to a verdict on their rate, for every outlier detector alike.
+"""From a score per event to a verdict on their rate, for every outlier detector alike: ours and the libraries'.
 
-The first ``warm_up_rows`` scores set the bound that ``share`` of them exceed; then each window of ``window_rows`` scores is
-compared with that share. Drift: as many outliers as chance gives once in a million windows; warning: once in a thousand
-(binomial tail; scores of one window depend on each other, so this is a yardstick and no guarantee).
+Calibration scores (a reference sample's, else the first ``warm_up_rows``) set the bound that ``share`` of them exceed.
+Rows are then counted in windows of ``window_rows`` by their number, so neither the cuts of a stream nor its pace show, and
+each window keeps its ``worst`` events with their ids. With j of m calibration scores above the bound, the true share above
+it is Beta(j + 1, m - j) whatever the scores' distribution (Wilks, "Determination of sample sizes for setting tolerance
+limits", 1941), so the null is a rate of at most the larger of
+
+    effect_min * share                        the zone: a smaller rise does not matter, however much traffic shows it
+    the 1 - DELTA quantile of that Beta       the bound's own sampling error
+
+and drift is a count whose binomial tail under it is at most ``tail``: from the false-page budget at the reference's
+traffic where both are known (``tail_of``), else one in a million windows. Warning: the square root of that. Rows that
+depend on each other come in bursts that the binomial does not know, so this is a yardstick and no guarantee.
+
+>>> import numpy as np
+>>> rate = OutlierRate(warm_up_rows=1_000, window_rows=100, share=0.01, worst=2)
+>>> scores = np.concatenate([np.arange(1_000.0), np.full(60, 2_000.0), np.full(40, 1.0)])
+>>> [(at, verdict)] = rate.add_many(scores, np.arange(1_100, dtype=np.uint64), np.arange(1_100))
+>>> at, str(verdict.state), [w.identity for w in verdict.evidence.worst]
+(1099, 'drift', [1000, 1001])
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.verdicts import Evidence, State, Verdict
+from detectors.base import Context, undecided
+from schemas.errors import SnapshotError
+from schemas.verdicts import Evidence, State, Verdict, Worst
+
+Floats = NDArray[np.float64]
+#: Chance that the bound's true rate lies beyond what the null allows for it.
+DELTA = 0.01
+#: Tail of a window without drift when there is no budget, or no traffic to turn it into windows; and the most it may be.
+TAIL_DEFAULT = 1e-6
+TAIL_MAX = 1e-3
+_FLOAT_MAX = float(np.finfo(np.float64).max)
 
 
 def binomial_bound(rows: int, share: float, tail: float) -> int:
@@ -33,52 +62,237 @@ def binomial_bound(rows: int, share: float, tail: float) -> int:
     return 0
 
 
+def rate_upper(above: int, rows: int, delta: float) -> float:
+    """Upper 1 - ``delta`` bound of the share above a threshold that ``above`` of ``rows`` exceed (Clopper, Pearson 1934)."""
+    if above >= rows:
+        return 1.0
+    log_ways = [
+        math.lgamma(rows + 1) - math.lgamma(count + 1) - math.lgamma(rows - count + 1)
+        for count in range(above + 1)
+    ]
+    low, high = above / rows, 1.0
+    for _ in range(60):
+        share = (low + high) / 2
+        logs = (
+            ways + count * math.log(share) + (rows - count) * math.log1p(-share)
+            for count, ways in enumerate(log_ways)
+        )
+        if share < 1.0 and sum(map(math.exp, logs)) > delta:
+            low = share
+        else:
+            high = share
+    return high
+
+
+def tail_of(context: Context, window_rows: int) -> float:
+    """Chance of a false drift a window that keeps ``context``'s budget at the traffic of its reference."""
+    reference, budget_ms = context.reference, context.budget_ms
+    if budget_ms is None or reference is None or reference.from_ms is None or reference.to_ms is None:
+        return TAIL_DEFAULT
+    span_ms = reference.to_ms - reference.from_ms
+    if span_ms <= 0 or reference.rows <= 0:
+        return TAIL_DEFAULT
+    return min(TAIL_MAX, window_rows * span_ms / reference.rows / budget_ms)
+
+
+class WorstEvent(msgspec.Struct, array_like=True):
+    """One of the k worst; ``column`` is named for the first of them only."""
+
+    score: float
+    time_ms: int
+    identity: int
+    column: str | None = None
+
+
+class Window(msgspec.Struct):
+    """A window's rows so far: how many, how many above the bound, the worst of them, worst first."""
+
+    rows: int = 0
+    outliers: int = 0
+    since_ms: int = 0
+    worst: list[WorstEvent] = []
+
+
+class RateState(msgspec.Struct):
+    """``first``: calibration scores held until there are enough, as float64; then ``bound`` and the ``null`` rate."""
+
+    first: bytes = b""
+    bound: float | None = None
+    null: float = 1.0
+    open: Window = msgspec.field(default_factory=Window)
+    closed: Window | None = None
+
+
 class OutlierRate:
     """Counts scores above the bound; one verdict a window."""
 
-    def __init__(self, warm_up_rows: int, window_rows: int, share: float) -> None:
+    def __init__(
+        self,
+        warm_up_rows: int,
+        window_rows: int,
+        share: float,
+        *,
+        worst: int = 5,
+        effect_min: float = 2.0,
+        tail: float = TAIL_DEFAULT,
+        statistic: str = "outlier score",
+    ) -> None:
         self.warm_up_rows = warm_up_rows
         self.window_rows = window_rows
         self.share = share
-        self._warning = binomial_bound(window_rows, share, 1e-3)
-        self._drift = binomial_bound(window_rows, share, 1e-6)
+        self.worst = worst
+        self.effect_min = effect_min
+        self.tail = tail
+        self.statistic = statistic
         self.reset()
 
     def reset(self) -> None:
-        self._first: list[float] = []
-        self.bound: float | None = None
-        self._seen = 0
-        self._outliers = 0
+        self.load(RateState())
 
-    def add(self, score: float) -> Verdict | None:
+    @property
+    def state(self) -> RateState:
+        """The whole running state; a struct to be part of the detector's snapshot."""
+        return self._state
+
+    def load(self, state: RateState) -> None:
+        """Become ``state``. Raises SnapshotError when it is none of these options'."""
+        if len(state.first) % 8 or len(state.first) // 8 > self.warm_up_rows:
+            raise SnapshotError("an outlier rate's snapshot holds more scores than its warm-up is long")
+        self._state = state
+        self._set_limits()
+        self.verdict = self._said(state.closed) if state.closed else undecided(self._drift, "warming up")
+
+    @property
+    def bound(self) -> float | None:
+        """Scores above it are outliers; None while warming up."""
+        return self._state.bound
+
+    def calibrate(self, scores: Floats) -> None:
+        """Set the bound from scores ``(m,)`` of rows like those to come, which nothing was fitted on."""
+        m = len(scores)
+        above = min(int(self.share * m), m - 1)
+        state = self._state
+        state.bound = float(np.partition(scores, m - 1 - above)[m - 1 - above])
+        state.null = min(max(self.effect_min * self.share, rate_upper(above, m, DELTA)), 0.999)
+        state.first = b""
+        self._set_limits()
+
+    def _set_limits(self) -> None:
+        null = self._state.null
+        if null >= 1.0:
+            self._warning = self._drift = self.window_rows
+            return
+        self._warning = binomial_bound(self.window_rows, null, math.sqrt(self.tail))
+        self._drift = binomial_bound(self.window_rows, null, self.tail)
+
+    def add(self, score: float, identity: int = 0, time_ms: int = 0) -> Verdict | None:
         """Take one score; a verdict when it ends a window."""
-        if self.bound is None:
-            self._first.append(score)
-            if len(self._first) >= self.warm_up_rows:
-                self.bound = float(np.quantile(np.array(self._first), 1 - self.share))
-                self._first = []
-            return None
-        self._seen += 1
-        self._outliers += int(score > self.bound)
-        if self._seen < self.window_rows:
-            return None
-        outliers, self._seen, self._outliers = self._outliers, 0, 0
-        state = (
-            State.DRIFT
-            if outliers >= self._drift
-            else State.WARNING
-            if outliers >= self._warning
-            else State.STABLE
+        ended = self.add_many(np.array([score]), np.array([identity], np.uint64), np.array([time_ms]))
+        return ended[-1][1] if ended else None
+
+    def add_many(
+        self,
+        scores: Floats,
+        identity: NDArray[np.uint64],
+        time_ms: NDArray[np.int64],
+        blame: Callable[[int], str | None] | None = None,
+    ) -> list[tuple[int, Verdict]]:
+        """Take scores ``(n,)`` of rows in order; the index at which each window ended, with its verdict.
+
+        NaN is no score and counts as no row; infinite ones are as large as a number can be. ``blame(index)`` names the
+        column to hold against a row; it is asked only for rows that become their window's worst.
+        """
+        state = self._state
+        known = None
+        if np.isnan(scores).any():
+            known = np.flatnonzero(~np.isnan(scores))
+            scores, identity, time_ms = scores[known], identity[known], time_ms[known]
+        at, n, ended = 0, len(scores), []
+        if state.bound is None:
+            at = min(n, self.warm_up_rows - len(state.first) // 8)
+            state.first += scores[:at].tobytes()
+            if len(state.first) < 8 * self.warm_up_rows:
+                return []
+            self.calibrate(np.frombuffer(state.first, np.float64))
+        closes = range(at + self.window_rows - state.open.rows, n, self.window_rows)
+        for low, high in pairwise(dict.fromkeys((at, *closes, n))):
+            self._count(scores, identity, time_ms, low, high, known, blame)
+            if state.open.rows == self.window_rows:
+                state.closed, state.open = state.open, Window()
+                self.verdict = self._said(state.closed)
+                ended.append((high - 1 if known is None else int(known[high - 1]), self.verdict))
+        return ended
+
+    def _count(
+        self,
+        scores: Floats,
+        identity: NDArray[np.uint64],
+        time_ms: NDArray[np.int64],
+        low: int,
+        high: int,
+        known: NDArray[np.int64] | None,
+        blame: Callable[[int], str | None] | None,
+    ) -> None:
+        """Add rows ``low`` to ``high`` to the open window. Of equal scores the earlier row is the worse."""
+        window, part, bound = self._state.open, scores[low:high], self._state.bound
+        assert bound is not None
+        if not window.rows:
+            window.since_ms = int(time_ms[low])
+        window.rows += high - low
+        window.outliers += int(np.count_nonzero(part > bound))
+        full = len(window.worst) == self.worst
+        if len(part) > self.worst:
+            least = np.partition(part, len(part) - self.worst)[len(part) - self.worst]
+            places = np.flatnonzero(part >= least)
+        else:
+            places = np.arange(len(part))
+        if full:
+            places = places[part[places] > window.worst[-1].score]
+        if not len(places):
+            return
+        places = places[np.argsort(-part[places], kind="stable")[: self.worst]]
+        found = []
+        for place in (places + low).tolist():
+            score = max(-_FLOAT_MAX, min(_FLOAT_MAX, float(scores[place])))
+            found.append(WorstEvent(score, int(time_ms[place]), int(identity[place])))
+        if blame is not None and (not window.worst or found[0].score > window.worst[0].score):
+            first = int(places[0]) + low
+            found[0].column = blame(first if known is None else int(known[first]))
+        window.worst = sorted((*window.worst, *found), key=lambda event: -event.score)[: self.worst]
+        for event in window.worst[1:]:
+            event.column = None
+
+    def _said(self, window: Window) -> Verdict:
+        outliers, rate = window.outliers, window.outliers / self.window_rows
+        state = State.STABLE
+        if outliers >= self._drift:
+            state = State.DRIFT
+        elif outliers >= self._warning:
+            state = State.WARNING
+        worst = tuple(
+            Worst(identity=event.identity, time_ms=event.time_ms, score=event.score) for event in window.worst
         )
         evidence = Evidence(
+            column=window.worst[0].column if window.worst else None,
             statistic="outliers in a window",
-            effect=outliers / self.window_rows,
+            effect=rate,
             effect_name="outlier rate",
             reference=self.share,
-            current=outliers / self.window_rows,
-            rows=self.window_rows,
+            current=rate,
+            rows=window.rows,
+            since_ms=window.since_ms,
+            interval=_wilson(rate, self.window_rows),
+            worst=worst,
+            note=f"outlier: {self.statistic} above {self._state.bound:.6g}; rates up to {self._state.null:.4g} are no drift",
         )
         return Verdict(state=state, score=float(outliers), threshold=float(self._drift), evidence=evidence)
+
+
+def _wilson(rate: float, rows: int) -> tuple[float, float]:
+    """95% confidence interval of a share (Wilson, 1927)."""
+    z2 = 1.96**2 / rows
+    middle, half = rate + z2 / 2, math.sqrt(z2 * (rate * (1 - rate) + z2 / 4))
+    return max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))
 
 
 def finite_rows(values: NDArray[np.float64], sign: NDArray[np.int8]) -> NDArray[np.int64]:
