@@ -184,6 +184,8 @@ class Spec(BaseModel, ABC):
     numeric_only: ClassVar[bool] = False
     #: Whether every closed block is to be announced, not only changes of state (whoever waits for rows needs it).
     announces_blocks: ClassVar[bool] = False
+    #: Whether values that cannot be read are what it looks for, so that a column of nulls is a finding.
+    finds_unreadable: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, context: Context) -> Detector:
