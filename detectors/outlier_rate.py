@@ -160,7 +160,7 @@ class OutlierRate:
             raise SnapshotError("an outlier rate's snapshot holds more scores than its warm-up is long")
         self._state = state
         self._set_limits()
-        self.verdict = self._said(state.closed) if state.closed else undecided(self._drift, "warming up")
+        self.verdict = self._said(state.closed) if state.closed else undecided(self.window_rows, "warming up")
 
     @property
     def bound(self) -> float | None:
