@@ -25,6 +25,7 @@ KINDS: dict[str, str] = {
     "chi-squared": "detectors.windowed:ChiSquaredSpec",
     "fisher": "detectors.windowed:FisherSpec",
     "categories": "detectors.windowed:CategoriesSpec",
+    "quality": "detectors.quality:QualitySpec",
     "adwin": "detectors.adapters.river_drift:AdwinSpec",
     "kswin": "detectors.adapters.river_drift:KswinSpec",
     "page-hinkley": "detectors.adapters.river_drift:PageHinkleySpec",
