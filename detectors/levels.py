@@ -1,0 +1,145 @@
+"""A column as a few levels, and what the reference proves about each: the common ground of all bets on a column.
+
+Numeric columns are cut at quantiles of the reference, finer in the tails; a value that many reference rows share gets a
+level of its own. Categorical columns keep their most frequent categories, the rest is one level (``schemas.bins``). The
+last level is "missing". For every cut the reference gives the share of rows below it, known only within bounds where
+rows tie between two stored quantiles; :func:`at_most` adds the reference's own sampling error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaincinv
+
+from schemas.bins import Binning
+from schemas.contracts import ColumnReference
+
+Floats = NDArray[np.float64]
+Codes = NDArray[np.int32]
+
+#: Where numeric columns are cut, as shares of the reference.
+_CUTS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5,
+         0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)  # fmt: skip
+#: Blocks with fewer values are coded by bisection, larger ones by comparing with one cut of all columns at a time.
+_FEW_VALUES = 512
+
+
+class Levels:
+    """The levels of one column.
+
+    ``size``: number of levels, missing included as the last. Numeric: ``cuts (c,)`` ascending, level j holds values in
+    ``[cuts[j-1], cuts[j])``; ``below_min``, ``below_max (c,)`` bound the reference's share below each cut. Categorical:
+    ``shares (size-1,)``. ``rows``: reference rows that were not missing; ``missing``: its share of missing ones.
+    """
+
+    def __init__(self, column: ColumnReference, discrete: bool = False) -> None:
+        self.rows = column.rows
+        self.missing = min(1.0, max(0.0, column.missing))
+        self.numeric = not column.shares
+        self.cuts = self.below_min = self.below_max = np.empty(0)
+        self._binning: Binning | None = None
+        if self.numeric:
+            self.cuts, self.below_min, self.below_max = _cuts(
+                np.asarray(column.quantiles, np.float64), discrete
+            )
+            self.size = len(self.cuts) + 2
+        else:
+            self._binning = Binning(column)
+            self.shares = self._binning.shares
+            self.size = self._binning.size
+
+    @property
+    def ranks(self) -> Floats:
+        """Middle rank of each level that is not missing in the reference, shape ``(size-1,)``."""
+        inner = (self.below_min + self.below_max) / 2 if self.numeric else np.cumsum(self.shares)[:-1]
+        edges = np.concatenate([[0.0], inner, [1.0]])
+        return np.asarray((edges[1:] + edges[:-1]) / 2, np.float64)
+
+    def codes(self, values: Floats) -> Codes:
+        """Level of each value, shape ``(n,)``; what is no finite number is missing."""
+        if self._binning is not None:
+            return self._binning.codes(values).astype(np.int32)
+        found = np.searchsorted(self.cuts, values, "right").astype(np.int32)
+        found[~np.isfinite(values)] = self.size - 1
+        return found
+
+
+class Coder:
+    """Codes whole rows: column j's level plus ``offsets[j]``, so that one table holds all columns' levels."""
+
+    def __init__(self, columns: Sequence[Levels]) -> None:
+        sizes = [column.size for column in columns]
+        self.columns = tuple(columns)
+        self.offsets = (
+            np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int32) if sizes else np.empty(0, np.int32)
+        )
+        self.total = int(sum(sizes))
+        self._numeric = np.array([at for at, column in enumerate(columns) if column.numeric], np.intp)
+        self._others = [at for at, column in enumerate(columns) if not column.numeric]
+        depth = max((len(columns[at].cuts) for at in self._numeric), default=0)
+        # Padding is NaN: nothing compares with it, so no level is counted.
+        self._grid = np.full((depth, len(self._numeric)), np.nan)
+        for place, at in enumerate(self._numeric):
+            self._grid[: len(columns[at].cuts), place] = columns[at].cuts
+        self._missing = np.array([columns[at].size - 1 for at in self._numeric], np.uint8)
+
+    def codes(self, values: Floats) -> Codes:
+        """Codes of ``values (n, k)``, shape ``(n, k)``."""
+        out = np.empty(values.shape, np.int32)
+        if values.size < _FEW_VALUES:
+            for at, column in enumerate(self.columns):
+                out[:, at] = column.codes(values[:, at])
+        else:
+            for at in self._others:
+                out[:, at] = self.columns[at].codes(values[:, at])
+            # Columns as rows: the inner loop then runs over many values and one cut.
+            numeric = np.ascontiguousarray((values[:, self._numeric] if self._others else values).T)
+            levels = np.zeros(numeric.shape, np.uint8)
+            reached = np.empty(numeric.shape, np.bool_)
+            for cut in self._grid:
+                np.greater_equal(numeric, cut[:, None], out=reached)
+                levels += reached.view(np.uint8)
+            np.copyto(levels, self._missing[:, None], where=~np.isfinite(numeric))
+            out[:, self._numeric] = levels.T
+        out += self.offsets
+        return out
+
+
+def at_most(share: Floats, rows: int, delta: float) -> Floats:
+    """Upper confidence bounds of true shares, all of them at once with probability ``1 - delta``.
+
+    ``share (m,)`` of ``rows`` independent rows. The smaller of a Dvoretzky-Kiefer-Wolfowitz band (Massart 1990, one
+    inequality for all nested sets) and exact binomial bounds (Clopper and Pearson 1934) united over the m sets, each at
+    half of ``delta``.
+    """
+    if rows <= 0:
+        return np.ones_like(share)
+    band = share + np.sqrt(np.log(2 / delta) / (2 * rows))
+    hits = np.clip(share * rows, 0, rows - 1e-9)
+    exact = betaincinv(hits + 1, rows - hits, 1 - delta / (2 * max(1, len(share))))
+    return np.asarray(np.clip(np.minimum(band, exact), share, 1.0), np.float64)
+
+
+def _cuts(quantiles: Floats, discrete: bool) -> tuple[Floats, Floats, Floats]:
+    """Cuts with bounds of the share below each. ``quantiles`` at evenly spaced probabilities from 0 to 1."""
+    count = len(quantiles)
+    if count < 2:
+        return np.empty(0), np.empty(0), np.empty(0)
+    step = 1 / (count - 1)
+    found: dict[float, tuple[float, float]] = {}
+    for share in _CUTS:
+        value = float(quantiles[round(share / step)])
+        first = int(np.searchsorted(quantiles, value, "left"))
+        last = int(np.searchsorted(quantiles, value, "right")) - 1
+        if first == last and not discrete:
+            found[value] = (first * step, first * step)
+            continue
+        # Rows that equal the value begin somewhere in the step before its first quantile and end after its last.
+        found[value] = (max(0.0, (first - 1) * step), first * step)
+        found[float(np.nextafter(value, np.inf))] = (last * step, min(1.0, (last + 1) * step))
+    cuts = np.array(sorted(found))
+    below = np.array([found[cut] for cut in cuts])
+    return cuts, np.maximum.accumulate(below[:, 0]), np.maximum.accumulate(below[:, 1])
