@@ -69,7 +69,7 @@ class QualitySpec(Spec):
     #: Ten numeric columns in blocks of 2,000.
     cost_ns: ClassVar[int] = 270
     state_size: ClassVar[str] = (
-        "five numbers a column and open block, and 12 bytes an identity up to 2,048 of them"
+        "five numbers a column and open block, and 12 bytes an identity up to 1,024 of them"
     )
     sees: ClassVar[str] = (
         "nulls, infinities, unknown categories, values out of range, changed types, frozen columns, repeated rows"
@@ -86,7 +86,7 @@ class QualitySpec(Spec):
     block_ms: DurationMs = DAY_MS
     block_offset_ms: DurationMs = 0
     rows_min: int = Field(default=50, ge=2)
-    identities_max: int = Field(default=2_048, ge=2, le=65_536)
+    identities_max: int = Field(default=1_024, ge=2, le=65_536)
 
     @model_validator(mode="after")
     def _fits(self) -> QualitySpec:
