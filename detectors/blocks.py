@@ -57,7 +57,7 @@ class BlockSums:
         size = self.width + 1
         for start, mine in self._timely(time_ms):
             signs = sign[mine]
-            added = np.bincount(cells[mine].ravel(), minlength=size)
+            added = np.bincount(cells[mine].ravel(order="K"), minlength=size)
             back = signs < 0
             if back.any():
                 added = added - 2 * np.bincount(cells[mine][back].ravel(), minlength=size)

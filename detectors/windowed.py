@@ -13,7 +13,8 @@ has, and closing it costs a formula (``detectors.statistics``). Two families:
 
 What cells lose: an ordered column has a cell a percentile, so a shift that stays between two percentiles is not seen; the
 KS distance is at most one cell's share (0.01) below that of the raw samples. Values beyond the reference's range
-count as at its end. None of these pages: a p-value holds for exchangeable rows, and rows of one day share their weather,
+count as at its end. ``cost_ns``: ten columns, blocks of 2,000; closing a block takes 0.5 ms, for ``fisher`` up to 45,
+``cramer-von-mises`` 8. None of these pages: a p-value holds for exchangeable rows, and rows of one day share their weather,
 so what the reference did from day to day is no null hypothesis of theirs. (Yurdakul 2018 for PSI; Hodges 1958; Anderson
 1962; Choulakian, Lockhart and Stephens 1994.)
 
@@ -152,7 +153,7 @@ class PsiSpec(BinnedDistanceSpec):
     """Options of ``psi``."""
 
     kind: ClassVar[str] = "psi"
-    cost_ns: ClassVar[int] = 400
+    cost_ns: ClassVar[int] = 170
     statistic: ClassVar[str] = "PSI above sampling noise"
     effect_name: ClassVar[str] = "PSI"
 
@@ -169,7 +170,7 @@ class JensenShannonSpec(BinnedDistanceSpec):
     """Options of ``jensen-shannon``: the distance in bits, 0 to 1."""
 
     kind: ClassVar[str] = "jensen-shannon"
-    cost_ns: ClassVar[int] = 400
+    cost_ns: ClassVar[int] = 170
     statistic: ClassVar[str] = "Jensen-Shannon distance above sampling noise"
     effect_name: ClassVar[str] = "Jensen-Shannon distance"
 
@@ -185,7 +186,7 @@ class HellingerSpec(BinnedDistanceSpec):
     """Options of ``hellinger``: 0 to 1."""
 
     kind: ClassVar[str] = "hellinger"
-    cost_ns: ClassVar[int] = 400
+    cost_ns: ClassVar[int] = 170
     statistic: ClassVar[str] = "Hellinger distance above sampling noise"
     effect_name: ClassVar[str] = "Hellinger distance"
 
@@ -201,7 +202,7 @@ class WassersteinSpec(DistanceSpec):
     """Options of ``wasserstein``, in standard deviations of the reference."""
 
     kind: ClassVar[str] = "wasserstein"
-    cost_ns: ClassVar[int] = 400
+    cost_ns: ClassVar[int] = 180
     numeric_only: ClassVar[bool] = True
     reads: ClassVar[Literal["all", "numeric", "categorical"]] = "numeric"
     ordered: ClassVar[bool] = True
@@ -254,7 +255,7 @@ class KsSpec(TestSpec):
     """Options of ``ks``: Kolmogorov-Smirnov."""
 
     kind: ClassVar[str] = "ks"
-    cost_ns: ClassVar[int] = 400
+    cost_ns: ClassVar[int] = 180
     numeric_only: ClassVar[bool] = True
     reads: ClassVar[Literal["all", "numeric", "categorical"]] = "numeric"
     ordered: ClassVar[bool] = True
@@ -273,7 +274,7 @@ class CramerVonMisesSpec(TestSpec):
     """Options of ``cramer-von-mises``."""
 
     kind: ClassVar[str] = "cramer-von-mises"
-    cost_ns: ClassVar[int] = 400
+    cost_ns: ClassVar[int] = 180
     numeric_only: ClassVar[bool] = True
     reads: ClassVar[Literal["all", "numeric", "categorical"]] = "numeric"
     ordered: ClassVar[bool] = True
@@ -293,7 +294,7 @@ class ChiSquaredSpec(TestSpec):
     """Options of ``chi-squared``. Its effect is Cohen's w against the mean of both distributions."""
 
     kind: ClassVar[str] = "chi-squared"
-    cost_ns: ClassVar[int] = 400
+    cost_ns: ClassVar[int] = 170
     statistic: ClassVar[str] = "-log10 p of chi-squared"
     effect_name: ClassVar[str] = "Cohen's w"
     sees: ClassVar[str] = "any change of shares over categories or bins"
@@ -317,7 +318,7 @@ class FisherSpec(TestSpec):
     """Options of ``fisher``: each category or bin against the rest, exactly."""
 
     kind: ClassVar[str] = "fisher"
-    cost_ns: ClassVar[int] = 400
+    cost_ns: ClassVar[int] = 170
     statistic: ClassVar[str] = "-log10 p of Fisher's exact test"
     effect_name: ClassVar[str] = "difference of shares"
     sees: ClassVar[str] = "one category or bin that became more or less frequent, rare ones exactly"
@@ -341,7 +342,7 @@ class CategoriesSpec(TestSpec):
 
     kind: ClassVar[str] = "categories"
     streams: ClassVar[Mapping[Stream, Family]] = {"features": Family.INPUT}
-    cost_ns: ClassVar[int] = 300
+    cost_ns: ClassVar[int] = 110
     reads: ClassVar[Literal["all", "numeric", "categorical"]] = "categorical"
     statistic: ClassVar[str] = "-log10 p of so many rows of a new category, or of none of an old one"
     effect_name: ClassVar[str] = "share of rows"
@@ -414,7 +415,9 @@ class Windowed:
             cells = self._cells[at]
             assert cells is not None
             codes = cells.codes(rows.values[:, at])
-            places[line] = np.where(codes == NONE, self._at[-1], codes + self._at[at])
+            np.add(codes, self._at[at], out=places[line])
+            if len(codes) and codes.min() == NONE:
+                places[line, codes == NONE] = self._at[-1]
         self._blocks.count(rows.time_ms, rows.sign, places.T)
         return []
 
@@ -472,7 +475,8 @@ class Windowed:
         if finding.noise:
             note += f"; sampling alone gives about {finding.noise:.3f}"
         if isinstance(self._spec, TestSpec) and finding.effect < self._spec.effect_min:
-            note += f"; p = 1e-{finding.evidence:.1f} in this column, but the effect is below {self._spec.effect_min}"
+            if finding.evidence - math.log10(len(self._read)) >= self._warning:
+                note += f"; beyond chance, but the effect is below {self._spec.effect_min}"
         return Evidence(
             column=self._names[at],
             statistic=self._spec.statistic,
