@@ -16,6 +16,7 @@ KINDS: dict[str, str] = {
     "paired-judge": "detectors.compare_e:PairedJudgeSpec",
     "mean-e": "detectors.mean_e:MeanESpec",
     "drift-e": "detectors.drift_e:DriftESpec",
+    "drift-e-blocks": "detectors.drift_e_blocks:DriftEBlocksSpec",
     "psi": "detectors.windowed:PsiSpec",
     "jensen-shannon": "detectors.windowed:JensenShannonSpec",
     "hellinger": "detectors.windowed:HellingerSpec",
@@ -28,14 +29,15 @@ KINDS: dict[str, str] = {
     "quality": "detectors.quality:QualitySpec",
     "freshness": "detectors.freshness:FreshnessSpec",
     "staleness": "detectors.freshness:StalenessSpec",
+    "service-level": "detectors.service:ServiceSpec",
     "adwin": "detectors.adapters.river_drift:AdwinSpec",
     "kswin": "detectors.adapters.river_drift:KswinSpec",
     "page-hinkley": "detectors.adapters.river_drift:PageHinkleySpec",
     "robust-z": "detectors.robust_z:RobustZSpec",
+    "mahalanobis": "detectors.mahalanobis:MahalanobisSpec",
     "isolation-forest": "detectors.isolation_forest:IsolationForestSpec",
     "half-space-trees": "detectors.adapters.river_anomaly:HalfSpaceTreesSpec",
     "cvm-online": "detectors.adapters.alibi:CvmOnlineSpec",
-    "mahalanobis": "detectors.adapters.alibi:MahalanobisSpec",
 }
 
 

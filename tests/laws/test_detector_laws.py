@@ -64,6 +64,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "quality": {"block_ms": 6 * HOUR_MS, "rows_min": 5, "identities_max": 16},
     "freshness": {"silence_max": 3 * HOUR_MS, "rows_min": 3},
     "staleness": {"age_max": 30 * HOUR_MS, "rows_min": 3},
+    "service-level": {"block_ms": 3 * HOUR_MS, "rows_min": 3, "latency_p99_ms": 60, "rows_min_per_block": 4},
     "adwin": {"warm_up_rows": 30, "hold_rows": 40, "delta": 0.01},
     "kswin": {"warm_up_rows": 30, "hold_rows": 40, "window_size": 40, "stat_size": 15, "alpha": 0.01},
     "page-hinkley": {"warm_up_rows": 30, "hold_rows": 40, "threshold": 5.0},
@@ -71,7 +72,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "isolation-forest": {"trees": 5, "tree_rows": 8, "warm_up_rows": 30, "window_rows": 20, "share": 0.1},
     "half-space-trees": {"trees": 3, "height": 4, "tree_window": 20, "warm_up_rows": 30, "window_rows": 20, "share": 0.1},
     "cvm-online": {"expected_run_rows": 50, "window_rows": 10, "hold_rows": 40},
-    "mahalanobis": {"cell_rows": 8, "warm_up_rows": 30, "window_rows": 20, "share": 0.1},
+    "mahalanobis": {"warm_up_rows": 30, "window_rows": 20, "share": 0.1},
 }  # fmt: skip
 #: Calibrations are dear; equal content gives equal ones, so all examples share them.
 CACHE: MutableMapping[str, bytes] = {}
