@@ -29,7 +29,7 @@ CELLS = math.ceil(math.log(HIGH / LOW) / _LOG_GAMMA) + 1
 def cells_of(values: NDArray[np.float64]) -> NDArray[np.int64]:
     """The cell of each finite value, shape ``(n,)``."""
     inside = np.clip(values, LOW, HIGH)
-    return np.ceil(np.log(inside / LOW) / _LOG_GAMMA).astype(np.int64)
+    return np.asarray(np.ceil(np.log(inside / LOW) / _LOG_GAMMA), np.int64)
 
 
 def value_of(cell: int) -> float:
