@@ -31,6 +31,16 @@ REFERENCE = Reference(
     score=ColumnReference(rows=2_000, quantiles=tuple(float(q) for q in np.linspace(0, 1, 101))),
     loss_mean=0.5,
     column_blocks=dict.fromkeys(("a", "b", "c", "score"), (0.48, 0.5, 0.52)),
+    block_ms=HOUR_MS,
+    bins={
+        name: tuple((*_RNG.multinomial(60, shares).tolist(), 0) for _ in range(40))
+        for name, shares in {
+            "a": (0.1,) * 10,
+            "b": (0.1,) * 10,
+            "c": (0.5, 0.3, 0.15, 0.05),
+            "score": (0.1,) * 10,
+        }.items()
+    },
     sample=tuple(
         (float(a), None if b > 2 else float(b), float(c))
         for a, b, c in zip(
@@ -52,6 +62,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "paired-judge": {"block_ms": HOUR_MS, "alpha": 0.2},
     "mean-e": {"block_ms": HOUR_MS, "rows_min": 3, "threshold": 20},
     "drift-e": {"rows_min": 16, "run": 20 * HOUR_MS},
+    "drift-e-blocks": {"rows_min": 3, "run": 20 * HOUR_MS},
     "psi": {"block_ms": 6 * HOUR_MS, "rows_min": 10},
     "jensen-shannon": {"block_ms": 6 * HOUR_MS, "rows_min": 10},
     "hellinger": {"block_ms": 6 * HOUR_MS, "rows_min": 10},
