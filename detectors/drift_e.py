@@ -42,6 +42,7 @@ from pydantic import Field
 
 from detectors.base import Change, Context, Detector, Rows, Spec, Standing, Stream, pack, undecided, unpack
 from detectors.bets import UNIT, Bets, bets_on, stacked
+from detectors.evidence import LOW, next_state, run_length_ms, threshold_ms
 from detectors.joint import Joint
 from detectors.levels import Coder, Codes, Levels
 from detectors.transform import column_reference
@@ -49,13 +50,10 @@ from schemas.contracts import DurationMs
 from schemas.verdicts import Evidence, Family, State, Verdict
 
 _SCHEMA = 1
-_RUN_DEFAULT_MS = 30 * 86_400_000
 #: Evidence is cut down to this many times the threshold: less than it might be, so the promise holds, and it can ebb away.
 _CEILING = 1e3
 #: Cells between two such cuts; what they can gain meanwhile stays far from overflow.
 _CUT_CELLS = 8
-#: Below this share of the threshold a drift is over.
-_LOW = 0.1
 #: Levels are counted over the last one to two times so many cells, for what people read.
 _RECENT_CELLS = 64
 _JOINT_WEIGHT = 0.1
@@ -99,7 +97,7 @@ class DriftESpec(Spec):
         return DriftE(self, context)
 
     def standing(self, context: Context) -> Standing:
-        run = float(self.run or context.budget_ms or _RUN_DEFAULT_MS)
+        run = run_length_ms(self.run, context)
         if self.rows_independent:
             return Standing(
                 "proved",
@@ -152,17 +150,14 @@ class DriftE:
         bets: list[Bets] = [bets_on(levels, spec.zone, spec.scale_zone, delta) for levels in everything]
         total = self._coder.total + (self._made.total if self._made is not None else 0)
         self._table, weights, self._bet_names = stacked(bets, total)
-        self._run_ms = float(spec.run or context.budget_ms or _RUN_DEFAULT_MS)
+        self._run_ms = run_length_ms(spec.run, context)
+        self._threshold_ms = threshold_ms(self._run_ms)
         self._weights = (
             weights * self._column_weights(len(columns), len(everything))[:, None] / self._threshold_ms
         )
         self._flat = self._weights.ravel()
         self._total = total
         self.reset()
-
-    @property
-    def _threshold_ms(self) -> float:
-        return self._run_ms / (1 - _LOW)
 
     @staticmethod
     def _column_weights(single: int, everything: int) -> NDArray[np.float64]:
@@ -280,23 +275,18 @@ class DriftE:
 
     def _states(self, scores: NDArray[np.float64]) -> list[tuple[int, float, State]]:
         """Cells at which the state changes; where nothing comes near a border there is nothing to walk through."""
-        if self._state is State.STABLE and float(scores.max()) < _LOW:
+        if self._state is State.STABLE and float(scores.max()) < LOW:
             return []
         size = self._spec.cell_rows
         changes = []
         for at, score in enumerate(scores.tolist()):
             if self._rows + (at + 1) * size < self._spec.rows_min:
                 continue
-            state = self._next(score)
+            state = next_state(self._state, score)
             if state is not self._state:
                 self._state = state
                 changes.append((at, score, state))
         return changes
-
-    def _next(self, score: float) -> State:
-        if score >= 1 or (self._state is State.DRIFT and score >= _LOW):
-            return State.DRIFT
-        return State.WARNING if score >= _LOW else State.STABLE
 
     def advance(self, time_ms: int) -> list[Change]:
         return []
