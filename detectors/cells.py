@@ -92,6 +92,20 @@ class Cells:
         return f"below {high:.6g}" if cell == 0 else f"from {low:.6g} to {high:.6g}"
 
 
+def short_tails(borders: Floats, *counts: Floats) -> tuple[Floats, ...]:
+    """Borders and counts with the two outermost bounded cells cut where their rows end, for distances along the axis.
+
+    These cells reach to the reference's extremes, and rows are not spread over them evenly: an exponential tail, whose
+    mean excess the width of the neighbouring cell tells, has them near the inner end.
+    """
+    if len(borders) < 4:
+        return (borders, *counts)
+    low = max(borders[0], borders[1] - 2 / np.log(2) * (borders[2] - borders[1]))
+    high = min(borders[-1], borders[-2] + 2 / np.log(2) * (borders[-2] - borders[-3]))
+    cut = np.concatenate([borders[:1], [low], borders[1:-1], [high], borders[-1:]])
+    return (cut, *(np.concatenate([c[:1], [0.0], c[1:-1], [0.0], c[-1:]]) for c in counts))
+
+
 class Search:
     """How many of the ascending ``edges`` are at or below each value: ``searchsorted(edges, values, "right")``.
 

@@ -15,7 +15,7 @@ from detectors.mean_e import MeanESpec, bets_within
 from detectors.outlier_rate import binomial_bound
 from detectors.promise_e import PromiseSpec
 from detectors.transform import mid_rank
-from detectors.windowed import PsiSpec
+from detectors.windowed_kinds import PsiSpec
 from schemas.contracts import ColumnReference, FalsePages, Reference
 from schemas.verdicts import State
 
