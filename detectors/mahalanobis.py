@@ -40,6 +40,9 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 #: Rows of one matrix product.
 _CELL_ROWS = 32
+#: Values that are worked on together, and least rows: larger temporary arrays are fetched from the system each time.
+_CHUNK_VALUES = 12_288
+_CHUNK_ROWS_MIN = 256
 #: Standardised values are cut here: far beyond any bound, and their squares can be added.
 _Z_MAX = 1e6
 #: Whitening matrices kept for patterns of nulls; others are made again.
@@ -110,6 +113,13 @@ class Mahalanobis:
         self._whitening: OrderedDict[bytes, Floats] = OrderedDict()
 
     def score(self, values: Floats, first: int) -> Floats:
+        step = max(_CHUNK_ROWS_MIN, _CHUNK_VALUES // self._k)
+        if len(values) <= step:
+            return self._score(values, first)
+        parts = [self._score(values[at : at + step], first + at) for at in range(0, len(values), step)]
+        return np.concatenate(parts)
+
+    def _score(self, values: Floats, first: int) -> Floats:
         z, known = self._standardised(values)
         if known is None:
             return normal_deviate(self._squares(z, first, np.ones(self._k, bool)), self._k)
