@@ -72,6 +72,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "chi-squared": {"block_ms": 6 * HOUR_MS, "rows_min": 10, "alpha": 0.01},
     "fisher": {"block_ms": 6 * HOUR_MS, "rows_min": 10, "alpha": 0.01},
     "categories": {"block_ms": 6 * HOUR_MS, "rows_min": 10, "alpha": 0.01},
+    "cusum": {"rows_min": 10, "hold_rows": 40, "threshold": 5.0, "warm_up_rows": 30},
     "quality": {"block_ms": 6 * HOUR_MS, "rows_min": 5, "identities_max": 16},
     "freshness": {"silence_max": 3 * HOUR_MS, "rows_min": 3},
     "staleness": {"age_max": 30 * HOUR_MS, "rows_min": 3},
