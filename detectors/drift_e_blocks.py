@@ -22,7 +22,7 @@ than that half is unverified beyond it, and ``standing`` says so.
 >>> from schemas.contracts import ColumnReference, Reference
 >>> grid = tuple(np.linspace(0, 1, 101))
 >>> rng = np.random.default_rng(1)
->>> days = tuple((*(int(n) for n in rng.multinomial(200, np.full(10, 0.1))), 0) for _ in range(40))
+>>> days = tuple((*(int(n) for n in rng.multinomial(200, [0.01, 0.09, *[0.1] * 8, 0.09, 0.01])), 0) for _ in range(40))
 >>> reference = Reference(columns={"x": ColumnReference(rows=8_000, quantiles=grid)}, bins={"x": days})
 >>> detector = DriftEBlocksSpec().build(Context(("x",), (0,), stream="features", reference=reference))
 >>> x = np.concatenate([rng.uniform(0, 1, 2_000), rng.uniform(0.2, 1, 2_000)])
@@ -65,7 +65,9 @@ _SD_MIN = 0.002
 #: Evidence is cut down to this many times the threshold, so that it can ebb away.
 _CEILING = 1e3
 #: How much of a column's weight each sort of facet gets, and the least zone of each.
-_SORTS = {"location": (0.6, 1.0), "spread": (0.25, 2.0), "category": (0.85, 1.0), "missing": (0.15, 0.5)}
+_SORTS = {
+    "location": (0.5, 1.0), "spread": (0.2, 2.0), "tail": (0.2, 1.0), "category": (0.9, 1.0), "missing": (0.1, 0.5)
+}  # fmt: skip
 
 
 class DriftEBlocksSpec(Spec):
@@ -89,7 +91,7 @@ class DriftEBlocksSpec(Spec):
     )
     zone: float = Field(default=0.02, ge=0, lt=0.5, description="A move of the mean rank this small is none.")
     zone_sd: float = Field(
-        default=2.0, ge=0, description="Standard deviations of the reference's blocks in the zone."
+        default=1.0, ge=0, description="Standard deviations of the reference's blocks in the zone."
     )
     delta: float = Field(
         default=0.05, gt=0, lt=0.5, description="Probability that the reference misleads the promise."

@@ -1,7 +1,8 @@
 """The coarse bins of a column: how training counts a reference block by block, and detectors count what comes.
 
-Both sides must cut a column in the same places, and neither may import the other. Numeric: at most ten cells of about
-equal share under the reference, by its quantiles (a value many rows share may fill several, which then merge).
+Both sides must cut a column in the same places, and neither may import the other. Numeric: cells between deciles of the
+reference, the lowest and the highest hundredth by themselves, for a change of unit shows there first (a value many rows
+share may fill several cells, which then merge).
 Categorical: each of the ``CATEGORIES_MAX`` most frequent categories, then one cell for all others with the unknown
 ones. The last cell of either counts what is missing or no finite number.
 """
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 
 from schemas.contracts import ColumnReference
 
-NUMERIC_BINS = 10
+#: Where numeric columns are cut, as shares of the reference.
+NUMERIC_CUTS = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 CATEGORIES_MAX = 10
 
 Floats = NDArray[np.float64]
@@ -62,7 +64,7 @@ class Binning:
 def _inner_edges(quantiles: Floats) -> Floats:
     if not len(quantiles):
         return np.empty(0)
-    places = np.linspace(0, len(quantiles) - 1, NUMERIC_BINS + 1)[1:-1]
+    places = np.array(NUMERIC_CUTS) * (len(quantiles) - 1)
     edges = np.unique(np.interp(places, np.arange(len(quantiles)), quantiles))
     # An edge at the smallest value would leave a cell that nothing of the reference falls into.
     return np.asarray(edges[edges > quantiles[0]], np.float64)

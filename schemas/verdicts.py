@@ -92,7 +92,7 @@ class SignalChanged(BaseModel):
     version: str
     role: Role
     detector: str = Field(description="Name of the detector in the model's monitoring configuration.")
-    kind: str = Field(description="Registry name of the detector, e.g. ``adwin``, ``mean-e``.")
+    kind: str = Field(description="Registry name of the detector, e.g. ``adwin``, ``drift-e``.")
     family: Family
     previous: State
     verdict: Verdict

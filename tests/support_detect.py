@@ -40,9 +40,9 @@ DETECTORS = (
     ),
     DetectorConfig(
         name="inputs",
-        kind="mean-e",
+        kind="drift-e-blocks",
         stream="features",
-        options={"block_ms": 6 * HOUR, "rows_min": 5, "threshold": 20},
+        options={"rows_min": 5, "run": "5d"},
     ),
     DetectorConfig(
         name="adwin",
@@ -64,10 +64,15 @@ def contract(detectors: Sequence[DetectorConfig] = DETECTORS, **changes: Any) ->
 
 
 def version(name: str) -> ModelVersion:
-    """A version whose reference is x uniform on [0, 1]."""
+    """A version whose reference is x uniform on [0, 1], in blocks of six hours."""
     x = ColumnReference(rows=1_000, quantiles=tuple(np.linspace(0, 1, 101).tolist()))
     where = ColumnReference(rows=1_000, shares=(0.9, 0.1))
-    reference = Reference(columns={"x": x, "where": where})
+    rng = np.random.default_rng(1)
+    bins = {
+        name: tuple((*rng.multinomial(200, shares).tolist(), 0) for _ in range(40))
+        for name, shares in {"x": (0.01, 0.09, *(0.1,) * 8, 0.09, 0.01), "where": (0.9, 0.1)}.items()
+    }
+    reference = Reference(columns={"x": x, "where": where}, bins=bins, block_ms=6 * HOUR)
     return ModelVersion(model="m", version=name, uri=name, sha256="0" * 64, reference=reference)
 
 

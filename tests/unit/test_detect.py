@@ -291,7 +291,7 @@ def test_a_changed_option_starts_one_detector_anew() -> None:
 
 def test_a_detector_that_cannot_be_built_says_so_once() -> None:
     """One error signal with the reason; the other detectors go on."""
-    broken = DetectorConfig(name="broken", kind="mean-e", stream="features", options={"zone": 7})
+    broken = DetectorConfig(name="broken", kind="drift-e-blocks", stream="features", options={"zone": 7})
     core = started((contract([*contract().monitoring.detectors, broken]), version("v1"), version("v2")))
     found = heard(core, records(interleaved(steps(0, 6), 0)))
     errors = [s for s in found if s.verdict.state is State.ERROR]

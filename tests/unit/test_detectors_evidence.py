@@ -11,12 +11,11 @@ from scipy import stats
 
 from detectors.base import DAY_MS, STREAM_COLUMNS, Context, Detector, Rows, Spec, Stream
 from detectors.compare_e import PairedJudgeSpec
-from detectors.mean_e import MeanESpec, bets_within
 from detectors.outlier_rate import binomial_bound
 from detectors.promise_e import PromiseSpec
 from detectors.transform import mid_rank
 from detectors.windowed_kinds import PsiSpec
-from schemas.contracts import ColumnReference, FalsePages, Reference
+from schemas.contracts import ColumnReference, Reference
 from schemas.verdicts import State
 
 Floats = NDArray[np.float64]
@@ -24,9 +23,8 @@ QUANTILES = tuple(float(q) for q in stats.norm.ppf(np.linspace(0.0005, 0.9995, 1
 NORMAL = ColumnReference(rows=5_000, quantiles=QUANTILES)
 
 
-def reference(columns: int, blocks: tuple[float, ...] = (0.49, 0.5, 0.51)) -> Reference:
-    names = [f"x{at}" for at in range(columns)]
-    return Reference(columns=dict.fromkeys(names, NORMAL), column_blocks=dict.fromkeys(names, blocks))
+def reference(columns: int) -> Reference:
+    return Reference(columns=dict.fromkeys([f"x{at}" for at in range(columns)], NORMAL))
 
 
 def built(spec: Spec, stream: Stream, columns: int = 1, **context: Any) -> Detector:
@@ -51,58 +49,7 @@ def first_drift_day(detector: Detector, rows: Rows) -> int | None:
     return None
 
 
-# -- mean-e -----------------------------------------------------------------------------------------------------------
-
-
-def test_mean_e_is_silent_without_drift_and_sees_a_shift() -> None:
-    """Ten normal columns, 20 streams of 300 days: no alarm at one in 1,000 days; half a deviation in one of them: one."""
-    delays = []
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        x = rng.normal(size=(300 * 40, 10))
-        assert first_drift_day(built(MeanESpec(threshold=1_000), "features", 10), days(x, 40)) is None
-        x[:, 3] += 1.0
-        found = first_drift_day(built(MeanESpec(threshold=1_000), "features", 10), days(x, 40))
-        assert found is not None
-        delays.append(found)
-    assert np.median(delays) < 40
-
-
-def test_mean_e_forgives_what_lies_in_the_zone_whatever_the_traffic() -> None:
-    """A shift inside the zone is no drift at 20 rows a day and none at 2,000: significance is not importance."""
-    for rows_day in (20, 2_000):
-        x = np.random.default_rng(5).normal(0.04, 1, size=(200 * rows_day, 1))  # mean rank 0.511
-        spec = MeanESpec(threshold=2_000, zone=0.02)
-        assert first_drift_day(built(spec, "features"), days(x, rows_day)) is None
-
-
-def test_mean_e_does_not_page_on_the_references_own_weather() -> None:
-    """Days that swing as the reference's own days did are no drift; without the zone they would be."""
-    rng = np.random.default_rng(11)
-    weather = rng.normal(0, 0.6, 400)
-    x = (np.repeat(weather, 30) + rng.normal(0, 0.8, 400 * 30))[:, None]
-    own = tuple(float(v) for v in stats.norm.cdf(rng.normal(0, 0.6, 60)))
-    informed = built(MeanESpec(threshold=100), "features", reference=reference(1, own))
-    assert first_drift_day(informed, days(x, 30)) is None
-    slow = x + 0.6 * np.repeat(np.sin(np.arange(400) / 30), 30)[:, None]
-    naive = built(MeanESpec(threshold=100, zone_sd=0), "features", reference=reference(1, own))
-    assert first_drift_day(naive, days(slow, 30)) is not None
-
-
-@pytest.mark.parametrize("zone", [0.0, 0.02, 0.1, 0.3, 0.5])
-def test_no_bet_can_lose_more_than_all(zone: float) -> None:
-    """At the zone's edge the expected gain of every bet is 1 for the most extreme blocks; a cut-off loss would lift it."""
-    bets = bets_within(np.array([0.5, 1.0, 1.8]), np.array([zone]))[0]
-    up, down = 1 + bets * (0.5 - zone), 1 + bets * (-0.5 - zone)
-    share = 0.5 + zone  # of blocks at +1/2, so that their mean is the zone
-    assert share * np.maximum(up, 0) + (1 - share) * np.maximum(down, 0) == pytest.approx(1.0)
-
-
-def test_the_budget_becomes_a_run_length() -> None:
-    """One false page in 30 days, a fifth of it for this detector: one in 150 days."""
-    budget = FalsePages(max=1, per=30 * DAY_MS)
-    detector = built(MeanESpec(), "features", false_pages=budget, share=0.2)
-    assert detector.verdict.threshold == 150
+# -- the probability transform -----------------------------------------------------------------------------------------
 
 
 def test_mid_rank_has_mean_one_half_with_and_without_ties() -> None:
