@@ -52,7 +52,7 @@ class IsolationForestSpec(OutlierSpec):
         "events that lie apart from all others, also between clusters, whatever the columns' scales"
     )
     blind_to: ClassVar[str] = (
-        "how far out an event lies beyond the reference's range; odd values of one column among very many"
+        "one column far out while the others are usual; how far out beyond the reference's range an event lies"
     )
     statistic: ClassVar[str] = "isolation score"
 
