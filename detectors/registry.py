@@ -31,6 +31,7 @@ KINDS: dict[str, str] = {
     "staleness": "detectors.freshness:StalenessSpec",
     "service-level": "detectors.service:ServiceSpec",
     "cbpe": "detectors.cbpe:CbpeSpec",
+    "dle": "detectors.dle:DleSpec",
     "adwin": "detectors.adapters.river_drift:AdwinSpec",
     "kswin": "detectors.adapters.river_drift:KswinSpec",
     "page-hinkley": "detectors.adapters.river_drift:PageHinkleySpec",

@@ -78,6 +78,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "staleness": {"age_max": 30 * HOUR_MS, "rows_min": 3},
     "service-level": {"block_ms": 3 * HOUR_MS, "rows_min": 3, "latency_p99_ms": 60, "rows_min_per_block": 4},
     "cbpe": {"block_ms": 6 * HOUR_MS, "rows_min": 10, "metric": "accuracy", "z": 1.0},
+    "dle": {"block_ms": 6 * HOUR_MS, "rows_min": 10, "z": 0.5},
     "adwin": {"warm_up_rows": 30, "hold_rows": 40, "delta": 0.01},
     "kswin": {"warm_up_rows": 30, "hold_rows": 40, "window_size": 40, "stat_size": 15, "alpha": 0.01},
     "page-hinkley": {"warm_up_rows": 30, "hold_rows": 40, "threshold": 5.0},
