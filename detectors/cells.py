@@ -123,7 +123,7 @@ class Search:
         span = float(edges[-1] - edges[0]) if len(edges) else 0.0
         if len(edges) < 2 or not 0 < span < np.inf:
             return
-        self._low, self._scale = float(edges[0]), (self.STEPS - 1) / span
+        self._low, self._high, self._scale = float(edges[0]), float(edges[-1]), (self.STEPS - 1) / span
         if not np.isfinite(self._scale):
             return
         counts = np.bincount(self._step(edges), minlength=self.STEPS)
@@ -143,9 +143,10 @@ class Search:
 
     def _step(self, values: Floats) -> NDArray[np.int64]:
         # Monotone in the value, rounding included, which is all that the table needs.
-        with np.errstate(over="ignore"):
-            places = (values - self._low) * self._scale
-        return np.clip(places, 0, self.STEPS - 1).astype(np.int64)
+        inside = np.minimum(np.maximum(values, self._low), self._high)
+        inside -= self._low
+        inside *= self._scale
+        return inside.astype(np.int64)
 
 
 def cells_of(

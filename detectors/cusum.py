@@ -43,6 +43,7 @@ from detectors.cells import NONE, SAMPLE_ROWS_MIN, Cells, Floats, cells_of
 from schemas.contracts import ColumnReference, Reference
 from schemas.verdicts import Evidence, Family, State, Verdict
 
+Ints = NDArray[np.int64]
 _SCHEMA = 1
 _UNIT = 2**20
 _CLIP = 3.0
@@ -63,7 +64,7 @@ class CusumSpec(Spec):
         "score": Family.PREDICTION,
         "loss": Family.CONCEPT,
     }
-    cost_ns: ClassVar[int] = 470
+    cost_ns: ClassVar[int] = 330
     state_size: ClassVar[str] = "six integers a column; the loss without a reference: also its first rows"
     sees: ClassVar[str] = "a shift of a column's location from one row on, fastest for the size it is set to"
     blind_to: ClassVar[str] = (
@@ -179,15 +180,19 @@ class Cusum:
         start = self._warm(rows, kept) if len(self._tables) < len(self._read) else 0
         if len(self._tables) < len(self._read):
             return []
+        kept = kept[start:]
+        codes = [self._tables[at].cells.codes(rows.values[kept, at]) for at in self._read]
         changes: list[Change] = []
+        start = 0
         while start < len(kept):
-            start += self._take(rows, kept[start : start + self._window], changes)
+            window = slice(start, start + self._window)
+            start += self._take(rows, kept[window], [column[window] for column in codes], changes)
         return changes
 
     def advance(self, time_ms: int) -> list[Change]:
         return []
 
-    def _warm(self, rows: Rows, kept: NDArray[np.int64]) -> int:
+    def _warm(self, rows: Rows, kept: Ints) -> int:
         """Collect the first losses; the place among ``kept`` of the first row that is none of them."""
         losses = rows.values[kept, self._read[0]]
         known = np.flatnonzero(np.isfinite(losses))[: self._spec.warm_up_rows - len(self._first)]
@@ -200,10 +205,16 @@ class Cusum:
     def _learn(self) -> None:
         self._tables[self._read[0]] = _table(_cells(np.array(self._first)), self._spec.shift)
 
-    def _take(self, rows: Rows, mine: NDArray[np.int64], changes: list[Change]) -> int:
+    def _take(self, rows: Rows, mine: Ints, codes: list[Ints], changes: list[Change]) -> int:
         """Sums over a window of rows, up to the first that may change the verdict; how many rows that were."""
-        steps, readable = self._steps(rows, mine)
         length = len(mine)
+        steps = np.empty((len(self._sums), length), np.int64)
+        readable = np.zeros(length, np.bool_)
+        for line, (at, cells) in enumerate(zip(self._read, codes, strict=True)):
+            up, down = self._tables[at].steps
+            up.take(cells, out=steps[2 * line], mode="wrap")
+            down.take(cells, out=steps[2 * line + 1], mode="wrap")
+            readable |= cells != NONE
         settled = 0
         if self._readable < self._spec.rows_min:
             settled = int(np.searchsorted(self._readable + np.cumsum(readable), self._spec.rows_min))
@@ -239,19 +250,7 @@ class Cusum:
             return State.INCONCLUSIVE
         return State.STABLE if self._alarm is None else State.DRIFT
 
-    def _steps(self, rows: Rows, mine: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        steps = np.empty((2 * len(self._read), len(mine)), np.int64)
-        readable = np.zeros(len(mine), np.bool_)
-        whole = slice(mine[0], mine[-1] + 1) if mine[-1] - mine[0] + 1 == len(mine) else mine
-        for line, at in enumerate(self._read):
-            table = self._tables[at]
-            codes = table.cells.codes(rows.values[whole, at])
-            readable |= codes != NONE
-            table.steps[0].take(codes, out=steps[2 * line], mode="wrap")
-            table.steps[1].take(codes, out=steps[2 * line + 1], mode="wrap")
-        return steps, readable
-
-    def _keep(self, sums: NDArray[np.int64], time_ms: NDArray[np.int64]) -> None:
+    def _keep(self, sums: Ints, time_ms: Ints) -> None:
         """Take over the last sums, and since when each is above zero."""
         length = sums.shape[1]
         zero = sums == 0

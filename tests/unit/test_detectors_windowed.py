@@ -136,19 +136,19 @@ def test_the_tail_of_weighted_chi_squares() -> None:
 
 
 def test_the_p_values_of_tied_columns_are_honest() -> None:
-    """Three values, no change: CvM's p-value falls below 5 % in about 5 % of 2,000 tries, KS's and Fisher's in no more."""
+    """Three values, no change: CvM's p-value falls below 5 % in about 5 % of 1,000 tries, KS's and Fisher's in no more."""
     rng = np.random.default_rng(3)
     counts = {"cvm": 0, "ks": 0, "fisher": 0, "chi": 0}
-    for _ in range(2_000):
+    for _ in range(1_000):
         now, then = rng.multinomial(200, [0.5, 0.3, 0.2]), rng.multinomial(400, [0.5, 0.3, 0.2])
         pair = now.astype(np.float64), then.astype(np.float64)
         counts["cvm"] += 10 ** statistics.cramer_von_mises(*pair)[1] < 0.05
         counts["ks"] += 10 ** statistics.kolmogorov_smirnov(*pair)[1] < 0.05
         counts["fisher"] += 10 ** statistics.fisher(*pair)[1] < 0.05
         counts["chi"] += 10 ** statistics.chi_squared(*pair)[1] < 0.05
-    assert 70 <= counts["cvm"] <= 130, counts
-    assert 70 <= counts["chi"] <= 130, counts
-    assert max(counts["ks"], counts["fisher"]) <= 130, counts
+    assert 30 <= counts["cvm"] <= 70, counts
+    assert 30 <= counts["chi"] <= 70, counts
+    assert max(counts["ks"], counts["fisher"]) <= 70, counts
 
 
 # -- cells ------------------------------------------------------------------------------------------------------------
