@@ -14,7 +14,9 @@ The loss has the reference's sample of scores and labels as its reference; else 
 deviation and Bennett's bound for psi; else its own first ``warm_up_rows``. Rows taken back (sign -1) are not read: what
 was revised was evidence on its day.
 
-Increments are integers (2^-20 nats), so where a stream is cut cannot show. ``cost_ns``: ten columns, blocks of 2,000.
+At an alarm the sums begin again. After ``hold_rows`` more the drift goes on if one of them is above the threshold again,
+and else is over. Increments are integers (2^-20 nats), so where a stream is cut cannot show. ``cost_ns``: ten columns,
+blocks of 2,000.
 
 >>> import numpy as np
 >>> from detectors.base import Context, Rows
@@ -75,7 +77,7 @@ class CusumSpec(Spec):
     threshold: float | None = Field(default=None, gt=0)
     run_rows: int = Field(default=1_000_000, ge=10, description="Rows to a false alarm without a budget.")
     rows_min: int = Field(default=30, ge=1)
-    hold_rows: int = Field(default=1_000, ge=1, description="Rows that a drift is held after its last alarm.")
+    hold_rows: int = Field(default=1_000, ge=1, description="Rows after which a drift is looked at again.")
     warm_up_rows: int = Field(default=500, ge=30, le=1_000)
 
     def build(self, context: Context) -> Detector:
@@ -223,10 +225,12 @@ class Cusum:
         floor = np.minimum.accumulate(sums, axis=1)
         np.minimum(floor, -self._sums[:, None], out=floor)
         sums -= floor
-        crossed = length
-        if settled < length and int(sums[:, settled:].max()) >= self._bar:
+        crossed = over = length
+        if self._alarm is not None:
+            over = min(length, self._alarm.row + self._spec.hold_rows - self._seen)
+            crossed = over if over < length and int(sums[:, over].max()) >= self._bar else length
+        elif settled < length and int(sums[:, settled:].max()) >= self._bar:
             crossed = settled + int((sums[:, settled:] >= self._bar).any(axis=0).argmax())
-        over = length if self._alarm is None else self._alarm.row + self._spec.hold_rows - self._seen
         end = min(length, 1 + min(crossed, over, settled or length))
         before = self._state
         self._keep(sums[:, :end], rows.time_ms[mine[:end]])

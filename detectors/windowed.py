@@ -164,7 +164,7 @@ class Windowed:
         return changes
 
     def _judge(self, start_ms: int, sums: list[int]) -> Verdict:
-        best: tuple[float, float, int, Finding, Floats] | None = None
+        best: tuple[tuple[float, float, float], int, Finding, Floats] | None = None
         for at in self._read:
             cells = self._cells[at]
             assert cells is not None
@@ -174,11 +174,13 @@ class Windowed:
                 continue
             finding = self._spec.measure(now, cells)
             score = self._spec.score(finding, len(self._read))
-            if best is None or (score, finding.evidence) > best[:2]:
-                best = (score, finding.evidence, at, finding, now)
+            # Where p-values are too small to tell apart, the larger effect is the one to show.
+            rank = (score, finding.evidence, finding.effect)
+            if best is None or rank > best[0]:
+                best = (rank, at, finding, now)
         if best is None:
             return undecided(self._drift, "no column of the last block had enough values")
-        score, _, at, finding, now = best
+        (score, _, _), at, finding, now = best
         state = State.STABLE
         if score >= self._warning:
             state = State.DRIFT if score >= self._drift else State.WARNING
