@@ -2,20 +2,20 @@
 
 Calibration scores (a reference sample's, else the first ``warm_up_rows``) set the bound that ``share`` of them exceed.
 Rows are then counted in windows of ``window_rows`` by their number, so neither the cuts of a stream nor its pace show, and
-each window keeps its ``worst`` events with their ids. With j of m calibration scores above the bound, the true share above
-it is Beta(j + 1, m - j) whatever the scores' distribution (Wilks, "Determination of sample sizes for setting tolerance
-limits", 1941), so the null is a rate of at most the larger of
+each window keeps its ``worst`` events with their ids. What a window may hold without being drift:
 
-    effect_min * share                        the zone: a smaller rise does not matter, however much traffic shows it
-    the 1 - DELTA quantile of that Beta       the bound's own sampling error
+    a rate up to effect_min * share        the zone: a smaller rise does not matter, however much traffic shows it
+    or up to what the bound's own sampling error allows, with probability 1 - DELTA over the calibration scores
+    bursts as the calibration scores have  in time order, over stretches as long as a window
 
-and drift is a count whose binomial tail under it is at most ``tail``: from the false-page budget at the reference's
-traffic where both are known (``tail_of``), else one in a million windows. Warning: the square root of that. Rows that
-depend on each other come in bursts that the binomial does not know, so this is a yardstick and no guarantee.
+and drift is a count whose tail under that is at most ``tail``: from the false-page budget at the reference's traffic where
+both are known (``outlier_limits.tail_of``), else one in a million windows. Warning: the square root of that. A burst longer
+than the reference ever saw is drift to it: a yardstick, no guarantee.
 
 >>> import numpy as np
 >>> rate = OutlierRate(warm_up_rows=1_000, window_rows=100, share=0.01, worst=2)
->>> scores = np.concatenate([np.arange(1_000.0), np.full(60, 2_000.0), np.full(40, 1.0)])
+>>> usual = np.random.default_rng(1).exponential(size=1_000)
+>>> scores = np.concatenate([usual, np.full(60, 2_000.0), np.full(40, 1.0)])
 >>> [(at, verdict)] = rate.add_many(scores, np.arange(1_100, dtype=np.uint64), np.arange(1_100))
 >>> at, str(verdict.state), [w.identity for w in verdict.evidence.worst]
 (1099, 'drift', [1000, 1001])
@@ -31,68 +31,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import Context, undecided
+from detectors.base import undecided
+from detectors.outlier_limits import TAIL_DEFAULT, beta_binomial_bound, burst_correlation, rate_upper
 from schemas.errors import SnapshotError
 from schemas.verdicts import Evidence, State, Verdict, Worst
 
 Floats = NDArray[np.float64]
 #: Chance that the bound's true rate lies beyond what the null allows for it.
 DELTA = 0.01
-#: Tail of a window without drift when there is no budget, or no traffic to turn it into windows; and the most it may be.
-TAIL_DEFAULT = 1e-6
-TAIL_MAX = 1e-3
 _FLOAT_MAX = float(np.finfo(np.float64).max)
-
-
-def binomial_bound(rows: int, share: float, tail: float) -> int:
-    """Smallest count whose upper tail probability under Binomial(rows, share) is at most ``tail``."""
-    log_p, log_q = math.log(share), math.log1p(-share)
-    total = 0.0
-    for count in range(rows, -1, -1):
-        log_mass = (
-            math.lgamma(rows + 1)
-            - math.lgamma(count + 1)
-            - math.lgamma(rows - count + 1)
-            + count * log_p
-            + (rows - count) * log_q
-        )
-        total += math.exp(log_mass)
-        if total > tail:
-            return count + 1
-    return 0
-
-
-def rate_upper(above: int, rows: int, delta: float) -> float:
-    """Upper 1 - ``delta`` bound of the share above a threshold that ``above`` of ``rows`` exceed (Clopper, Pearson 1934)."""
-    if above >= rows:
-        return 1.0
-    log_ways = [
-        math.lgamma(rows + 1) - math.lgamma(count + 1) - math.lgamma(rows - count + 1)
-        for count in range(above + 1)
-    ]
-    low, high = above / rows, 1.0
-    for _ in range(60):
-        share = (low + high) / 2
-        logs = (
-            ways + count * math.log(share) + (rows - count) * math.log1p(-share)
-            for count, ways in enumerate(log_ways)
-        )
-        if share < 1.0 and sum(map(math.exp, logs)) > delta:
-            low = share
-        else:
-            high = share
-    return high
-
-
-def tail_of(context: Context, window_rows: int) -> float:
-    """Chance of a false drift a window that keeps ``context``'s budget at the traffic of its reference."""
-    reference, budget_ms = context.reference, context.budget_ms
-    if budget_ms is None or reference is None or reference.from_ms is None or reference.to_ms is None:
-        return TAIL_DEFAULT
-    span_ms = reference.to_ms - reference.from_ms
-    if span_ms <= 0 or reference.rows <= 0:
-        return TAIL_DEFAULT
-    return min(TAIL_MAX, window_rows * span_ms / reference.rows / budget_ms)
 
 
 class WorstEvent(msgspec.Struct, array_like=True):
@@ -114,11 +61,13 @@ class Window(msgspec.Struct):
 
 
 class RateState(msgspec.Struct):
-    """``first``: calibration scores held until there are enough, as float64; then ``bound`` and the ``null`` rate."""
+    """``first``: calibration scores held until there are enough, as float64; then ``bound``, the
+    ``null`` rate and the correlation of its ``bursts``."""
 
     first: bytes = b""
     bound: float | None = None
     null: float = 1.0
+    bursts: float = 0.0
     open: Window = msgspec.field(default_factory=Window)
     closed: Window | None = None
 
@@ -167,23 +116,26 @@ class OutlierRate:
         """Scores above it are outliers; None while warming up."""
         return self._state.bound
 
-    def calibrate(self, scores: Floats) -> None:
-        """Set the bound from scores ``(m,)`` of rows like those to come, which nothing was fitted on."""
+    def calibrate(self, scores: Floats, in_order: Floats | None = None, step_rows: float = 1.0) -> None:
+        """Set the bound from scores ``(m,)`` of rows like those to come, which nothing was fitted on; and what bursts are
+        usual from scores ``in_order`` of time (None: the same), of which there is one for ``step_rows`` rows of traffic.
+        """
         m = len(scores)
         above = min(int(self.share * m), m - 1)
         state = self._state
         state.bound = float(np.partition(scores, m - 1 - above)[m - 1 - above])
         state.null = min(max(self.effect_min * self.share, rate_upper(above, m, DELTA)), 0.999)
+        ordered = scores if in_order is None else in_order
+        state.bursts = burst_correlation(ordered, self.window_rows / step_rows, self.share)
         state.first = b""
         self._set_limits()
 
     def _set_limits(self) -> None:
-        null = self._state.null
-        if null >= 1.0:
-            self._warning = self._drift = self.window_rows
-            return
-        self._warning = binomial_bound(self.window_rows, null, math.sqrt(self.tail))
-        self._drift = binomial_bound(self.window_rows, null, self.tail)
+        null, bursts, rows = self._state.null, self._state.bursts, self.window_rows
+        self._warning = self._drift = rows
+        if null < 1.0:
+            self._warning = min(rows, beta_binomial_bound(rows, null, bursts, math.sqrt(self.tail)))
+            self._drift = min(rows, beta_binomial_bound(rows, null, bursts, self.tail))
 
     def add(self, score: float, identity: int = 0, time_ms: int = 0) -> Verdict | None:
         """Take one score; a verdict when it ends a window."""
@@ -283,7 +235,8 @@ class OutlierRate:
             since_ms=window.since_ms,
             interval=_wilson(rate, self.window_rows),
             worst=worst,
-            note=f"outlier: {self.statistic} above {self._state.bound:.6g}; rates up to {self._state.null:.4g} are no drift",
+            note=f"outlier: {self.statistic} above {self._state.bound:.6g}; a lasting rate up to {self._state.null:.4g} is no drift, "
+            f"nor are bursts as in the reference (correlation {self._state.bursts:.2g})",
         )
         return Verdict(state=state, score=float(outliers), threshold=float(self._drift), evidence=evidence)
 

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from detectors.base import Change, Context, Detector, Rows, Spec, Standing, Stream, pack, unpack
-from detectors.outlier_rate import OutlierRate, RateState, tail_of
+from detectors.outlier_limits import tail_of
+from detectors.outlier_rate import OutlierRate, RateState
 from schemas.errors import SnapshotError
 from schemas.verdicts import Family, Verdict
 
@@ -106,9 +107,12 @@ class OutlierDetector:
             statistic=spec.statistic,
         )
         self._given: tuple[Scorer, Floats] | None = None
+        self._step_rows = 1.0
         sample = reference_rows(context)
         if len(sample) >= _SAMPLE_ROWS_MIN:
             self._given = self._learnt(sample)
+            assert context.reference is not None
+            self._step_rows = max(1.0, context.reference.rows / len(sample))
         self.reset()
 
     @property
@@ -121,14 +125,16 @@ class OutlierDetector:
         self._scorer: Scorer | None = None
         if self._given is not None:
             self._scorer, scores = self._given
-            self._rate.calibrate(scores)
+            self._calibrate(scores, self._step_rows)
 
     def _learnt(self, sample: Floats) -> tuple[Scorer, Floats]:
-        """The scorer fitted on a sample, and the scores that set its bound."""
+        """The scorer fitted on a sample, or on every second row of it, and the scores of all."""
         sample = np.clip(sample, -_SAMPLE_MAX, _SAMPLE_MAX)
-        apart = self._spec.holds_out
-        scorer = self._spec.fit(self._context, sample[::2] if apart else sample)
-        return scorer, scorer.score(sample[1::2] if apart else sample, 0)
+        scorer = self._spec.fit(self._context, sample[::2] if self._spec.holds_out else sample)
+        return scorer, scorer.score(sample, 0)
+
+    def _calibrate(self, scores: Floats, step_rows: float) -> None:
+        self._rate.calibrate(scores[1::2] if self._spec.holds_out else scores, scores, step_rows)
 
     def update(self, rows: Rows) -> list[Change]:
         known = np.isfinite(rows.values)
@@ -184,7 +190,7 @@ class OutlierDetector:
         """Learn from the rows held."""
         self._state.sample, self._state.held = self._state.held, b""
         self._scorer, scores = self._learnt(self._sample())
-        self._rate.calibrate(scores)
+        self._calibrate(scores, 1.0)
 
     def _sample(self) -> Floats:
         return np.frombuffer(self._state.sample, np.float64).reshape(-1, len(self._context.columns))

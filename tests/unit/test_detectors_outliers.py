@@ -15,7 +15,14 @@ from sklearn.ensemble import IsolationForest as SklearnForest
 from detectors.base import Change, Context, Detector, Rows
 from detectors.isolation_forest import IsolationForest, IsolationForestSpec, Trees, grown, path_mean
 from detectors.mahalanobis import Mahalanobis, MahalanobisSpec, normal_deviate, shrunk_correlation
-from detectors.outlier_rate import OutlierRate, binomial_bound, rate_upper, tail_of
+from detectors.outlier_limits import (
+    beta_binomial_bound,
+    binomial_bound,
+    burst_correlation,
+    rate_upper,
+    tail_of,
+)
+from detectors.outlier_rate import OutlierRate
 from detectors.outliers import OutlierSpec
 from detectors.robust_z import RobustZ, RobustZSpec, median_scale
 from schemas.contracts import ColumnReference, FalsePages, Reference
@@ -75,6 +82,36 @@ def test_the_bounds_own_error_is_that_of_scipy(above: int, rows: int) -> None:
     )
 
 
+@pytest.mark.parametrize("correlation", [0.0, 0.001, 0.03, 0.3])
+@pytest.mark.parametrize("tail", [1e-3, 1e-6])
+def test_limits_with_bursts_are_scipys(correlation: float, tail: float) -> None:
+    """The smallest count whose tail is small enough; without correlation the binomial's, which it tends to."""
+    weight = (1 - correlation) / max(correlation, 1e-12)
+    counted = stats.betabinom(300, 0.02 * weight, 0.98 * weight) if correlation else stats.binom(300, 0.02)
+    bound = beta_binomial_bound(300, 0.02, correlation, tail)
+    assert counted.sf(bound - 1) <= tail * (1 + 1e-6)
+    assert counted.sf(bound - 2) > tail
+    assert beta_binomial_bound(300, 0.02, 1e-9, tail) == binomial_bound(300, 0.02, tail)
+
+
+def test_bursts_of_the_reference_are_its_own_business() -> None:
+    """Independent scores: none in nearly all references; storms of known correlation: about that; and no alarm of them."""
+    rng = np.random.default_rng(20)
+    assert sum(burst_correlation(rng.normal(size=1_000), 20, 0.01) > 0 for _ in range(300)) <= 6
+    storm = rng.uniform(size=500) < 0.1
+    stormy = np.repeat(np.where(storm, 3.0, 0.0), 20) + rng.normal(size=10_000)
+    bound = np.quantile(stormy, 0.95)
+    spread = storm.var() * (stats.norm.sf(bound - 3) - stats.norm.sf(bound)) ** 2
+    assert burst_correlation(stormy, 20, 0.05) == pytest.approx(spread / (0.05 * 0.95), abs=0.05)
+    counts = []
+    for bursts in (stormy, None):
+        rate = OutlierRate(100, 20, 0.05, tail=1e-3)
+        rate.calibrate(stormy, bursts if bursts is not None else rng.permutation(stormy))
+        ended = rate.add_many(stormy, np.zeros(10_000, np.uint64), np.zeros(10_000, np.int64))
+        counts.append(sum(verdict.state is State.DRIFT for _, verdict in ended))
+    assert counts[0] <= 2 < 20 < counts[1]
+
+
 def test_limits_come_from_the_budget_at_the_references_traffic() -> None:
     """1,000 rows a day, windows of 500, one false page in 500 days: one window in 1,000; without a budget, a million."""
     known = Reference(rows=30_000, from_ms=0, to_ms=30 * DAY_MS)
@@ -82,7 +119,7 @@ def test_limits_come_from_the_budget_at_the_references_traffic() -> None:
     assert tail_of(context, 500) == pytest.approx(1e-3)
     assert tail_of(Context(NAMES, reference=known), 500) == 1e-6
     rate = OutlierRate(1_000, 500, 0.01, tail=1e-3)
-    rate.calibrate(np.arange(100_000.0))
+    rate.calibrate(np.random.default_rng(21).uniform(size=100_000))
     assert rate.state.null == pytest.approx(0.02)
     rate.add_many(np.zeros(500), np.zeros(500, np.uint64), np.zeros(500, np.int64))
     assert rate.verdict.threshold == binomial_bound(500, 0.02, 1e-3) == stats.binom.isf(1e-3, 500, 0.02) + 1
