@@ -7,7 +7,7 @@ msgpack map whose arrays are raw little-endian bytes; no pickle, a schema versio
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import msgspec
@@ -16,8 +16,13 @@ from numpy.typing import NDArray
 
 from schemas.errors import BadMessage
 
-BLOCK_SCHEMA = 1
-#: Column name to its dtype on the wire. Every column has shape ``(n,)`` but ``features``, ``(n, k)`` row-major.
+BLOCK_SCHEMA = 2
+#: Blocks of schema 1 had no segments; they are read as blocks whose segments nobody knows.
+_READABLE = (1, 2)
+#: Code of a segment whose value is null.
+SEGMENT_NULL = -1
+#: Column name to its dtype on the wire. Every column has shape ``(n,)`` but ``features``, ``(n, k)``, and ``segments``,
+#: ``(n, s)``, row-major.
 DTYPES: dict[str, str] = {
     "partition": "<i4",
     "offset": "<i8",
@@ -34,6 +39,7 @@ DTYPES: dict[str, str] = {
     "label_time_ms": "<i8",
     "loss": "<f8",
     "sign": "|i1",
+    "segments": "<i4",
 }
 Kind = Literal["predictions", "outcomes"]
 
@@ -48,6 +54,9 @@ class ObservationBlock:
     ``kind`` predictions: a row is a prediction; label, label_time_ms, loss, sign are empty ``(0,)``.
     ``kind`` outcomes: a row is a joined label; ``loss`` is the log loss, ``sign`` +1, or -1 for a row that takes back an
     outcome a revision replaced. ``event_time_ms`` stays the prediction's; order of arrival is ``label_time_ms``.
+    ``segments``: for each of the contract's ``monitoring.segments``, the index of the row's category as in ``features``
+    (unknown, and those beyond ``segments_max``: ``len(categories)``), ``SEGMENT_NULL`` for null; outcomes carry no
+    features, but these. ``(0, 0)``: not known.
     ``row addresses`` are (predictions topic, partition, offset, row). ``contract_hash`` says how features were coded.
     """
 
@@ -70,6 +79,7 @@ class ObservationBlock:
     label_time_ms: NDArray[np.int64]
     loss: NDArray[np.float64]
     sign: NDArray[np.int8]
+    segments: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 0), np.int32))
 
     def __len__(self) -> int:
         return len(self.event_time_ms)
@@ -96,6 +106,7 @@ def encode_block(block: ObservationBlock) -> bytes:
         "contract_hash": block.contract_hash,
         "rows": len(block),
         "width": int(block.features.shape[1]) if block.features.ndim == 2 else 0,
+        "segment_width": int(block.segments.shape[1]),
     }
     for name, dtype in DTYPES.items():
         head[name] = np.ascontiguousarray(getattr(block, name), dtype).tobytes()
@@ -106,13 +117,18 @@ def decode_block(data: bytes) -> ObservationBlock:
     """Inverse of :func:`encode_block`; arrays are read-only views. Raises BadMessage on anything else."""
     try:
         head = msgspec.msgpack.decode(data)
-        if head["schema"] != BLOCK_SCHEMA:
+        if head["schema"] not in _READABLE:
             raise BadMessage(
-                "invalid-value", f"observation block schema {head['schema']}, this code reads {BLOCK_SCHEMA}"
+                "invalid-value",
+                f"observation block schema {head['schema']}, this code reads {_READABLE[0]} to {_READABLE[-1]}",
             )
+        if head["schema"] == 1:
+            head |= {"segments": b"", "segment_width": 0}
         rows, width = head["rows"], head["width"]
+        known_rows = 0 if head["schema"] == 1 else rows
         columns: dict[str, Any] = {name: np.frombuffer(head[name], dtype) for name, dtype in DTYPES.items()}
         columns["features"] = columns["features"].reshape(-1, width) if width else np.empty((0, 0))
+        columns["segments"] = columns["segments"].reshape(known_rows, head["segment_width"])
         block = ObservationBlock(
             head["kind"], head["model"], tuple(head["versions"]), head["contract_hash"], **columns
         )

@@ -100,4 +100,8 @@ class SignalChanged(BaseModel):
     row: str = Field(description="Address of that row, ``topic/partition/offset/row``.")
     config_hash: str = ""
     pages: bool = Field(default=False, description="Whether this detector is calibrated well enough to page.")
+    standing: str = Field(
+        default="",
+        description="What is known of the detector's false alarms: promised, verified, unverified beyond.",
+    )
     trace_id: str | None = None

@@ -54,13 +54,12 @@ DETECTORS = (
 
 
 def contract(detectors: Sequence[DetectorConfig] = DETECTORS, **changes: Any) -> ModelContract:
-    """One numeric and one categorical feature."""
+    """One numeric and one categorical feature; ``monitoring``: further fields of it."""
     features = changes.pop(
         "features", (Feature(name="x"), Feature(name="where", kind="categorical", categories=("a",)))
     )
-    return ModelContract(
-        model="m", features=features, monitoring=Monitoring(detectors=tuple(detectors)), **changes
-    )
+    monitoring = Monitoring(detectors=tuple(detectors), **changes.pop("monitoring", {}))
+    return ModelContract(model="m", features=features, monitoring=monitoring, **changes)
 
 
 def version(name: str) -> ModelVersion:
@@ -147,6 +146,7 @@ def _block(
         score=np.asarray(columns.get("score", np.full(n, 0.1)), np.float64),
         latency_ms=np.ones(n),
         status=np.full(n, status, np.int8),
+        segments=np.asarray(columns.get("segments", np.empty((0, 0))), np.int32),
         **rest,
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.blocks import SEGMENT_NULL
 from schemas.codecs import STATUSES, PredictionColumns
 from schemas.contracts import Feature, ModelContract, Reference
 from schemas.rows import CALIBRATION_BINS, MICRO, NANO, OUTCOME_BINS, PROBABILITY_MIN, SCORE_BINS
@@ -37,6 +38,7 @@ class Segments:
         self._places: list[int] = []
         self.labels: list[list[str]] = []
         self._codes: list[Ints] = []
+        self._category: list[dict[str, int]] = []
         for name in contract.monitoring.segments:
             place = names.index(name)
             categories = contract.features[place].categories
@@ -45,6 +47,10 @@ class Segments:
             self._places.append(place)
             self.labels.append([*shown, f"{name}={OTHER}", f"{name}={NULL}"])
             self._codes.append(np.array([*range(len(shown)), *other, len(shown) + 1], np.int64))
+            self._category.append(
+                {label: code for code, label in enumerate(shown)}
+                | {f"{name}={OTHER}": len(categories), f"{name}={NULL}": SEGMENT_NULL}
+            )
 
     def codes(self, features: NDArray[np.float64]) -> list[Ints]:
         """For each segment feature, the place in its ``labels`` of every row of ``features`` (n, k)."""
@@ -66,6 +72,22 @@ class Segments:
             segments = zip(self.labels, codes, strict=True)
             known[int(combined[at])] = tuple(labels[int(column[at])] for labels, column in segments)
         return [known[code] for code in combined.tolist()]
+
+    def categories(self, codes: list[Ints], rows: int) -> NDArray[np.int32]:
+        """For every row, its segments as codes of the contract's categories: what observation blocks carry."""
+        found = np.empty((rows, len(codes)), np.int32)
+        for at, (labels, column) in enumerate(zip(self.labels, codes, strict=True)):
+            found[:, at] = np.array([self._category[at][label] for label in labels], np.int32)[column]
+        return found
+
+    def categories_of(self, segments: Sequence[tuple[str, ...]]) -> NDArray[np.int32]:
+        """The same of what :meth:`of_rows` said; null where a label was given under another contract."""
+        coded: dict[tuple[str, ...], list[int]] = {}
+        for row in segments:
+            if row not in coded:
+                coded[row] = [next((of[s] for s in row if s in of), SEGMENT_NULL) for of in self._category]
+        table = np.array([coded[row] for row in segments], np.int32)
+        return table.reshape(len(segments), len(self._category))
 
 
 def _sums(member: Ints, cells: int, values: NDArray[Any]) -> list[int]:

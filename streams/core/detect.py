@@ -10,16 +10,17 @@ one would close blocks of time at other moments on a slower machine.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from detectors.base import Change, Context, Rows
+from detectors.base import Change, Context, Rows, Standing
 from detectors.registry import spec_for
 from schemas.blocks import ObservationBlock, decode_block
 from schemas.codecs import STATUSES
-from schemas.contracts import DetectorConfig, Feature, ModelContract, ModelRecord, Reference
+from schemas.contracts import DetectorConfig, Feature, ModelContract, ModelRecord, ModelVersion
 from schemas.errors import BadMessage, ConfigurationError, SnapshotError
 from schemas.events import HEADER_KIND, KIND_TICK, Tick
 from schemas.ids import ROLES, content_hash
@@ -38,7 +39,17 @@ from streams.core.detect_state import (
     key_of,
     piece_name,
 )
-from streams.core.ordering import column_values, columns_read, detector_rows, in_order, merged, row_address
+from streams.core.ordering import (
+    column_values,
+    columns_read,
+    detector_rows,
+    in_order,
+    merged,
+    row_address,
+    segments_known,
+    stream_columns,
+)
+from streams.core.standings import in_words, share_of_budget, standing_key, standing_of
 
 #: Versions of a model whose detectors are kept; the one unseen for longest goes first.
 VERSIONS_MAX = 8
@@ -46,10 +57,25 @@ VERSIONS_MAX = 8
 _FAMILIES: Mapping[str, Family] = {
     "features": Family.INPUT,
     "score": Family.PREDICTION,
+    "predictions": Family.QUALITY,
     "loss": Family.CONCEPT,
     "comparison": Family.COMPARISON,
 }
 _OK = STATUSES.index("ok")
+#: Streams by the kind of block they read.
+_STREAMS: Mapping[str, tuple[str, ...]] = {
+    "predictions": ("features", "score", "predictions"),
+    "outcomes": ("loss", "comparison"),
+}
+#: Streams whose rows say something of a version even where it did not answer.
+_WITH_FAILURES = ("features", "predictions")
+
+
+def _coding(contract: ModelContract) -> tuple[tuple[Feature, ...], tuple[Any, ...]]:
+    """How a block's features and segments are coded: the features; the segments', and how many values they show."""
+    names, most = contract.monitoring.segments, contract.monitoring.segments_max
+    of = {feature.name: feature for feature in contract.features}
+    return contract.features, tuple((of[name], most) for name in names)
 
 
 def create(context: StageContext) -> DetectCore:
@@ -66,8 +92,8 @@ class DetectCore:
         self._context = context
         self._input = ("observations", context.partition)
         self._contracts: dict[str, ModelContract] = {}
-        self._codings: dict[str, tuple[Feature, ...]] = {}
-        self._references: dict[tuple[str, str], Reference] = {}
+        self._codings: dict[str, ModelContract] = {}
+        self._versions: dict[tuple[str, str], ModelVersion] = {}
         self._running: dict[Key, Running] = {}
         self._stored: dict[str, bytes] = {}
         self._dropped: set[str] = set()
@@ -86,7 +112,7 @@ class DetectCore:
     def activate(self, records: Sequence[ModelRecord]) -> None:
         for record in records:
             if record.version is not None:
-                self._references[(record.version.model, record.version.version)] = record.version.reference
+                self._versions[(record.version.model, record.version.version)] = record.version
             elif record.contract is not None:
                 self._configure(record.contract)
 
@@ -94,15 +120,32 @@ class DetectCore:
         """A detector whose configuration changed starts anew; the others go on."""
         before = self._contracts.get(contract.model)
         self._contracts[contract.model] = contract
-        self._codings[contract.hash] = contract.features
+        self._codings[contract.hash] = contract
         self._refused = {name for name in self._refused if key_of(name)[0] != contract.model}
         if before is None:
             return
         wanted = {config.name: config for config in contract.monitoring.detectors}
-        same_columns = before.features == contract.features
+        (features, segments), (features_now, segments_now) = _coding(before), _coding(contract)
         for key in [k for k in self._running if k[0] == contract.model]:
-            if not same_columns or wanted.get(key[2]) != self._running[key].config:
+            running = self._running[key]
+            same_columns = features == features_now and (
+                running.config.stream != "loss" or segments == segments_now
+            )
+            if not same_columns or wanted.get(key[2]) != running.config:
                 self._drop(key)
+            elif not running.failed and (running.context.false_pages, running.context.share) != (
+                contract.monitoring.false_pages,
+                share_of_budget(contract),
+            ):
+                self._rebuild(contract, key)
+
+    def _rebuild(self, contract: ModelContract, key: Key) -> None:
+        """The budget or its parts have changed: the detector goes on from where it is, under its new threshold."""
+        before = self._running.pop(key)
+        self._stored[piece_name(key)] = encode_running(before)
+        after = self._running_for(contract, before.config, key, before.role)
+        if after is not None:
+            after.touched = True
 
     def _drop(self, key: Key) -> None:
         self._running.pop(key, None)
@@ -110,19 +153,25 @@ class DetectCore:
         self._stored.pop(name, None)
         self._dropped.add(name)
 
-    def _readable(self, block: ObservationBlock) -> bool:
-        """Whether its features are coded as the model's contract now says; a contract may change while rows wait."""
+    def _readable(self, block: ObservationBlock) -> ObservationBlock | None:
+        """The block, if its features are coded as the model's contract now says; it may change while rows wait.
+
+        An outcome has none; if only its segments are coded otherwise, they are not known.
+        """
         contract = self._contracts.get(block.model)
         if contract is None:
             self._count("driftline_errors_total", where="detect: rows of an unknown model")
-            return False
+            return None
+        coded_as = self._codings.get(block.contract_hash, contract)
+        segments = len(contract.monitoring.segments)
         if block.kind == "outcomes":
-            return True
-        coded_as = self._codings.get(block.contract_hash, contract.features)
-        if coded_as == contract.features and block.features.shape[1] == len(contract.features):
-            return True
+            if _coding(coded_as)[1] != _coding(contract)[1]:
+                block = replace(block, segments=np.empty((0, 0), np.int32))
+            return segments_known(block, segments)
+        if coded_as.features == contract.features and block.features.shape[1] == len(contract.features):
+            return segments_known(block, segments)
         self._count("driftline_errors_total", where="detect: rows of another coding of the features")
-        return False
+        return None
 
     # -- input ----------------------------------------------------------------------------------------------------
 
@@ -148,8 +197,8 @@ class DetectCore:
             ahead = ~fed & (block.order_ms > reached)
         else:
             ahead = ~late
-        if late.any() and self._readable(block):
-            self._feed(block.kind, in_order(block.take(np.flatnonzero(late))))
+        if late.any() and (read := self._readable(block)) is not None:
+            self._feed(block.kind, in_order(read.take(np.flatnonzero(late))))
         if ahead.any():
             waiting = self._waiting.setdefault((block.kind, block.model), [])
             waiting.append(Waiting(offset, block if ahead.all() else block.take(np.flatnonzero(ahead))))
@@ -198,12 +247,11 @@ class DetectCore:
                 else:
                     rest.append(waiting)
             self._waiting[key] = rest
-            if due := [block for block in due if self._readable(block)]:
-                self._feed(kind, in_order(merged(due)))
-        own = ("features", "score") if kind == "predictions" else ("loss", "comparison")
+            if read := [block for found in due if (block := self._readable(found)) is not None]:
+                self._feed(kind, in_order(merged(read)))
         for name in sorted(self._running):
             running = self._running[name]
-            if running.config.stream in own and not running.failed:
+            if running.config.stream in _STREAMS[kind] and not running.failed:
                 running.touched = True
                 self._say(name, running, self._guarded(name, running, lambda d: d.advance(time_ms)))
 
@@ -216,13 +264,13 @@ class DetectCore:
             spans(self._meta.pairs.setdefault(block.model, Pair()), block) if kind == "outcomes" else []
         )
         for config in contract.monitoring.detectors:
-            if (config.stream in ("features", "score") and kind == "predictions") or (
-                config.stream == "loss" and kind == "outcomes"
-            ):
+            if config.stream not in _STREAMS[kind]:
+                continue
+            if config.stream != "comparison":
                 self._feed_versions(contract, config, block)
-            elif config.stream == "comparison" and kind == "outcomes":
-                for span in compared:
-                    self._feed_comparison(contract, config, block, span)
+                continue
+            for span in compared:
+                self._feed_comparison(contract, config, block, span)
 
     def _see(self, block: ObservationBlock) -> None:
         """Remember which versions are alive."""
@@ -242,10 +290,11 @@ class DetectCore:
     ) -> None:
         """One detector for each version; it reads the rows that version answered in one of the configured roles.
 
-        A heuristic that answered in a version's place says nothing of the version, so only its inputs are read.
+        A heuristic that answered in a version's place says nothing of the version, so only its inputs are read, and on
+        stream ``predictions`` that it answered.
         """
         wanted = np.isin(block.role, [ROLES.index(role) for role in config.roles])
-        if config.stream != "features":
+        if config.stream not in _WITH_FAILURES:
             wanted &= block.status == _OK
         if config.sample_every > 1:
             wanted &= block.identity % np.uint64(config.sample_every) == 0
@@ -289,24 +338,30 @@ class DetectCore:
                 return None
             self._running[key] = running
             self._restore(key, running)
+            standing = standing_of(running.spec, running.context, running.standing_key, self._cache)
+            running.standing = standing
         return None if running.failed else running
 
     def _build(self, contract: ModelContract, config: DetectorConfig, key: Key, role: str) -> Running:
         spec = spec_for(config)
         names, codes, places = columns_read(contract, config, spec)
-        detectors = max(1, len(contract.monitoring.detectors))
+        version = self._versions.get(key[:2])
+        of_columns = dict(stream_columns(contract, config.stream))
         context = Context(
             columns=names,
             categories=codes,
             stream=config.stream,
-            reference=self._references.get(key[:2]),
+            reference=None if version is None else version.reference,
             version=key[1],
             false_pages=contract.monitoring.false_pages,
-            share=1 / detectors,
+            share=share_of_budget(contract),
             seed=self._context.settings.monitor.seed,
+            features={name: found for name in names if (found := of_columns[name]) is not None},
+            trained_to_ms=None if version is None else version.trained_to_ms,
             cache=self._cache,
         )
-        return Running(config, spec, context, spec.build(context), role, places)
+        hashes = config_hash(config, context), standing_key(spec, context)
+        return Running(config, spec, context, spec.build(context), role, places, *hashes)
 
     def _update(self, key: Key, running: Running, rows: Rows, part: ObservationBlock) -> None:
         running.touched = True
@@ -342,9 +397,9 @@ class DetectCore:
             if state is running.said and not running.spec.announces_blocks:
                 continue
             address = running.address if part is None or change.index < 0 else row_address(part, change.index)
-            spec = running.spec
-            family = spec.family(running.config.stream)
-            self._signal(key, running.config, family, spec.pages, running.role, running.said, change, address)
+            family = running.spec.family(running.config.stream)
+            standing = running.standing
+            self._signal(key, running.config, family, standing, running.role, running.said, change, address)
             running.said = state
 
     def _signal(
@@ -352,7 +407,7 @@ class DetectCore:
         key: Key,
         config: DetectorConfig,
         family: Family,
-        pages: bool,
+        standing: Standing | None,
         role: str,
         previous: State,
         change: Change,
@@ -375,7 +430,8 @@ class DetectCore:
             event_time_ms=change.time_ms,
             row=address,
             config_hash=self._contracts[model].hash,
-            pages=pages,
+            pages=standing is not None and standing.pages,
+            standing="" if standing is None else in_words(standing),
             trace_id=signal_id[:32],
         )
         self._count("driftline_signals_total", model=model, detector=name, state=verdict.state.value)
@@ -388,7 +444,7 @@ class DetectCore:
         self._refused.add(piece_name(key))
         verdict = Verdict(state=State.ERROR, score=0.0, threshold=0.0, evidence=Evidence(note=why[:500]))
         change = Change(-1, max(self._meta.prediction_ms, self._meta.outcome_ms), verdict)
-        self._signal(key, config, _FAMILIES[config.stream], False, role, State.INCONCLUSIVE, change, "")
+        self._signal(key, config, _FAMILIES[config.stream], None, role, State.INCONCLUSIVE, change, "")
 
     def outputs(self) -> list[Out]:
         outs, self._outs = self._outs, []
@@ -440,8 +496,10 @@ class DetectCore:
         data = self._stored.pop(piece_name(key), None)
         if data is None:
             return
-        _schema, _role, written_for, said, failed, address, snapshot = msgspec.msgpack.decode(data)
-        if written_for != config_hash(running):
+        _schema, _role, written_for, said, failed, address, snapshot, *rest = msgspec.msgpack.decode(data)
+        if rest:
+            self._cache.setdefault(rest[0], rest[1])
+        if written_for != running.content:
             return
         try:
             running.detector = running.spec.restore(running.context, snapshot)

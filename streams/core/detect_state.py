@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from detectors.base import Context, Detector, Spec
+from detectors.base import Context, Detector, Spec, Standing
 from schemas.blocks import ObservationBlock
 from schemas.contracts import DetectorConfig
 from schemas.ids import content_hash
@@ -35,6 +35,9 @@ class Running:
     detector: Detector
     role: str
     columns: tuple[int, ...]
+    content: str
+    standing_key: str
+    standing: Standing = field(default_factory=Standing)
     said: State = State.INCONCLUSIVE
     failed: bool = False
     touched: bool = True
@@ -71,19 +74,21 @@ def encode_running(running: Running) -> bytes:
         [
             DETECT_SCHEMA,
             running.role,
-            config_hash(running),
+            running.content,
             running.said.value,
             running.failed,
             running.address,
             running.detector.snapshot(),
+            running.standing_key,
+            msgspec.msgpack.encode(running.standing),
         ]
     )
 
 
-def config_hash(running: Running) -> str:
-    """Changes with anything that makes an old snapshot meaningless."""
-    reference = running.context.reference
-    text = running.config.model_dump_json() + "|".join(running.context.columns)
+def config_hash(config: DetectorConfig, context: Context) -> str:
+    """Changes with anything that makes an old snapshot meaningless. Slow for a large reference: once a detector."""
+    reference = context.reference
+    text = config.model_dump_json() + "|".join(context.columns)
     return content_hash((text + ("" if reference is None else reference.model_dump_json())).encode())[:16]
 
 

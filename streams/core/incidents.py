@@ -119,6 +119,14 @@ def headline(incident: Incident) -> str:
     return f"{incident.rule}: {', '.join(parts)}"
 
 
+def summary(incident: Incident) -> str:
+    """The headline, and how far the word of each detector that agrees can be trusted."""
+    known = [
+        f"{name}: {signal.standing}" for name, signal in sorted(incident.agreeing.items()) if signal.standing
+    ]
+    return headline(incident) + (f". False alarms of {'; of '.join(known[:3])}" if known else "")
+
+
 def trace_headers(trace_id: str | None) -> dict[str, bytes]:
     """Kafka headers that carry the trace."""
     return {} if trace_id is None else {HEADER_TRACE: trace_id.encode()}

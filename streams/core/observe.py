@@ -13,7 +13,7 @@ from schemas.blocks import DTYPES, ObservationBlock
 from schemas.codecs import PredictionColumns
 from schemas.contracts import ModelContract
 from schemas.rows import NANO
-from streams.core.counting import OutcomeArrays
+from streams.core.counting import OutcomeArrays, Segments
 from streams.core.join import Settled
 
 #: A block stays well under what a broker takes in one message.
@@ -34,8 +34,10 @@ class Addresses:
         return Addresses(self.partition[keep], self.offset[keep], self.row[keep], self.identity[keep])
 
 
-def prediction_block(columns: PredictionColumns, addresses: Addresses) -> ObservationBlock:
-    """Predictions as one block, in their order."""
+def prediction_block(
+    columns: PredictionColumns, addresses: Addresses, segments: NDArray[np.int32]
+) -> ObservationBlock:
+    """Predictions as one block, in their order. ``segments (n, s)``: codes of their categories."""
     versions, version = _coded(columns.versions)
     nothing: dict[str, Any] = {name: np.empty(0, DTYPES[name]) for name in _LABEL_COLUMNS}
     return ObservationBlock(
@@ -54,12 +56,13 @@ def prediction_block(columns: PredictionColumns, addresses: Addresses) -> Observ
         latency_ms=columns.latency_ms,
         status=columns.status,
         features=columns.features,
+        segments=segments,
         **nothing,
     )
 
 
 def outcome_block(
-    contract: ModelContract, outcomes: Sequence[Settled], arrays: OutcomeArrays
+    contract: ModelContract, outcomes: Sequence[Settled], arrays: OutcomeArrays, segments: Segments
 ) -> ObservationBlock:
     """Outcomes of one model as one block; a replaced one is taken back in the row before the one that replaces it."""
     entries = [outcome.entry for outcome in outcomes]
@@ -89,6 +92,7 @@ def outcome_block(
         label_time_ms=arrays.label_time_ms,
         loss=arrays.log_loss_nano / NANO,
         sign=arrays.sign.astype(np.int8),
+        segments=segments.categories_of([e.segments for e in entries])[at],
     )
 
 
@@ -105,7 +109,7 @@ def cut(blocks: Sequence[ObservationBlock]) -> Iterator[ObservationBlock]:
     """Blocks of one model, kind and contract as few blocks of at most ``BLOCK_BYTES_MAX``, rows in their order."""
     whole = blocks[0] if len(blocks) == 1 else _joined(blocks)
     width = whole.features.shape[1] if whole.features.ndim == 2 else 0
-    most = max(1, BLOCK_BYTES_MAX // (8 * width + 96))
+    most = max(1, BLOCK_BYTES_MAX // (8 * width + 4 * whole.segments.shape[1] + 96))
     for start in range(0, len(whole), most):
         yield whole if len(whole) <= most else whole.take(np.arange(start, min(start + most, len(whole))))
 

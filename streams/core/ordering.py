@@ -8,10 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.base import STREAM_COLUMNS, Rows, Spec
-from schemas.blocks import ObservationBlock
-from schemas.contracts import DetectorConfig, ModelContract
+from schemas.blocks import SEGMENT_NULL, ObservationBlock
+from schemas.codecs import STATUSES
+from schemas.contracts import DetectorConfig, Feature, ModelContract
 from schemas.errors import ConfigurationError
 from schemas.ids import RowId
+
+_OK = STATUSES.index("ok")
 
 
 def in_order(block: ObservationBlock) -> ObservationBlock:
@@ -30,7 +33,7 @@ def merged(blocks: list[ObservationBlock]) -> ObservationBlock:
     first = blocks[0]
     columns: dict[str, Any] = {}
     for name in ("partition", "offset", "row", "identity", "event_time_ms", "role", "score", "latency_ms", "status",
-                 "features", "label", "label_time_ms", "loss", "sign"):  # fmt: skip
+                 "features", "label", "label_time_ms", "loss", "sign", "segments"):  # fmt: skip
         columns[name] = np.concatenate([getattr(block, name) for block in blocks])
     codes = [np.array([index[v] for v in block.versions], np.int32)[block.version] for block in blocks]
     return ObservationBlock(
@@ -39,13 +42,44 @@ def merged(blocks: list[ObservationBlock]) -> ObservationBlock:
 
 
 def column_values(stream: str, block: ObservationBlock) -> NDArray[np.float64]:
-    """The columns of ``detectors.base.STREAM_COLUMNS`` for ``stream``, shape (n, k)."""
-    if stream == "features":
-        return block.features
-    if stream == "score":
-        return block.score[:, None]
-    columns = [block.score, block.label] if stream == "comparison" else [block.score, block.label, block.loss]
-    return np.column_stack(columns)
+    """The columns of ``stream`` as ``detectors.base`` lists them, shape (n, k).
+
+    On ``predictions`` a row that failed, or that a heuristic answered, has error 1 and no score: what stands there is
+    not the version's. On ``loss`` a segment that is null or not known is NaN.
+    """
+    match stream:
+        case "features":
+            return block.features
+        case "score":
+            return block.score[:, None]
+        case "predictions":
+            failed = block.status != _OK
+            score = np.where(failed, np.nan, block.score)
+            return np.column_stack([score, block.latency_ms, failed, block.features])
+        case "comparison":
+            return np.column_stack([block.score, block.label])
+        case _:
+            segments = np.where(block.segments == SEGMENT_NULL, np.nan, block.segments)
+            return np.column_stack([block.score, block.label, block.loss, segments])
+
+
+def stream_columns(contract: ModelContract, stream: str) -> list[tuple[str, Feature | None]]:
+    """Names of a stream's columns in order, and the contract's feature where a column is one."""
+    columns: list[tuple[str, Feature | None]] = [(name, None) for name in STREAM_COLUMNS.get(stream, ())]
+    if stream in ("features", "predictions"):
+        columns += [(feature.name, feature) for feature in contract.features]
+    elif stream == "loss":
+        of = {feature.name: feature for feature in contract.features}
+        columns += [(name, of[name]) for name in contract.monitoring.segments]
+    return columns
+
+
+def segments_known(block: ObservationBlock, width: int) -> ObservationBlock:
+    """``block`` with ``width`` segments a row; null where it carries none, or as many of another contract."""
+    if block.segments.shape != (len(block), width):
+        block = block.take(np.arange(len(block)))
+        block.segments = np.full((len(block), width), SEGMENT_NULL, np.int32)
+    return block
 
 
 def columns_read(
@@ -56,14 +90,14 @@ def columns_read(
     Raises ConfigurationError when none is left: no feature has the name, or only categorical ones for a detector that
     reads numbers.
     """
-    columns = [(name, 0) for name in STREAM_COLUMNS.get(config.stream, ())]
-    if config.stream == "features":
-        columns = [(f.name, 0 if f.kind == "numeric" else len(f.categories) + 1) for f in contract.features]
-    numeric_only = config.stream == "features" and bool(getattr(spec, "numeric_only", False))
+    columns = [
+        (name, 0 if feature is None or feature.kind == "numeric" else len(feature.categories) + 1)
+        for name, feature in stream_columns(contract, config.stream)
+    ]
     chosen = [
         (name, categories, place)
         for place, (name, categories) in enumerate(columns)
-        if (name in config.columns or "*" in config.columns) and not (numeric_only and categories)
+        if (name in config.columns or "*" in config.columns) and not (spec.numeric_only and categories)
     ]
     if not chosen:
         raise ConfigurationError(

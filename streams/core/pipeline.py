@@ -224,7 +224,8 @@ class JoinCore:
             self._windows.add(
                 columns, windows, window_of, segments.labels, codes, references, self._meta.prediction_ms
             )
-            self._observed(prediction_block(columns, addresses))
+            told = segments.categories(codes, len(columns))
+            self._observed(prediction_block(columns, addresses, told))
         self._settle(contract, outcomes)
 
     def _index_rows(
@@ -298,7 +299,8 @@ class JoinCore:
         if outcomes:
             arrays = OutcomeArrays.of(outcomes)
             self._windows.settle(outcomes, arrays, contract.threshold)
-            self._observed(outcome_block(contract, outcomes, arrays))
+            segments = self._segments[contract.model]
+            self._observed(outcome_block(contract, outcomes, arrays, segments))
 
     # -- time -----------------------------------------------------------------------------------------------------
 

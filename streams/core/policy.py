@@ -46,6 +46,7 @@ from streams.core.incidents import (
     place,
     rule_named,
     served,
+    summary,
     trace_headers,
 )
 
@@ -274,7 +275,7 @@ class PolicyCore:
         if incident.severity is not None and not raised:
             return
         incident.severity = severity
-        self._alert(incident, rule, severity, "trigger", event_time_ms, headline(incident))
+        self._alert(incident, rule, severity, "trigger", event_time_ms, summary(incident))
         self._decide(
             contract,
             incident,

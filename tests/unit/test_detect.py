@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
 
-from schemas.blocks import ObservationBlock
-from schemas.contracts import DetectorConfig, Feature
+from detectors.base import Context, Standing
+from detectors.registry import spec_for
+from schemas.blocks import BLOCK_SCHEMA, ObservationBlock, decode_block, encode_block
+from schemas.contracts import DetectorConfig, FalsePages, Feature
 from schemas.events import HEADER_KIND, Tick
 from schemas.verdicts import Family, SignalChanged, State
 from streams.core.delivery import Record
 from streams.core.detect import VERSIONS_MAX, DetectCore
+from streams.core.ordering import column_values, columns_read, merged
+from streams.core.standings import in_words, share_of_budget, standing_key, standing_of
 from tests.support_detect import (
     HOUR,
     T0,
@@ -312,3 +318,148 @@ def test_old_versions_make_room() -> None:
         name.split("/")[2] for name, data in core.changed_pieces().items() if data is not None and "/" in name
     }
     assert kept == set(versions[-VERSIONS_MAX:])
+
+
+# -- what a detector is given ---------------------------------------------------------------------------------------
+
+
+def test_the_stream_of_predictions_has_answers_and_inputs_together() -> None:
+    """Score, latency, error, then all features; what a heuristic answered is an error and no score of the version."""
+    good = predictions([T0, T0 + 1], identity=[1, 2], score=[0.2, 0.4], x=[5.0, 6.0])
+    bad = predictions([T0], identity=[3], score=[0.9], x=[7.0], status="fallback")
+    assert_array_equal(column_values("predictions", good), [[0.2, 1, 0, 5, 0], [0.4, 1, 0, 6, 0]])
+    assert_array_equal(column_values("predictions", bad), [[np.nan, 1, 1, 7, 0]])
+    numbers = DetectorConfig(name="d", kind="adwin", stream="predictions")
+    whole = DetectorConfig(name="d", kind="psi", stream="predictions")
+    told = columns_read(contract(), numbers, spec_for(detector("adwin")))
+    assert told == (("score", "latency_ms", "error", "x"), (0, 0, 0, 0), (0, 1, 2, 3))
+    names, categories, _ = columns_read(contract(), whole, spec_for(detector("psi")))
+    assert (names[-1], categories[-1]) == ("where", 2)
+
+
+def detector(kind: str, **changes: Any) -> DetectorConfig:
+    """A detector ``d`` of a kind with its defaults, on features unless told otherwise."""
+    return DetectorConfig(**({"name": "d", "kind": kind, "stream": "features"} | changes))
+
+
+def test_outcomes_carry_the_segments_of_their_prediction() -> None:
+    """Columns of stream ``loss`` after the three fixed ones, null as NaN; kept by the wire, the order and the merge."""
+    block = outcomes([T0, T0 + 1, T0 + 2], identity=[1, 2, 3], segments=[[0], [1], [-1]])
+    assert_array_equal(column_values("loss", decode_block(encode_block(block)))[:, 3], [0, 1, np.nan])
+    config = detector("loss-above-promise", stream="loss")
+    watched = contract([config], monitoring={"segments": ("where",)})
+    names, categories, places = columns_read(watched, config, spec_for(config))
+    assert (names, categories, places) == (("score", "label", "loss", "where"), (0, 0, 0, 2), (0, 1, 2, 3))
+
+
+def test_blocks_of_the_first_schema_are_read() -> None:
+    """Written before there were segments: nobody knows them, and everything else is as it was."""
+    head = msgspec.msgpack.decode(encode_block(outcomes([T0], identity=[1], segments=[[1]])))
+    assert head.pop("schema") == BLOCK_SCHEMA == 2
+    del head["segments"], head["segment_width"]
+    old = decode_block(msgspec.msgpack.encode({"schema": 1, **head}))
+    assert (len(old), old.segments.shape, old.identity.tolist()) == (1, (0, 0), [1])
+
+
+def test_segments_coded_otherwise_are_not_known() -> None:
+    """Blocks without segments, and of a contract with other categories, go together with those that have them."""
+    config = detector("loss-above-promise", stream="loss")
+    before = contract([config], monitoring={"segments": ("where",)})
+    where = Feature(name="where", kind="categorical", categories=("a", "b"))
+    now = contract(
+        [config], monitoring={"segments": ("where",)}, features=(Feature(name="x"), where), revision=2
+    )
+    core = started((before, version("v1")))
+    core.activate([_record(now)])
+    told = [
+        outcomes([T0], identity=[2], segments=[[1]], contract_hash=before.hash),
+        outcomes([T0], identity=[3], segments=[[1]], contract_hash=now.hash),
+        outcomes([T0], identity=[4]),
+    ]
+    read = [found for block in told if (found := core._readable(block)) is not None]
+    assert_array_equal(column_values("loss", merged(read))[:, 3], [np.nan, 1, np.nan])
+
+
+def test_a_detector_knows_features_training_and_its_part_of_the_budget() -> None:
+    """The contract's features by column, the end of the training data, and one over those that can page."""
+    detectors = [*contract().monitoring.detectors, detector("psi", name="e")]
+    where = Feature(name="where", kind="categorical", categories=("a",))
+    watched = contract(detectors, features=(Feature(name="x", low=0, high=1), where))
+    core = started((watched, version("v1").model_copy(update={"trained_to_ms": T0})))
+    core.apply(records([predictions([T0], identity=[1]), tick(T0)]), 0)
+    context = core._running["m", "v1", "inputs"].context
+    assert context.features == {"x": watched.features[0], "where": where}
+    assert context.trained_to_ms == T0
+    paging = [d for d in detectors if spec_for(d).pages]
+    assert 0 < len(paging) < len(detectors)
+    assert context.share == share_of_budget(watched) == 1 / len(paging)
+    assert share_of_budget(contract([detector("psi")])) == 1
+    assert core._running["m", "v1", "adwin"].context.features == {}
+
+
+# -- false alarms ---------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_says_how_far_its_promise_was_verified() -> None:
+    """``pages`` and ``standing`` of a signal are its detector's standing; one of no bound does not page."""
+    told = {s.detector: (s.pages, s.standing) for s in EXPECTED}
+    assert told["harm"][0]
+    assert not told["adwin"][0]
+    assert "no bound" in told["adwin"][1]
+    day = 24.0 * HOUR
+    words = in_words(Standing("proved", 90 * day, 60 * day, 0, True, "and so it is"))
+    assert "one false alarm in 90 d; 0 in 60 d of reference" in words
+    assert words.endswith("unverified beyond 60 d; and so it is")
+    assert "unverified" not in in_words(Standing("resampled", 30 * day, 60 * day, 1))
+    assert in_words(Standing("proved", day)).endswith("unverified; no bound on false alarms is known")
+
+
+class _Slow(type(spec_for(detector("adwin")))):  # type: ignore[misc]
+    """Counts how often it is asked for its standing."""
+
+    asked: ClassVar[int] = 0
+
+    def standing(self, context: Context) -> Standing:
+        type(self).asked += 1
+        if context.seed == 9:
+            raise RuntimeError("boom")
+        return Standing("resampled", pages=True, note=f"seed {context.seed}")
+
+
+def test_a_standing_is_worked_out_once_for_equal_content() -> None:
+    """Kept under what it depends on; a kind that breaks there does not page."""
+    cache: dict[str, bytes] = {}
+    spec = _Slow()
+    found = []
+    for seed in (1, 1, 2, 9, 9):
+        context = Context(("x",), (0,), "features", seed=seed)
+        found.append(standing_of(spec, context, standing_key(spec, context), cache))
+    assert _Slow.asked == 3
+    assert [s.note for s in found[:3]] == ["seed 1", "seed 1", "seed 2"]
+    assert found[0] == Standing("resampled", pages=True, note="seed 1")
+    assert not found[3].pages
+    assert "boom" in found[4].note
+
+
+def test_a_restored_core_asks_no_standing_again() -> None:
+    """It is part of the detector's piece."""
+    core = started()
+    core.apply(records([predictions([T0], identity=[1]), tick(T0)]), 0)
+    pieces = {name: data for name, data in core.changed_pieces().items() if data is not None}
+    again = started(restored=(pieces, manifest_of(core, 2)))
+    running = again._running["m", "v1", "inputs"]
+    assert msgspec.msgpack.decode(again._cache[running.standing_key], type=Standing) == running.standing
+    assert again._cache[running.standing_key] == msgspec.msgpack.decode(pieces["detector/m/v1/inputs"])[8]
+
+
+def test_a_changed_budget_keeps_the_evidence() -> None:
+    """Detectors go on under the new threshold; their state is the one they had."""
+    core = started()
+    heard(core, records(interleaved(steps(0, 6), 0))[:1500])
+    before = {key: running.detector.snapshot() for key, running in core._running.items()}
+    core.activate([_record(contract(monitoring={"false_pages": FalsePages(max=7)}, revision=2))])
+    after = core._running["m", "v1", "harm"]
+    assert after.context.false_pages == FalsePages(max=7)
+    assert after.detector.snapshot() == before["m", "v1", "harm"]
+    assert set(core._running) == set(before)
+    assert set(core.changed_pieces()) >= {f"detector/{'/'.join(key)}" for key in before}

@@ -16,7 +16,7 @@ from schemas.ids import RowId, partition_of
 from streams.core.delivery import Manifest, Out, Record
 from streams.core.join import MERGE_FAN, Entry, JoinIndex, WindowKey
 from streams.core.pipeline import JoinCore
-from tests.support_join import HOUR, T0, Stream, blocks, join_core, prediction, truth
+from tests.support_join import CONTRACT, HOUR, T0, Stream, blocks, join_core, prediction, truth
 
 WINDOW = WindowKey("m", T0, HOUR)
 
@@ -278,6 +278,22 @@ def test_a_revision_is_one_row_back_and_one_forward_at_the_same_time() -> None:
     assert block.label.tolist() == [1.0, 0.0]
     assert block.label_time_ms.tolist() == [T0 + 2 * HOUR] * 2
     assert block.loss.tolist() == pytest.approx([0.28768207, 1.38629436])
+
+
+def test_both_kinds_of_rows_carry_their_segments() -> None:
+    """As codes of the contract's categories, of predictions and of outcomes alike; beyond ``segments_max``: unknown."""
+    features = CONTRACT.features[2].model_copy(update={"nullable": True})
+    monitoring = CONTRACT.monitoring.model_copy(update={"segments_max": 2})
+    changed = CONTRACT.model_copy(
+        update={"features": (*CONTRACT.features[:2], features), "monitoring": monitoring}
+    )
+    core, stream = join_core(contract=changed), Stream()
+    for at, origin in enumerate(("JFK", "EWR", "LGA", "BOS", None)):
+        told = {"distance": 1.0, "wind": None, "origin": origin}
+        core.apply([stream.event(prediction(f"p{at}", features=told)), stream.event(truth(f"p{at}"))], 0)
+    found = {block.kind: block for block in blocks(core.outputs())}
+    assert found["predictions"].segments.tolist() == [[1], [0], [3], [3], [-1]]
+    assert found["outcomes"].segments.tolist() == [[1], [0], [3], [3], [-1]]
 
 
 def _ticks(outs: list[Out]) -> list[Tick]:

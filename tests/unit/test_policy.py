@@ -195,6 +195,16 @@ def test_a_detector_that_may_not_page_makes_a_ticket_until_one_that_may_joins() 
     assert len(stage.alerts) == 3
 
 
+def test_an_alert_says_how_far_its_detectors_can_be_trusted() -> None:
+    """What is known of their false alarms, in the summary that every channel shows."""
+    stage = Stage(Policy(rules=(Rule(name="r", severity="page"),)))
+    stage.signal("strong", standing="bounded by a theorem; unverified beyond 60 d")
+    assert stage.alerts[0].summary == (
+        "r: strong. False alarms of strong: bounded by a theorem; unverified beyond 60 d"
+    )
+    assert stage.decisions[0].detail == "r: strong"
+
+
 @pytest.mark.parametrize(("at", "alerts"), [(2 * DAY - 1, 2), (2 * DAY, 3)])
 def test_no_new_incident_within_the_cooldown(at: int, alerts: int) -> None:
     """The cooldown after a resolve, from both sides, by a new signal."""

@@ -1,0 +1,85 @@
+"""What is known of a detector's false alarms where it runs: worked out once, kept by content, and put into words.
+
+A detector may need seconds to check its promise on the reference, and many versions share one; so its answer is kept
+under the hash of everything it depends on. A kind that breaks here does not page; that is all it loses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableMapping
+
+import msgspec
+
+from detectors.base import Context, Spec, Standing
+from detectors.registry import spec_for
+from schemas.contracts import ModelContract
+from schemas.errors import ConfigurationError
+from schemas.ids import content_hash
+
+_DAY_MS = 86_400_000
+
+
+def share_of_budget(contract: ModelContract) -> float:
+    """Each detector's part of the model's budget of false pages: one over those whose kind can page.
+
+    The others can only warn or ticket, whatever they say, so they take nothing from it. With every part kept, the sum
+    over the detectors that page stays within the budget (expectations add up, whatever the dependence).
+    """
+    return 1 / max(1, sum(_can_page(contract)))
+
+
+def _can_page(contract: ModelContract) -> Iterable[bool]:
+    for config in contract.monitoring.detectors:
+        try:
+            yield spec_for(config).pages
+        except (ConfigurationError, ImportError):
+            yield False
+
+
+def standing_of(spec: Spec, context: Context, key: str, cache: MutableMapping[str, bytes]) -> Standing:
+    """``spec.standing(context)``, from ``cache`` when it was asked for under the same ``standing_key`` before."""
+    held = cache.get(key)
+    if held is not None:
+        return msgspec.msgpack.decode(held, type=Standing)
+    try:
+        found = spec.standing(context)
+    except Exception as error:  # noqa: BLE001 - a library's detector may raise anything
+        found = Standing(
+            note=f"its false alarms could not be worked out: {type(error).__name__}: {error}"[:500]
+        )
+    cache[key] = msgspec.msgpack.encode(found)
+    return found
+
+
+def standing_key(spec: Spec, context: Context) -> str:
+    """Names all that a standing depends on. Slow for a large reference: once a detector."""
+    reference = context.reference
+    parts = [
+        spec.model_dump_json(),
+        repr((context.columns, context.categories, context.stream, context.budget_ms, context.seed)),
+        repr([feature.model_dump_json() for feature in context.features.values()]),
+        repr(context.trained_to_ms),
+        "" if reference is None else reference.model_dump_json(),
+    ]
+    return f"standing/{spec.kind}/{content_hash('|'.join(parts).encode())[:32]}"
+
+
+def in_words(standing: Standing) -> str:
+    """For whoever is woken: what was promised, what of it was checked, and what is not known."""
+    if standing.basis == "none":
+        return standing.note
+    parts = [{"proved": "bounded by a theorem", "resampled": "set on resampled reference"}[standing.basis]]
+    if standing.promised_ms is not None:
+        parts.append(f"promised: at most one false alarm in {_days(standing.promised_ms)}")
+    if standing.verified_ms > 0:
+        parts.append(f"{standing.alarms} in {_days(standing.verified_ms)} of reference in time order")
+    if (standing.promised_ms or 0.0) > standing.verified_ms:
+        parts.append(
+            f"unverified beyond {_days(standing.verified_ms)}" if standing.verified_ms else "unverified"
+        )
+    return "; ".join([*parts, *([standing.note] if standing.note else [])])
+
+
+def _days(time_ms: float) -> str:
+    days = time_ms / _DAY_MS
+    return f"{days:.0f} d" if days >= 10 else f"{days:.2g} d"
