@@ -11,7 +11,7 @@ from scipy import stats
 
 from detectors.base import DAY_MS, STREAM_COLUMNS, Context, Detector, Rows, Spec, Stream
 from detectors.compare_e import PairedJudgeSpec
-from detectors.outlier_rate import binomial_bound
+from detectors.outlier_limits import binomial_bound
 from detectors.promise_e import PromiseSpec
 from detectors.transform import mid_rank
 from detectors.windowed_kinds import PsiSpec
