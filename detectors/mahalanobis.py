@@ -45,8 +45,9 @@ _CHUNK_VALUES = 12_288
 _CHUNK_ROWS_MIN = 256
 #: Standardised values are cut here: far beyond any bound, and their squares can be added.
 _Z_MAX = 1e6
-#: Whitening matrices kept for patterns of nulls; others are made again.
-_PATTERNS_MAX = 64
+#: Numbers in the whitening matrices that are kept for patterns of nulls, and least matrices; others are made again.
+_WHITENERS_MAX = 1_000_000
+_WHITENERS_MIN = 4
 #: Least standard deviation, relative to the mean and absolute, so that a constant column can be divided by.
 _SD_MIN = 1e-9
 _TINY = 1e-300
@@ -123,16 +124,12 @@ class Mahalanobis:
         z, known = self._standardised(values)
         if known is None:
             return normal_deviate(self._squares(z, first, np.ones(self._k, bool)), self._k)
-        scores = np.empty(len(values))
-        patterns, group = np.unique(np.packbits(known, axis=1), axis=0, return_inverse=True)
-        for at in range(len(patterns)):
-            rows = np.flatnonzero(group.reshape(-1) == at)
-            pattern = known[rows[0]]
+        squares = np.empty(len(values))
+        for rows in _by_pattern(known):
             for part in _cells_together(rows, first):
                 low = int(part[0])
-                squares = self._squares(z[low : part[-1] + 1], first + low, pattern)
-                scores[part] = normal_deviate(squares[part - low], int(pattern.sum()))
-        return scores
+                squares[part] = self._squares(z[low : part[-1] + 1], first + low, known[low])[part - low]
+        return normal_deviate(squares, known.sum(axis=1))
 
     def squared_distance(self, values: Floats) -> Floats:
         """``d2 (n,)`` of rows without nulls."""
@@ -178,19 +175,34 @@ class Mahalanobis:
             found = np.zeros((self._k, self._k))
             found[places] = np.linalg.inv(root).T
             self._whitening[key] = found
-            if len(self._whitening) > _PATTERNS_MAX:
+            if len(self._whitening) > max(_WHITENERS_MIN, _WHITENERS_MAX // self._k**2):
                 self._whitening.popitem(last=False)
         return found
 
 
-def normal_deviate(squares: Floats, k: int) -> Floats:
+def normal_deviate(squares: Floats, k: int | NDArray[np.int64]) -> Floats:
     """Chi-squared values of ``k`` degrees of freedom as standard normal ones (Wilson and Hilferty)."""
     noise = 2.0 / (9.0 * k)
     deviate: Floats = (np.cbrt(squares / k) - (1.0 - noise)) / np.sqrt(noise)
     return deviate
 
 
+def _by_pattern(known: Bools) -> list[NDArray[np.int64]]:
+    """Positions of the rows of each pattern of ``known (n, k)``, ascending."""
+    packed = np.packbits(known, axis=1)
+    if packed.shape[1] <= 8:
+        words = np.zeros((len(packed), 8), np.uint8)
+        words[:, : packed.shape[1]] = packed
+        key = words.view(np.uint64)[:, 0]
+    else:
+        key = np.unique(packed, axis=0, return_inverse=True)[1].reshape(-1).astype(np.uint64)
+    order = np.argsort(key, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(key[order])) + 1)
+
+
 def _cells_together(rows: NDArray[np.int64], first: int) -> list[NDArray[np.int64]]:
     """Rows of one pattern in runs that share or touch cells, so that few rows do not pay for the whole call."""
+    if len(rows) == 1:
+        return [rows]
     cell = (rows + first) // _CELL_ROWS
     return np.split(rows, np.flatnonzero(np.diff(cell) > 1) + 1)
