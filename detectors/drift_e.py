@@ -58,7 +58,7 @@ _CUT_CELLS = 8
 _RECENT_CELLS = 64
 _JOINT_WEIGHT = 0.1
 #: A pause in the traffic opens no more than this share of the run length for a change to begin in.
-_GAP_SHARE = 1e-3
+_GAP_SHARE = 1e-2
 
 
 class DriftESpec(Spec):

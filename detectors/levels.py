@@ -118,8 +118,9 @@ def at_most(share: Floats, rows: int, delta: float) -> Floats:
     if rows <= 0:
         return np.ones_like(share)
     band = share + np.sqrt(np.log(2 / delta) / (2 * rows))
-    hits = np.clip(share * rows, 0, rows - 1e-9)
-    exact = betaincinv(hits + 1, rows - hits, 1 - delta / (2 * max(1, len(share))))
+    hits = np.clip(share, 0, 1) * rows
+    inner = betaincinv(hits + 1, np.maximum(rows - hits, 1e-3), 1 - delta / (2 * max(1, len(share))))
+    exact = np.where(hits < rows, inner, 1.0)
     return np.asarray(np.clip(np.minimum(band, exact), share, 1.0), np.float64)
 
 
