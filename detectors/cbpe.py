@@ -67,6 +67,8 @@ class CbpeSpec(Spec):
     )
     blind_to: ClassVar[str] = "concept drift and every calibration that went wrong: it believes the scores"
 
+    needs_reference: ClassVar[bool] = True
+
     metric: Metric = "roc_auc"
     threshold: float = Field(default=0.5, ge=0, le=1)
     calibration: Literal["isotonic", "platt", "none"] = "isotonic"
@@ -110,9 +112,8 @@ class Cbpe:
 
     def _learn(self, reference: Reference, quantiles: Floats) -> None:
         scores = np.asarray(reference.sample_score, np.float64)
-        labels = np.asarray(reference.sample_label, np.float64)
         spec = self._spec
-        calibration = self._calibrate(scores, labels)
+        calibration = self._calibrate(scores, np.asarray(reference.sample_label, np.float64))
         self._scale = scale = Scale(quantiles, spec.threshold, calibration)
         if len(scores) >= _LABELS_MIN:
             weights = None
@@ -130,7 +131,10 @@ class Cbpe:
         self._tolerance = max(spec.tolerance, spec.tolerance_sd * self._spread(reference, scores, weights))
 
     def _calibrate(self, scores: Floats, labels: Floats) -> Calibration:
-        paired = len(scores) == len(labels) and len(labels) >= _LABELS_MIN
+        if len(scores) == len(labels):
+            known = ((labels == 0) | (labels == 1)) & (scores >= 0) & (scores <= 1)
+            scores, labels = scores[known], labels[known]
+        paired = len(scores) == len(labels) >= _LABELS_MIN
         if paired:
             self._realised = realised(scores, labels, self._spec.threshold)
         if self._spec.calibration == "none":

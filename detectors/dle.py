@@ -80,6 +80,8 @@ class DleSpec(Spec):
     sees: ClassVar[str] = "inputs moving to where the model was wrong, or right, on the reference"
     blind_to: ClassVar[str] = "concept drift; losses where the reference has no rows"
 
+    needs_reference: ClassVar[bool] = True
+
     loss: Loss = "brier"
     tolerance: float = Field(default=0.1, gt=0, description="Share of the reference's mean loss.")
     tolerance_sd: float = Field(default=2.0, ge=0)

@@ -99,11 +99,15 @@ def learn(
         return None
     score, label = np.asarray(reference.sample_score), np.asarray(reference.sample_label)
     sample = _sample(reference)
-    if len(label) < LABELS_MIN or not len(score) == len(label) == len(sample):
+    if not len(score) == len(label) == len(sample) or not len(label):
         return None
     losses = np.abs(score - label) if loss == "absolute" else (score - label) ** 2
-    unit = float(losses.mean())
-    if not np.isfinite(losses).all() or unit <= 0:
+    known = np.isfinite(losses)
+    if loss == "brier":
+        known &= ((label == 0) | (label == 1)) & (score >= 0) & (score <= 1)
+    score, sample, losses = score[known], sample[known], losses[known]
+    unit = float(losses.mean()) if len(losses) >= LABELS_MIN else 0.0
+    if unit <= 0:
         return None
     losses = losses / unit
     values = np.full((len(sample), len(context.columns)), np.nan)
@@ -121,7 +125,7 @@ def learn(
     kept, codes = _chosen(codings, values, losses, ~held_out, features_max)
     tables = fit(codes, losses, tuple(c.size for c in kept), held_out)
     return _measured(
-        kept, tables, codes, losses, held_out, unit, _blocks_of(reference, block_ms, block_offset_ms)
+        kept, tables, codes, losses, held_out, unit, _blocks_of(reference, known, block_ms, block_offset_ms)
     )
 
 
@@ -184,9 +188,11 @@ def _measured(
     )
 
 
-def _blocks_of(reference: Reference, block_ms: int, block_offset_ms: int) -> Ints | None:
+def _blocks_of(
+    reference: Reference, known: NDArray[np.bool_], block_ms: int, block_offset_ms: int
+) -> Ints | None:
     times = np.asarray(reference.sample_time_ms, np.int64)
-    return (times - block_offset_ms) // block_ms if len(times) == len(reference.sample) else None
+    return (times[known] - block_offset_ms) // block_ms if len(times) == len(known) else None
 
 
 def _spread(guess: Floats, blocks: Ints | None) -> float:

@@ -127,7 +127,9 @@ class Quality:
 
     def __init__(self, spec: QualitySpec, context: Context) -> None:
         self._spec = spec
-        self._columns = [allowed(context, at) for at in range(len(context.columns))]
+        self._columns = [
+            allowed(context, at, spec.block_ms, spec.block_offset_ms) for at in range(len(context.columns))
+        ]
         self._coded = np.array([c.categories > 0 for c in self._columns], bool)
         self._low = np.array([c.low for c in self._columns])
         self._high = np.array([c.high for c in self._columns])
@@ -232,7 +234,7 @@ class Quality:
             if column.integers is not None and not fractional and readable:
                 made.append(integers_finding(column, readable))
             held = block.values[at]
-            if held is not None and readable:
+            if held is not None and readable >= max(1.0, column.whole_rows):
                 made.append(variety_finding(column, len(held), readable))
         return made
 

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detectors.base import Context
 from detectors.rates import NATS_MAX, rate_nats, rate_upper
@@ -27,13 +28,17 @@ _INTEGERS_MAX = 0.5
 _REFERENCE_NATS = 7.0
 #: A block of the reference with fewer rows does not say how high a rate may go.
 _BLOCK_ROWS_MIN = 30
+#: A block of the sample with fewer rows says nothing of variety, nor do fewer such blocks.
+_SAMPLE_ROWS_MIN = 10
+_BLOCKS_MIN = 5
 #: Bounds that the platform's own columns have; a probability is one if the reference's scores all are.
 _OWN = {"latency_ms": (0.0, math.inf), "error": (0.0, 1.0)}
 
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """One column's bounds. A rate of None is not checked; ``variety``: distinct values kept, 0 for no such check."""
+    """One column's bounds. A rate of None is not checked; ``variety``: the most distinct values that are a finding, 0 for
+    no such check; ``whole_rows``: fewer rows are but a part of a block and may hold a part of its values."""
 
     name: str
     categories: int = 0
@@ -46,11 +51,12 @@ class Allowed:
     integers: float | None = None
     variety: int = 0
     top_share: float = 1.0
+    whole_rows: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check of one column of one block, ``nats`` of evidence that it is worse than ``allowed``."""
+    """One check of one column of one block, ``nats`` of evidence that it is beyond ``allowed`` (``least``: below it)."""
 
     nats: float
     column: str
@@ -58,14 +64,16 @@ class Finding:
     current: float
     allowed: float
     rows: int
+    least: bool = False
 
     @property
     def line(self) -> str:
-        return f"{self.column}: {self.check} {self.current:.4g} of {self.rows} rows, at most {self.allowed:.4g} expected"
+        bound = "at least" if self.least else "at most"
+        return f"{self.column}: {self.check} {self.current:.4g} of {self.rows} rows, {bound} {self.allowed:.4g} expected"
 
 
-def allowed(context: Context, at: int) -> Allowed:
-    """What the context says of its column number ``at``."""
+def allowed(context: Context, at: int, block_ms: int, offset_ms: int) -> Allowed:
+    """What the context says of its column number ``at``, for blocks of ``block_ms``."""
     name = context.columns[at]
     categories = context.categories[at] if at < len(context.categories) else 0
     feature = context.features.get(name)
@@ -73,21 +81,28 @@ def allowed(context: Context, at: int) -> Allowed:
     found = _any_reference(reference, name)
     low, high = _range(name, feature, found)
     missing = _missing(feature, found, reference, name)
+    past = _Past(reference, name, block_ms, offset_ms)
+    if categories and (found is None or not found.shares):
+        return Allowed(name, categories, missing=missing)
     if categories:
+        assert found is not None
+        top = _upper(max(found.shares), found.rows)
         return Allowed(
             name,
             categories,
             missing=missing,
-            invalid=_upper(found.shares[-1], found.rows) if found is not None and found.shares else 0.0,
-            variety=1 if found is not None and found.shares and max(found.shares) < _SHARE_MAX else 0,
-            top_share=_upper(max(found.shares), found.rows) if found is not None and found.shares else 1.0,
+            invalid=_upper(found.shares[-1], found.rows),
+            variety=min(1, past.poorest - 1) if top < _SHARE_MAX else 0,
+            top_share=top,
+            whole_rows=past.whole_rows,
         )
     bounded = math.isfinite(low) or math.isfinite(high)
     outside = _outside(found, low, high) if bounded else None
     if found is None or not found.quantiles or name == "error":
         return Allowed(name, low=low, high=high, missing=missing, outside=outside)
     top, distinct = _variety(found)
-    fractional, integers = _fractions(reference, name)
+    fractional, integers = _fractions(past)
+    variety = HANDFUL if distinct >= 4 * HANDFUL else 1 if top < _SHARE_MAX else 0
     return Allowed(
         name,
         low=low,
@@ -96,8 +111,9 @@ def allowed(context: Context, at: int) -> Allowed:
         outside=outside,
         fractional=fractional,
         integers=integers,
-        variety=HANDFUL if distinct >= 4 * HANDFUL else 1 if top < _SHARE_MAX else 0,
+        variety=min(variety, past.poorest - 1),
         top_share=top,
+        whole_rows=past.whole_rows,
     )
 
 
@@ -115,7 +131,9 @@ def variety_finding(column: Allowed, distinct: int, rows: int) -> Finding:
     else:
         nats = max(0.0, (rows - distinct) * -math.log(mass) - distinct * math.log(rows))
     check = "frozen, distinct values" if distinct == 1 else "a handful of values, distinct"
-    return Finding(min(nats, NATS_MAX), column.name, check, float(distinct), float(HANDFUL), rows)
+    return Finding(
+        min(nats, NATS_MAX), column.name, check, float(distinct), float(column.variety + 1), rows, True
+    )
 
 
 def integers_finding(column: Allowed, rows: int) -> Finding:
@@ -175,23 +193,54 @@ def _variety(found: ColumnReference) -> tuple[float, int]:
     return min(1.0, (int(runs.max()) + 1) / max(1, len(found.quantiles) - 1)), len(runs)
 
 
-def _fractions(reference: Reference | None, name: str) -> tuple[float | None, float | None]:
+class _Past:
+    """A column's values in the reference's sample, whole and block by block of time. ``poorest``: distinct values in the
+    block that has fewest; more than any check asks for where the reference knows no time, 1 where it knows too little."""
+
+    def __init__(self, reference: Reference | None, name: str, block_ms: int, offset_ms: int) -> None:
+        self.values = _sampled(reference, name)
+        self.blocks: list[NDArray[np.float64]] = []
+        self.poorest = HANDFUL + 1
+        self.whole_rows = 0.0
+        if reference is None or not reference.sample_time_ms or not len(self.values):
+            return
+        times = np.asarray(reference.sample_time_ms, np.int64)
+        if len(times) != len(self.values):
+            return
+        numbers = (times - offset_ms) // block_ms
+        blocks = [self.values[numbers == number] for number in np.unique(numbers).tolist()]
+        blocks = [block[np.isfinite(block)] for block in blocks]
+        self.blocks = [block for block in blocks if len(block) >= _SAMPLE_ROWS_MIN]
+        enough = len(self.blocks) >= _BLOCKS_MIN
+        self.poorest = min(len(np.unique(block)) for block in self.blocks) if enough else 1
+        if reference.rows and reference.from_ms is not None and reference.to_ms is not None:
+            span = max(block_ms, reference.to_ms - reference.from_ms)
+            self.whole_rows = reference.rows * block_ms / span / 2
+
+
+def _sampled(reference: Reference | None, name: str) -> NDArray[np.float64]:
+    """The sample's values of a column, null as NaN; none where there is no sample."""
+    if reference is None:
+        return np.empty(0)
+    if name == "score" and name not in reference.columns:
+        return np.asarray(reference.sample_score, np.float64)
+    if name not in reference.columns or not reference.sample:
+        return np.empty(0)
+    if len(reference.columns) != len(reference.sample[0]):
+        return np.empty(0)
+    place = list(reference.columns).index(name)
+    return np.array([np.nan if row[place] is None else row[place] for row in reference.sample], np.float64)
+
+
+def _fractions(past: _Past) -> tuple[float | None, float | None]:
     """Bounds on the share with a fraction and on that of integers, from whole rows: quantiles lie between values."""
-    if reference is None or not reference.sample or len(reference.columns) != len(reference.sample[0]):
-        return None, None
-    if name == "score":
-        values = np.asarray(reference.sample_score, np.float64)
-    elif name in reference.columns:
-        place = list(reference.columns).index(name)
-        values = np.array([row[place] for row in reference.sample if row[place] is not None], np.float64)
-    else:
-        return None, None
-    values = values[np.isfinite(values)]
+    values = past.values[np.isfinite(past.values)]
     if len(values) < _BLOCK_ROWS_MIN:
         return None, None
     whole = float(np.mean(values == np.rint(values)))
     integers = _upper(whole, len(values))
+    ever = any(bool((block == np.rint(block)).all()) for block in past.blocks)
     return (
         _upper(0.0, len(values)) if whole == 1 else None,
-        integers if integers <= _INTEGERS_MAX else None,
+        integers if integers <= _INTEGERS_MAX and not ever else None,
     )
