@@ -53,6 +53,11 @@ class Table:
                 f"{self.path}: no column {name!r}; there are: {', '.join(self.texts)}"
             ) from None
 
+    def take(self, order: Sequence[int]) -> Table:
+        """The rows at ``order``."""
+        texts = {name: [column[at] for at in order] for name, column in self.texts.items()}
+        return Table(self.path, texts, [self.lines[at] for at in order])
+
     def where(self, at: int, name: str) -> str:
         """``file.csv, line 17, column x``."""
         return f"{self.path}, line {self.lines[at]}, column {name}"
