@@ -56,7 +56,7 @@ class Window(msgspec.Struct):
 
     rows: int = 0
     outliers: int = 0
-    since_ms: int = 0
+    since_ms: int | None = None
     worst: list[WorstEvent] = []
 
 
@@ -137,28 +137,35 @@ class OutlierRate:
             self._warning = min(rows, beta_binomial_bound(rows, null, bursts, math.sqrt(self.tail)))
             self._drift = min(rows, beta_binomial_bound(rows, null, bursts, self.tail))
 
-    def add(self, score: float, identity: int = 0, time_ms: int = 0) -> Verdict | None:
-        """Take one score; a verdict when it ends a window."""
-        ended = self.add_many(np.array([score]), np.array([identity], np.uint64), np.array([time_ms]))
+    def add(self, score: float, identity: int | None = None, time_ms: int | None = None) -> Verdict | None:
+        """Take one score; a verdict when it ends a window. Without an identity no event is kept."""
+        ended = self.add_many(
+            np.array([score]),
+            None if identity is None else np.array([identity], np.uint64),
+            None if time_ms is None else np.array([time_ms]),
+        )
         return ended[-1][1] if ended else None
 
     def add_many(
         self,
         scores: Floats,
-        identity: NDArray[np.uint64],
-        time_ms: NDArray[np.int64],
+        identity: NDArray[np.uint64] | None,
+        time_ms: NDArray[np.int64] | None,
         blame: Callable[[int], str | None] | None = None,
     ) -> list[tuple[int, Verdict]]:
         """Take scores ``(n,)`` of rows in order; the index at which each window ended, with its verdict.
 
-        NaN is no score and counts as no row; infinite ones are as large as a number can be. ``blame(index)`` names the
+        NaN is no score and counts as no row; infinite ones are as large as a number can be. Without
+        ``identity`` and ``time_ms`` no events are kept. ``blame(index)`` names the
         column to hold against a row; it is asked only for rows that become their window's worst.
         """
         state = self._state
         known = None
         if np.isnan(scores).any():
             known = np.flatnonzero(~np.isnan(scores))
-            scores, identity, time_ms = scores[known], identity[known], time_ms[known]
+            scores = scores[known]
+            identity = None if identity is None else identity[known]
+            time_ms = None if time_ms is None else time_ms[known]
         at, n, ended = 0, len(scores), []
         if state.bound is None:
             at = min(n, self.warm_up_rows - len(state.first) // 8)
@@ -178,8 +185,8 @@ class OutlierRate:
     def _count(
         self,
         scores: Floats,
-        identity: NDArray[np.uint64],
-        time_ms: NDArray[np.int64],
+        identity: NDArray[np.uint64] | None,
+        time_ms: NDArray[np.int64] | None,
         low: int,
         high: int,
         known: NDArray[np.int64] | None,
@@ -188,10 +195,12 @@ class OutlierRate:
         """Add rows ``low`` to ``high`` to the open window. Of equal scores the earlier row is the worse."""
         window, part, bound = self._state.open, scores[low:high], self._state.bound
         assert bound is not None
-        if not window.rows:
+        if not window.rows and time_ms is not None:
             window.since_ms = int(time_ms[low])
         window.rows += high - low
         window.outliers += int(np.count_nonzero(part > bound))
+        if identity is None or time_ms is None:
+            return
         full = len(window.worst) == self.worst
         if len(part) > self.worst:
             least = np.partition(part, len(part) - self.worst)[len(part) - self.worst]

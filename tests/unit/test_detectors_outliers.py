@@ -163,6 +163,10 @@ def test_infinite_scores_are_outliers_and_no_score_is_no_row() -> None:
     assert at == 24
     assert verdict.evidence.current == 0.9
     assert np.isfinite([event.score for event in verdict.evidence.worst]).all()
+    one = OutlierRate(10, 10, 0.2)
+    said = [one.add(float(score)) for score in [*range(10), *[9.0] * 10]]
+    assert said[:19] == [None] * 19
+    assert said[19] is not None and said[19].evidence.worst == ()
 
 
 def test_a_short_reference_costs_power_and_not_false_alarms() -> None:
