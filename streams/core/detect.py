@@ -10,21 +10,20 @@ one would close blocks of time at other moments on a slower machine.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from detectors.base import Change, Context, Rows, Standing
-from detectors.registry import spec_for
+from detectors.base import Change, Rows, Standing
 from schemas.blocks import ObservationBlock, decode_block
 from schemas.codecs import STATUSES
-from schemas.contracts import DetectorConfig, Feature, ModelContract, ModelRecord, ModelVersion
+from schemas.contracts import DetectorConfig, ModelContract, ModelRecord, ModelVersion
 from schemas.errors import BadMessage, ConfigurationError, SnapshotError
 from schemas.events import HEADER_KIND, KIND_TICK, Tick
-from schemas.ids import ROLES, content_hash
-from schemas.verdicts import Evidence, Family, SignalChanged, State, Verdict
+from schemas.ids import ROLES
+from schemas.verdicts import Evidence, Family, State, Verdict
+from streams.core.building import build, signal_of
 from streams.core.comparing import BEGINNING_MS, FALLBACK, Pair, Span, groups, spans
 from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
 from streams.core.detect_state import (
@@ -32,7 +31,6 @@ from streams.core.detect_state import (
     Meta,
     Running,
     Waiting,
-    config_hash,
     decode_meta,
     encode_meta,
     encode_running,
@@ -40,16 +38,15 @@ from streams.core.detect_state import (
     piece_name,
 )
 from streams.core.ordering import (
+    coding,
     column_values,
-    columns_read,
     detector_rows,
     in_order,
     merged,
+    readable,
     row_address,
-    segments_known,
-    stream_columns,
 )
-from streams.core.standings import in_words, share_of_budget, standing_key, standing_of
+from streams.core.standings import share_of_budget, standing_of
 
 #: Versions of a model whose detectors are kept; the one unseen for longest goes first.
 VERSIONS_MAX = 8
@@ -69,13 +66,6 @@ _STREAMS: Mapping[str, tuple[str, ...]] = {
 }
 #: Streams whose rows say something of a version even where it did not answer.
 _WITH_FAILURES = ("features", "predictions")
-
-
-def _coding(contract: ModelContract) -> tuple[tuple[Feature, ...], tuple[Any, ...]]:
-    """How a block's features and segments are coded: the features; the segments', and how many values they show."""
-    names, most = contract.monitoring.segments, contract.monitoring.segments_max
-    of = {feature.name: feature for feature in contract.features}
-    return contract.features, tuple((of[name], most) for name in names)
 
 
 def create(context: StageContext) -> DetectCore:
@@ -125,7 +115,7 @@ class DetectCore:
         if before is None:
             return
         wanted = {config.name: config for config in contract.monitoring.detectors}
-        (features, segments), (features_now, segments_now) = _coding(before), _coding(contract)
+        (features, segments), (features_now, segments_now) = coding(before), coding(contract)
         for key in [k for k in self._running if k[0] == contract.model]:
             running = self._running[key]
             same_columns = features == features_now and (
@@ -154,24 +144,15 @@ class DetectCore:
         self._dropped.add(name)
 
     def _readable(self, block: ObservationBlock) -> ObservationBlock | None:
-        """The block, if its features are coded as the model's contract now says; it may change while rows wait.
-
-        An outcome has none; if only its segments are coded otherwise, they are not known.
-        """
+        """The block, if its features are coded as the model's contract now says; it may change while rows wait."""
         contract = self._contracts.get(block.model)
         if contract is None:
             self._count("driftline_errors_total", where="detect: rows of an unknown model")
             return None
-        coded_as = self._codings.get(block.contract_hash, contract)
-        segments = len(contract.monitoring.segments)
-        if block.kind == "outcomes":
-            if _coding(coded_as)[1] != _coding(contract)[1]:
-                block = replace(block, segments=np.empty((0, 0), np.int32))
-            return segments_known(block, segments)
-        if coded_as.features == contract.features and block.features.shape[1] == len(contract.features):
-            return segments_known(block, segments)
-        self._count("driftline_errors_total", where="detect: rows of another coding of the features")
-        return None
+        found = readable(block, self._codings.get(block.contract_hash, contract), contract)
+        if found is None:
+            self._count("driftline_errors_total", where="detect: rows of another coding of the features")
+        return found
 
     # -- input ----------------------------------------------------------------------------------------------------
 
@@ -331,7 +312,8 @@ class DetectCore:
         running = self._running.get(key)
         if running is None:
             try:
-                running = self._build(contract, config, key, role)
+                seed = self._context.settings.monitor.seed
+                running = build(contract, config, key, self._versions.get(key[:2]), role, seed, self._cache)
             except ConfigurationError as error:
                 self._count("driftline_errors_total", where=f"detector {config.name}: {type(error).__name__}")
                 self._announce_error(key, config, role, str(error))
@@ -341,27 +323,6 @@ class DetectCore:
             standing = standing_of(running.spec, running.context, running.standing_key, self._cache)
             running.standing = standing
         return None if running.failed else running
-
-    def _build(self, contract: ModelContract, config: DetectorConfig, key: Key, role: str) -> Running:
-        spec = spec_for(config)
-        names, codes, places = columns_read(contract, config, spec)
-        version = self._versions.get(key[:2])
-        of_columns = dict(stream_columns(contract, config.stream))
-        context = Context(
-            columns=names,
-            categories=codes,
-            stream=config.stream,
-            reference=None if version is None else version.reference,
-            version=key[1],
-            false_pages=contract.monitoring.false_pages,
-            share=share_of_budget(contract),
-            seed=self._context.settings.monitor.seed,
-            features={name: found for name in names if (found := of_columns[name]) is not None},
-            trained_to_ms=None if version is None else version.trained_to_ms,
-            cache=self._cache,
-        )
-        hashes = config_hash(config, context), standing_key(spec, context)
-        return Running(config, spec, context, spec.build(context), role, places, *hashes)
 
     def _update(self, key: Key, running: Running, rows: Rows, part: ObservationBlock) -> None:
         running.touched = True
@@ -413,27 +374,10 @@ class DetectCore:
         change: Change,
         address: str,
     ) -> None:
-        model, version, name = key
-        verdict = change.verdict
-        identity = f"{model}/{version}/{role}/{name}/{change.time_ms}/{verdict.state}/{verdict.score!r}"
-        signal_id = content_hash(identity.encode())
-        signal = SignalChanged(
-            signal_id=signal_id,
-            model=model,
-            version=version,
-            role=role,
-            detector=name,
-            kind=config.kind,
-            family=family,
-            previous=previous,
-            verdict=verdict,
-            event_time_ms=change.time_ms,
-            row=address,
-            config_hash=self._contracts[model].hash,
-            pages=standing is not None and standing.pages,
-            standing="" if standing is None else in_words(standing),
-            trace_id=signal_id[:32],
-        )
+        model, _, name = key
+        contract = self._contracts[model]
+        signal = signal_of(key, config, family, standing, role, previous, change, address, contract)
+        verdict = signal.verdict
         self._count("driftline_signals_total", model=model, detector=name, state=verdict.state.value)
         self._outs.append(Out("signals", model.encode(), signal.model_dump_json().encode()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -74,11 +75,26 @@ def stream_columns(contract: ModelContract, stream: str) -> list[tuple[str, Feat
     return columns
 
 
-def segments_known(block: ObservationBlock, width: int) -> ObservationBlock:
-    """``block`` with ``width`` segments a row; null where it carries none, or as many of another contract."""
-    if block.segments.shape != (len(block), width):
-        block = block.take(np.arange(len(block)))
-        block.segments = np.full((len(block), width), SEGMENT_NULL, np.int32)
+def coding(contract: ModelContract) -> tuple[tuple[Feature, ...], tuple[tuple[Feature, int], ...]]:
+    """How a block's features and segments are coded: the features; those of segments, with how many values they show."""
+    of, most = {feature.name: feature for feature in contract.features}, contract.monitoring.segments_max
+    return contract.features, tuple((of[name], most) for name in contract.monitoring.segments)
+
+
+def readable(
+    block: ObservationBlock, coded_as: ModelContract, contract: ModelContract
+) -> ObservationBlock | None:
+    """The block as ``contract`` codes it, with as many segments a row as it has; None for features coded otherwise.
+
+    An outcome has no features; where only its segments are coded otherwise, or it has none, they are not known.
+    """
+    features, segments = coding(contract)
+    before, segments_before = coding(coded_as)
+    if block.kind == "predictions" and (before != features or block.features.shape[1] != len(features)):
+        return None
+    shape = (len(block), len(segments))
+    if segments_before != segments or block.segments.shape != shape:
+        block = replace(block, segments=np.full(shape, SEGMENT_NULL, np.int32))
     return block
 
 

@@ -1,0 +1,82 @@
+"""What a detector of a model is built with, and the signal that a change of its verdict becomes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+
+from detectors.base import Change, Context, Standing
+from detectors.registry import spec_for
+from schemas.contracts import DetectorConfig, ModelContract, ModelVersion
+from schemas.ids import content_hash
+from schemas.verdicts import Family, SignalChanged, State
+from streams.core.detect_state import Key, Running, config_hash
+from streams.core.ordering import columns_read, stream_columns
+from streams.core.standings import in_words, share_of_budget, standing_key
+
+
+def build(
+    contract: ModelContract,
+    config: DetectorConfig,
+    key: Key,
+    version: ModelVersion | None,
+    role: str,
+    seed: int,
+    cache: MutableMapping[str, bytes],
+) -> Running:
+    """A new detector of the version that ``key`` names. Raises ConfigurationError.
+
+    ``version``: its record, None while it is not known; ``cache``: where calibrations are kept.
+    """
+    spec = spec_for(config)
+    names, codes, places = columns_read(contract, config, spec)
+    of_columns = dict(stream_columns(contract, config.stream))
+    context = Context(
+        columns=names,
+        categories=codes,
+        stream=config.stream,
+        reference=None if version is None else version.reference,
+        version=key[1],
+        false_pages=contract.monitoring.false_pages,
+        share=share_of_budget(contract),
+        seed=seed,
+        features={name: found for name in names if (found := of_columns[name]) is not None},
+        trained_to_ms=None if version is None else version.trained_to_ms,
+        cache=cache,
+    )
+    hashes = config_hash(config, context), standing_key(spec, context)
+    return Running(config, spec, context, spec.build(context), role, places, *hashes)
+
+
+def signal_of(
+    key: Key,
+    config: DetectorConfig,
+    family: Family,
+    standing: Standing | None,
+    role: str,
+    previous: State,
+    change: Change,
+    address: str,
+    contract: ModelContract,
+) -> SignalChanged:
+    """The signal; its id depends on what it says alone, so that a replay repeats it. ``standing`` None: pages nobody."""
+    model, version, name = key
+    verdict = change.verdict
+    identity = f"{model}/{version}/{role}/{name}/{change.time_ms}/{verdict.state}/{verdict.score!r}"
+    signal_id = content_hash(identity.encode())
+    return SignalChanged(
+        signal_id=signal_id,
+        model=model,
+        version=version,
+        role=role,
+        detector=name,
+        kind=config.kind,
+        family=family,
+        previous=previous,
+        verdict=verdict,
+        event_time_ms=change.time_ms,
+        row=address,
+        config_hash=contract.hash,
+        pages=standing is not None and standing.pages,
+        standing="" if standing is None else in_words(standing),
+        trace_id=signal_id[:32],
+    )
