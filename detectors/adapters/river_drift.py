@@ -1,12 +1,12 @@
-"""river's drift detectors under the one protocol: one a column, alarms held for a while so that people can read them.
+"""river's drift detectors under the one protocol, one a column; seven of them survive a restart exactly.
 
-A library's alarm is an event; a verdict is a state. After an alarm the verdict stays ``drift`` for ``hold_rows`` rows
-without a further one. None of these bounds its rate of false alarms over many columns and much time (river's defaults
-alarm every few hundred to few thousand rows without drift), so they never page. Their inner state has no stable form:
-after a restart they learn again, and say so.
+``adwin``, ``kswin``, ``page-hinkley``, ``ddm``, ``eddm``, ``hddm-a`` and ``hddm-w`` are machines of our own with river's
+decisions and a state that can be stored (``machines``, ``adwin``, ``kswin``). The last four read the loss stream's error,
+``(score >= decision) != label``. Any other detector of river is ``river-drift`` with its class's ``name`` and ``params``;
+river's objects have no stable form, so that one starts to learn again after a restart, and says so.
 
-ADWIN: Bifet and Gavalda, "Learning from time-changing data with adaptive windowing", 2007. KSWIN: Raab, Heusinger and
-Schleif, "Reactive soft prototype computing for concept drift streams", 2020. Page-Hinkley: Page 1954.
+ADWIN's bound and Page-Hinkley's threshold are for values of about [0, 1], so those two read the ranks of a column's values
+in the reference where there is one (``ranks: false`` for the values as they are).
 
 >>> import numpy as np
 >>> from detectors.base import Context, Rows
@@ -18,173 +18,276 @@ Schleif, "Reactive soft prototype computing for concept drift streams", 2020. Pa
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-import msgspec
-import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from detectors.base import Change, Context, Detector, Rows, Spec, Stream, pack, undecided, unpack
-from schemas.verdicts import Evidence, Family, State, Verdict
+from detectors.adapters.adwin import Adwin
+from detectors.adapters.alarms import AlarmSpec, ErrorInput, Input, column_inputs
+from detectors.adapters.extras import checked_params, classes, imported, made
+from detectors.adapters.kswin import Kswin
+from detectors.adapters.machines import (
+    ALARM,
+    QUIET,
+    WARNING,
+    Ddm,
+    Eddm,
+    HddmA,
+    HddmW,
+    Level,
+    Machine,
+    PageHinkley,
+)
+from detectors.base import Context, Stream
+from schemas.errors import ConfigurationError
+from schemas.verdicts import Family
 
-_SCHEMA = 1
+INSTALL = "pip install river"
 
 
-class RiverDriftSpec(Spec):
-    """What the kinds below share."""
+class ColumnAlarmSpec(AlarmSpec):
+    """Kinds with a machine for each numeric column."""
 
     streams: ClassVar[Mapping[Stream, Family]] = {
         "features": Family.INPUT,
         "score": Family.PREDICTION,
         "loss": Family.CONCEPT,
     }
-    restart: ClassVar[Literal["exact", "warm-up"]] = "warm-up"
     numeric_only: ClassVar[bool] = True
 
-    warm_up_rows: int = Field(default=100, ge=0, description="Silent for so many rows of a column.")
-    hold_rows: int = Field(default=1_000, ge=1)
+    def inputs(self, context: Context) -> list[Input]:
+        return column_inputs(context)
 
     @abstractmethod
-    def make(self, seed: int) -> Any:
-        """One river detector."""
-
-    def build(self, context: Context) -> Detector:
-        return RiverDrift(self, context)
+    def machine(self, context: Context, at: int) -> Machine: ...
 
 
-class AdwinSpec(RiverDriftSpec):
+class RankedSpec(ColumnAlarmSpec):
+    """Kinds that are made for values of about [0, 1]."""
+
+    ranks: bool = Field(
+        default=True, description="Read where values stand in the reference, if there is one, not the values."
+    )
+
+    def inputs(self, context: Context) -> list[Input]:
+        return column_inputs(context, self.ranks)
+
+
+class AdwinSpec(RankedSpec):
     """Options of ``adwin``."""
 
     kind: ClassVar[str] = "adwin"
     cost_ns: ClassVar[int] = 2_000
-    state_size: ClassVar[str] = "about 2 KB a column"
+    state_size: ClassVar[str] = "about 3 KB a column"
     sees: ClassVar[str] = "changes of a column's mean, sudden or gradual"
     blind_to: ClassVar[str] = "changes that leave the mean where it was"
 
     delta: float = Field(default=1e-6, gt=0, lt=1)
+    clock: int = Field(default=32, ge=1, description="Looks for a change every so many values.")
+    max_buckets: int = Field(default=5, ge=1, le=100)
+    min_window_length: int = Field(default=5, ge=1)
+    grace_period: int = Field(default=10, ge=2)
 
-    def make(self, seed: int) -> Any:
-        from river.drift import ADWIN
-
-        return ADWIN(delta=self.delta)
-
-
-class KswinSpec(RiverDriftSpec):
-    """Options of ``kswin``."""
-
-    kind: ClassVar[str] = "kswin"
-    cost_ns: ClassVar[int] = 135_000
-    state_size: ClassVar[str] = "window_size numbers a column"
-    sees: ClassVar[str] = "any change of a column's distribution against its own recent past"
-    blind_to: ClassVar[str] = "changes slower than its window"
-
-    alpha: float = Field(default=1e-5, gt=0, lt=1)
-    window_size: int = Field(default=300, ge=20)
-    stat_size: int = Field(default=100, ge=10)
-
-    def make(self, seed: int) -> Any:
-        from river.drift import KSWIN
-
-        return KSWIN(alpha=self.alpha, window_size=self.window_size, stat_size=self.stat_size, seed=seed)
+    def machine(self, context: Context, at: int) -> Machine:
+        return Adwin(self.delta, self.clock, self.max_buckets, self.min_window_length, self.grace_period)
 
 
-class PageHinkleySpec(RiverDriftSpec):
+class PageHinkleySpec(RankedSpec):
     """Options of ``page-hinkley``."""
 
     kind: ClassVar[str] = "page-hinkley"
-    cost_ns: ClassVar[int] = 2_000
-    state_size: ClassVar[str] = "five numbers a column"
+    cost_ns: ClassVar[int] = 700
+    state_size: ClassVar[str] = "six numbers a column, and the last hundred values"
     sees: ClassVar[str] = "changes of a column's mean"
     blind_to: ClassVar[str] = "changes that leave the mean where it was"
 
     min_instances: int = Field(default=30, ge=1)
-    delta: float = 0.005
+    delta: float = Field(default=0.005, ge=0, description="A move of the mean this small is none.")
     threshold: float = Field(default=50.0, gt=0)
+    alpha: float = Field(
+        default=1 - 0.0001, gt=0, le=1, description="What a row leaves of the sums before it."
+    )
+    mode: Literal["up", "down", "both"] = "both"
 
-    def make(self, seed: int) -> Any:
-        from river.drift import PageHinkley
-
-        return PageHinkley(min_instances=self.min_instances, delta=self.delta, threshold=self.threshold)
-
-
-class _State(msgspec.Struct):
-    rows: list[int]
+    def machine(self, context: Context, at: int) -> Machine:
+        return PageHinkley(self.min_instances, self.delta, self.threshold, self.alpha, self.mode)
 
 
-class RiverDrift:
-    """One river detector a column, fed value by value in row order."""
+class KswinSpec(ColumnAlarmSpec):
+    """Options of ``kswin``."""
 
-    def __init__(self, spec: RiverDriftSpec, context: Context) -> None:
-        self._spec = spec
-        self._names = context.columns
-        self._seed = context.seed
-        self.reset()
+    kind: ClassVar[str] = "kswin"
+    cost_ns: ClassVar[int] = 50_000
+    state_size: ClassVar[str] = "window_size numbers and 2.5 KB a column"
+    sees: ClassVar[str] = "any change of a column's distribution against its own recent past"
+    blind_to: ClassVar[str] = "changes slower than its window"
+
+    alpha: float = Field(default=1e-5, gt=0, lt=1)
+    window_size: int = Field(default=300, ge=20, le=10_000)
+    stat_size: int = Field(default=100, ge=10, le=5_000)
+
+    @model_validator(mode="after")
+    def _fits(self) -> KswinSpec:
+        if 2 * self.stat_size > self.window_size:
+            raise ValueError(
+                "stat_size must be at most half of window_size: as many values are drawn from the rest"
+            )
+        return self
+
+    def machine(self, context: Context, at: int) -> Machine:
+        return Kswin(self.alpha, self.window_size, self.stat_size, context.seed)
+
+
+class ErrorAlarmSpec(AlarmSpec):
+    """Kinds with one machine, of the loss stream's error."""
+
+    streams: ClassVar[Mapping[Stream, Family]] = {"loss": Family.CONCEPT}
+    state_size: ClassVar[str] = "a dozen numbers, and the last hundred errors"
+
+    decision: float = Field(default=0.5, description="A score at or above it is a positive decision.")
+
+    def inputs(self, context: Context) -> list[Input]:
+        return [ErrorInput(context, self.decision)]
+
+    @abstractmethod
+    def machine(self, context: Context, at: int) -> Machine: ...
+
+
+class DdmSpec(ErrorAlarmSpec):
+    """Options of ``ddm``."""
+
+    kind: ClassVar[str] = "ddm"
+    cost_ns: ClassVar[int] = 800
+    sees: ClassVar[str] = "an error rate that rises well above the lowest it has had"
+    blind_to: ClassVar[str] = (
+        "errors that grow slowly over a long stream; a loss that grows while decisions stay right"
+    )
+
+    warm_start: int = Field(default=30, ge=1)
+    warning_threshold: float = Field(default=2.0, gt=0)
+    drift_threshold: float = Field(default=3.0, gt=0)
+
+    def machine(self, context: Context, at: int) -> Machine:
+        return Ddm(self.warm_start, self.warning_threshold, self.drift_threshold)
+
+
+class EddmSpec(ErrorAlarmSpec):
+    """Options of ``eddm``."""
+
+    kind: ClassVar[str] = "eddm"
+    cost_ns: ClassVar[int] = 600
+    sees: ClassVar[str] = "errors that come closer to each other, also gradually"
+    blind_to: ClassVar[str] = (
+        "a loss that grows while decisions stay right; it alarms often without any change"
+    )
+
+    warm_start: int = Field(default=30, ge=1)
+    alpha: float = Field(
+        default=0.95, gt=0, le=1, description="Warns below this share of the greatest distance."
+    )
+    beta: float = Field(default=0.9, gt=0, le=1, description="Alarms below this share of it.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> EddmSpec:
+        if self.alpha < self.beta:
+            raise ValueError("alpha, where it warns, must be at least beta, where it alarms")
+        return self
+
+    def machine(self, context: Context, at: int) -> Machine:
+        return Eddm(self.warm_start, self.alpha, self.beta)
+
+
+class HddmASpec(ErrorAlarmSpec):
+    """Options of ``hddm-a``."""
+
+    kind: ClassVar[str] = "hddm-a"
+    cost_ns: ClassVar[int] = 1_600
+    sees: ClassVar[str] = "a sudden rise of the error rate"
+    blind_to: ClassVar[str] = (
+        "slow rises, which the next kind sees; a loss that grows while decisions stay right"
+    )
+
+    drift_confidence: float = Field(default=0.001, gt=0, lt=1)
+    warning_confidence: float = Field(default=0.005, gt=0, lt=1)
+    two_sided_test: bool = Field(default=False, description="Also a fall of the error rate is a drift.")
+
+    def machine(self, context: Context, at: int) -> Machine:
+        return HddmA(self.drift_confidence, self.warning_confidence, self.two_sided_test)
+
+
+class HddmWSpec(HddmASpec):
+    """Options of ``hddm-w``."""
+
+    kind: ClassVar[str] = "hddm-w"
+    cost_ns: ClassVar[int] = 1_700
+    sees: ClassVar[str] = "a rise of the error rate among recent rows, also gradual"
+    blind_to: ClassVar[str] = "a loss that grows while decisions stay right"
+
+    lambda_val: float = Field(default=0.05, gt=0, lt=1, description="Weight of the newest row.")
+
+    def machine(self, context: Context, at: int) -> Machine:
+        return HddmW(self.drift_confidence, self.warning_confidence, self.lambda_val, self.two_sided_test)
+
+
+class RiverDriftSpec(ColumnAlarmSpec):
+    """Options of ``river-drift``: a class of ``river.drift`` or, for errors of the loss stream, ``river.drift.binary``."""
+
+    kind: ClassVar[str] = "river-drift"
+    cost_ns: ClassVar[int] = 4_000
+    state_size: ClassVar[str] = "river's, not kept over a restart"
+    sees: ClassVar[str] = "what the named detector sees"
+    blind_to: ClassVar[str] = "what the named detector is blind to"
+    restart: ClassVar[Literal["exact", "warm-up"]] = "warm-up"
+
+    name: str = "ADWIN"
+    params: dict[str, Any] = Field(default_factory=dict, description="Of the class's constructor.")
+    decision: float = Field(
+        default=0.5, description="For detectors of errors: a score at or above it is positive."
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> RiverDriftSpec:
+        kind, _ = self._class()
+        checked_params(kind, self.params)
+        made(kind, self.params, 0)
+        return self
 
     @property
-    def verdict(self) -> Verdict:
-        return self._verdict
+    def promise(self) -> str:
+        return f"river's {self.name}, no bound on false alarms"
 
-    def reset(self) -> None:
-        self._made = [self._spec.make(self._seed) for _ in self._names]
-        self._rows = [0] * len(self._names)
-        self._means = [0.0] * len(self._names)
-        self._quiet = self._spec.hold_rows
-        self._verdict = undecided(1.0, "warming up")
+    def _class(self) -> tuple[Any, bool]:
+        """The class, and whether it reads errors."""
+        base = imported("river.base", "DriftDetector", INSTALL)
+        found = {name: (kind, False) for name, kind in classes("river.drift", base, INSTALL).items()}
+        found |= {name: (kind, True) for name, kind in classes("river.drift.binary", base, INSTALL).items()}
+        if self.name not in found:
+            raise ValueError(f"river has no drift detector {self.name!r}; it has: {', '.join(sorted(found))}")
+        return found[self.name]
 
-    def update(self, rows: Rows) -> list[Change]:
-        changes: list[Change] = []
-        added = rows.sign > 0
-        for at in np.flatnonzero(added).tolist():
-            hit = self._row(rows.values[at])
-            self._quiet = 0 if hit is not None else self._quiet + 1
-            if hit is not None:
-                verdict = self._said(State.DRIFT, hit)
-            elif self._verdict.state is State.DRIFT and self._quiet < self._spec.hold_rows:
-                continue
-            elif self._verdict.state is not State.STABLE and max(self._rows) >= self._spec.warm_up_rows:
-                verdict = self._said(State.STABLE, None)
-            else:  # nothing new to say; a verdict a row would cost thirty times what the library does
-                continue
-            if verdict.state is not self._verdict.state:
-                changes.append(Change(at, int(rows.time_ms[at]), verdict))
-            self._verdict = verdict
-        return changes
+    def inputs(self, context: Context) -> list[Input]:
+        if not self._class()[1]:
+            return super().inputs(context)
+        if context.stream != "loss":
+            raise ConfigurationError(
+                f"river-drift: {self.name} reads errors, so it needs `stream: loss`, not {context.stream}"
+            )
+        return [ErrorInput(context, self.decision)]
 
-    def _row(self, values: Any) -> int | None:
-        hit = None
-        for column, value in enumerate(values.tolist()):
-            if not math.isfinite(value):
-                continue
-            made = self._made[column]
-            made.update(value)
-            self._rows[column] += 1
-            self._means[column] += (value - self._means[column]) / min(self._rows[column], 1_000)
-            if made.drift_detected and self._rows[column] > self._spec.warm_up_rows and hit is None:
-                hit = column
-        return hit
+    def machine(self, context: Context, at: int) -> Machine:
+        return _RiverMachine(made(self._class()[0], self.params, context.seed))
 
-    def _said(self, state: State, column: int | None) -> Verdict:
-        if column is None:
-            return Verdict(state=state, score=0.0, threshold=1.0, evidence=Evidence(rows=max(self._rows)))
-        evidence = Evidence(
-            column=self._names[column],
-            statistic=self._spec.kind,
-            current=self._means[column],
-            rows=self._rows[column],
-            note="no bound on false alarms",
-        )
-        return Verdict(state=state, score=1.0, threshold=1.0, evidence=evidence)
 
-    def advance(self, time_ms: int) -> list[Change]:
-        return []
+class _RiverMachine:
+    """A detector of river's."""
 
-    def snapshot(self) -> bytes:
-        return pack(self._spec.kind, _SCHEMA, _State([]))
+    def __init__(self, made: Any) -> None:
+        self._made = made
 
-    def load(self, data: bytes) -> None:
-        unpack(self._spec.kind, _SCHEMA, _State, data)
-        self.reset()
-        self._verdict = undecided(1.0, "restarted: warming up again")
+    def update(self, value: float) -> Level:
+        self._made.update(value)
+        if self._made.drift_detected:
+            return ALARM
+        return WARNING if getattr(self._made, "warning_detected", False) else QUIET
