@@ -41,14 +41,14 @@ class Scale:
     def __init__(self, quantiles: Floats, threshold: float, calibration: Calibration) -> None:
         self._edges = np.unique(np.append(quantiles, threshold))
         self._positive = int(np.searchsorted(self._edges, threshold)) + 1
-        self._calibration = calibration
+        self.calibration = calibration
         self.cells = len(self._edges) + 1
         self.width = _SUMS * self.cells + _TOTALS
 
     def tally(self, scores: Floats, weights: Floats | None = None) -> Floats:
         """Sums over scores ``(n,)`` in [0, 1], in parts of ``FIXED_POINT`` but for the rows; whole numbers below 2^53, and
         so exact in any order, unless ``weights`` are given."""
-        chance = self._calibration(scores)
+        chance = self.calibration(scores)
         spread = chance * (1 - chance)
         clipped = np.clip(scores, _CLIP, 1 - _CLIP)
         one, none = -np.log(clipped), -np.log1p(-clipped)

@@ -131,9 +131,10 @@ def learn(
 
 def _sample(reference: Reference) -> Floats:
     """Rows of the sample ``(n, columns)`` in the order of the reference's columns, null as NaN."""
+    if not reference.sample or len(reference.sample[0]) != len(reference.columns):
+        return np.empty((0, 0))
     rows = [[np.nan if v is None else v for v in row] for row in reference.sample]
-    made = np.array(rows, np.float64).reshape(len(rows), -1)
-    return made if made.shape[1] == len(reference.columns) else np.empty((0, 0))
+    return np.array(rows, np.float64)
 
 
 def _chosen(
