@@ -1,8 +1,8 @@
 """The coarse bins of a column: how training counts a reference block by block, and detectors count what comes.
 
 Both sides must cut a column in the same places, and neither may import the other. Numeric: cells between deciles of the
-reference, the lowest and the highest hundredth by themselves, for a change of unit shows there first (a value many rows
-share may fill several cells, which then merge).
+reference, the lowest and the highest hundredth by themselves, for a change of unit shows there first; a value that a
+tenth of the reference or more shares (a zero, a constant) has a cell of its own, so that leaving it shows.
 Categorical: each of the ``CATEGORIES_MAX`` most frequent categories, then one cell for all others with the unknown
 ones. The last cell of either counts what is missing or no finite number.
 """
@@ -17,6 +17,7 @@ from schemas.contracts import ColumnReference
 #: Where numeric columns are cut, as shares of the reference.
 NUMERIC_CUTS = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 CATEGORIES_MAX = 10
+_COMMON = 0.1
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -65,9 +66,11 @@ def _inner_edges(quantiles: Floats) -> Floats:
     if not len(quantiles):
         return np.empty(0)
     places = np.array(NUMERIC_CUTS) * (len(quantiles) - 1)
-    edges = np.unique(np.interp(places, np.arange(len(quantiles)), quantiles))
+    cuts = np.interp(places, np.arange(len(quantiles)), quantiles)
+    values, steps = np.unique(quantiles, return_counts=True)
+    common = values[steps > _COMMON * (len(quantiles) - 1)]
     # An edge at the smallest value would leave a cell that nothing of the reference falls into.
-    return np.asarray(edges[edges > quantiles[0]], np.float64)
+    return np.unique(np.concatenate([cuts[cuts > quantiles[0]], common, np.nextafter(common, np.inf)]))
 
 
 def _quantile_shares(quantiles: Floats, edges: Floats) -> Floats:

@@ -263,9 +263,6 @@ class Reference(Document):
     loss_rows: int = 0
     loss_blocks: tuple[float, ...] = ()
     loss_block_ms: int = 86_400_000
-    column_blocks: dict[str, tuple[float, ...]] = Field(
-        default_factory=dict, description="Per column, the mean probability transform of each time block."
-    )
     block_ms: int = 86_400_000
     block_starts_ms: tuple[int, ...] = Field(
         default=(), description="Starts of the time blocks that ``bins`` counts, in order."

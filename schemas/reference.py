@@ -26,7 +26,7 @@ QUANTILES = 101
 SAMPLE_ROWS_MAX = 2_000
 #: Values of the sample, about 10 bytes each as JSON; and counts of the bins, about 4 bytes each.
 SAMPLE_VALUES_MAX = 100_000
-BIN_COUNTS_MAX = 250_000
+BIN_COUNTS_MAX = 300_000
 LOSS_CLIP = 1e-6
 #: A time block with fewer rows than this share of the median block says nothing about block-to-block variation.
 _BLOCK_SHARE_MIN = 0.25
@@ -78,9 +78,6 @@ def reference_of(
         loss_rows=rows if loss is not None else 0,
         loss_blocks=_block_means(loss, blocks) if loss is not None else (),
         loss_block_ms=block_ms,
-        column_blocks={n: _block_means(mid_ranks(values), kept) for n, values in everything.items()}
-        if blocks
-        else {},
         block_ms=block_ms,
         block_starts_ms=tuple(int(event_ms[block[0]]) // block_ms * block_ms for block in kept)
         if event_ms is not None
@@ -112,16 +109,6 @@ def log_losses(scores: Floats, labels: NDArray[Any]) -> Floats:
     """Negative log likelihood of each row in nats, scores kept 1e-6 away from 0 and 1; shape ``(n,)``."""
     p = np.clip(np.asarray(scores, np.float64), LOSS_CLIP, 1.0 - LOSS_CLIP)
     return np.asarray(-np.where(np.asarray(labels) == 1, np.log(p), np.log1p(-p)), np.float64)
-
-
-def mid_ranks(values: Floats) -> Floats:
-    """Empirical distribution function at each value, ties in the middle: mean 1/2 over the reference itself; NaN stays."""
-    known = np.sort(values[~np.isnan(values)])
-    if not len(known):
-        return np.full(len(values), np.nan)
-    below = np.searchsorted(known, values, "left")
-    upto = np.searchsorted(known, values, "right")
-    return np.where(np.isnan(values), np.nan, (below + upto) / (2.0 * len(known)))
 
 
 def time_blocks(event_ms: NDArray[np.int64], block_ms: int) -> list[NDArray[np.int64]]:
@@ -172,7 +159,7 @@ def _block_means(values: Floats, blocks: list[NDArray[np.int64]]) -> tuple[float
     for block in blocks:
         known = values[block][~np.isnan(values[block])]
         if len(known):
-            means.append(float(known.mean()))
+            means.append(round(float(known.mean()), 9))
     return tuple(means)
 
 
@@ -195,7 +182,8 @@ def _numeric(values: Floats) -> ColumnReference:
     return ColumnReference(
         rows=len(known),
         missing=_missing(values),
-        quantiles=tuple(shortened(quantiles, _repeated(known)).tolist()),
+        # A value kept exact may come after one that was cut to below it.
+        quantiles=tuple(np.maximum.accumulate(shortened(quantiles, _repeated(known))).tolist()),
         mean=float(known.mean()),
         sd=float(known.std()),
     )

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from deploy.registry import Artifact, Golden
-from deploy.training.reference import reference_of
 from deploy.training.sklearn_trainer import TrainedModel, score
 from schemas.contracts import ModelContract
+from schemas.reference import reference_of
 
 GOLDEN_ROWS = 64
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.training.reference import code_column
 from deploy.training.snapshot import Snapshot
 from schemas.contracts import Feature, ModelContract
+from schemas.reference import code_column
 
 
 @dataclass(frozen=True, slots=True)

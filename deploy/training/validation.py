@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploy.training.reference import log_losses
 from deploy.training.sklearn_trainer import TrainedModel
 from deploy.training.snapshot import Snapshot
+from schemas.reference import log_losses
 
 #: Fewer common rows than this decide nothing.
 ROWS_MIN = 100

@@ -31,7 +31,6 @@ REFERENCE = Reference(
     },
     score=ColumnReference(rows=2_000, quantiles=tuple(float(q) for q in np.linspace(0, 1, 101))),
     loss_mean=0.5,
-    column_blocks=dict.fromkeys(("a", "b", "c", "score"), (0.48, 0.5, 0.52)),
     block_ms=HOUR_MS,
     bins={
         name: tuple((*_RNG.multinomial(60, shares).tolist(), 0) for _ in range(40))

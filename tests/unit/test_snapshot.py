@@ -11,15 +11,6 @@ import pytest
 from deploy.training.packing import pack
 from deploy.training.plan import Plan
 from deploy.training.quality import refusals
-from deploy.training.reference import (
-    SAMPLE_VALUES_MAX,
-    code_column,
-    log_losses,
-    mid_ranks,
-    reference_of,
-    shortened,
-    time_blocks,
-)
 from deploy.training.snapshot import Snapshot
 from deploy.training.trainers import trainer_for
 from deploy.training.validation import compare
@@ -27,6 +18,14 @@ from schemas.bins import Binning
 from schemas.contracts import Feature, ModelContract, ModelRecord, ModelVersion, Reference
 from schemas.control import Deployment, Phase, RetrainRequested, TrainingFinished
 from schemas.errors import ConfigurationError
+from schemas.reference import (
+    SAMPLE_VALUES_MAX,
+    code_column,
+    log_losses,
+    reference_of,
+    shortened,
+    time_blocks,
+)
 from schemas.settings import KafkaSettings
 from schemas.topics import TOPICS, topic_config
 from tests.support_deploy import CONTRACT, DAY_MS, START_MS, rows, trained
@@ -64,8 +63,7 @@ def test_reference_describes_the_held_out_rows() -> None:
     assert (reference.loss_mean, reference.loss_rows) == (pytest.approx(losses.mean()), 4_000)
     days = event_ms // DAY_MS
     assert reference.loss_blocks == pytest.approx([losses[days == day].mean() for day in np.unique(days)])
-    assert all(abs(np.mean(blocks) - 0.5) < 0.05 for blocks in reference.column_blocks.values())
-    assert set(reference.column_blocks) == {*CONTRACT.feature_names, "score"}
+    assert set(reference.bins) == {*CONTRACT.feature_names, "score"}
     assert len(reference.sample) == 2_000
     assert Reference.model_validate_json(reference.model_dump_json()) == reference
 
@@ -74,7 +72,7 @@ def test_reference_without_labels_or_times_has_no_loss_and_no_blocks() -> None:
     """Nothing is made up for what is not known; even no rows at all are a reference."""
     table, _, _ = rows(100)
     reference = reference_of(table, np.full(100, 0.5), CONTRACT)
-    assert (reference.loss_mean, reference.loss_blocks, reference.column_blocks) == (None, (), {})
+    assert (reference.loss_mean, reference.loss_blocks, reference.bins) == (None, (), {})
     empty = reference_of(
         {n: np.array([]) for n in CONTRACT.feature_names}, np.array([]), CONTRACT, labels=np.array([])
     )
@@ -148,11 +146,7 @@ def test_a_reference_of_a_thousand_features_fits_into_one_message() -> None:
     assert all(len(column.quantiles) == 101 for column in reference.columns.values())
     assert 50 <= len(reference.sample) <= SAMPLE_VALUES_MAX // 1_000
     assert len(reference.sample_time_ms) == len(reference.sample_score) == len(reference.sample)
-    assert (
-        len(reference.bins["score"])
-        == len(reference.block_starts_ms)
-        == len(reference.column_blocks["score"])
-    )
+    assert len(reference.bins["score"]) == len(reference.block_starts_ms)
     assert len(reference.block_starts_ms) >= 20
     assert reference.block_starts_ms[-1] == int(event_ms[-1]) // DAY_MS * DAY_MS
     assert Reference.model_validate_json(reference.model_dump_json()) == reference
@@ -163,13 +157,6 @@ def test_categories_are_coded_as_observation_blocks_code_them() -> None:
     feature = Feature(name="c", kind="categorical", categories=("a", "b"))
     coded = code_column(feature, np.array(["b", "a", "z", None], object))
     np.testing.assert_array_equal(coded, [1.0, 0.0, 2.0, np.nan])
-
-
-def test_mid_ranks_share_ties_and_keep_nulls() -> None:
-    """The transform of the reference's own rows has mean one half, whatever the ties."""
-    ranks = mid_ranks(np.array([1.0, 1.0, 5.0, np.nan]))
-    np.testing.assert_allclose(ranks, [1 / 3, 1 / 3, 5 / 6, np.nan])
-    assert np.nanmean(ranks) == pytest.approx(0.5)
 
 
 def test_nearly_empty_time_blocks_are_left_out() -> None:
