@@ -46,9 +46,9 @@ DETECTORS = (
     ),
     DetectorConfig(
         name="adwin",
-        kind="adwin",
+        kind="river-drift",
         stream="score",
-        options={"warm_up_rows": 20, "hold_rows": 50, "delta": 0.01},
+        options={"name": "ADWIN", "params": {"delta": 0.01}, "warm_up_rows": 20, "hold_rows": 50},
     ),
 )
 

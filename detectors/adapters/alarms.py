@@ -15,83 +15,21 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from detectors.adapters.inputs import Input, Places
 from detectors.adapters.machines import ALARM, QUIET, WARNING, Level, Machine, Stored
 from detectors.base import Change, Context, Detector, Rows, Spec, pack, undecided, unpack
-from detectors.transform import column_reference, mid_rank
 from schemas.errors import SnapshotError
 from schemas.verdicts import Evidence, State, Verdict
 
-Places = NDArray[np.int64]
 _SCHEMA = 2
-#: What is larger would overflow where it is squared and added.
-VALUE_MAX = 1e100
 #: Rows whose mean is shown beside the reference's.
 _SHOWN_ROWS = 100
-
-
-class Input(Protocol):
-    """What one machine reads of a stream. ``name``: its column; ``reference``: the mean that is shown beside its own."""
-
-    @property
-    def name(self) -> str | None: ...
-    @property
-    def reference(self) -> float | None: ...
-    def read(self, rows: Rows) -> tuple[Places, Sequence[Any], list[float]]:
-        """Positions of the rows it can read, their values for the machine, and for people (maybe none)."""
-
-
-class ColumnInput:
-    """One numeric column as it is, or (``ranks``) where its values stand in the reference, if there is one."""
-
-    def __init__(self, context: Context, at: int, ranks: bool = False) -> None:
-        self.name: str | None = context.columns[at]
-        self._at = at
-        column = column_reference(context.reference, context.columns[at])
-        self.reference = None if column is None else column.mean
-        self._ranks = column if ranks else None
-
-    def read(self, rows: Rows) -> tuple[Places, Sequence[Any], list[float]]:
-        values = rows.values[:, self._at]
-        places = np.flatnonzero(np.isfinite(values) & (rows.sign > 0))
-        known = np.clip(values[places], -VALUE_MAX, VALUE_MAX)
-        shown = known.tolist()
-        return places, shown if self._ranks is None else mid_rank(known, self._ranks).tolist(), shown
-
-
-class ErrorInput:
-    """Of the loss stream, 1.0 where the decision was wrong, else 0.0: ``(score >= decision) != label``."""
-
-    name: str | None = "error"
-
-    def __init__(self, context: Context, decision: float) -> None:
-        self._score, self._label = context.columns.index("score"), context.columns.index("label")
-        self._decision = decision
-        found = context.reference
-        self.reference: float | None = None
-        if found is not None and found.sample_label and len(found.sample_score) == len(found.sample_label):
-            decided = np.array(found.sample_score) >= decision
-            self.reference = float((decided != (np.array(found.sample_label) == 1)).mean())
-
-    def read(self, rows: Rows) -> tuple[Places, Sequence[Any], list[float]]:
-        score, label = rows.values[:, self._score], rows.values[:, self._label]
-        places = np.flatnonzero(np.isfinite(score) & ((label == 0) | (label == 1)) & (rows.sign > 0))
-        wrong = ((score[places] >= self._decision) != (label[places] == 1)).astype(np.float64).tolist()
-        return places, wrong, wrong
-
-
-def column_inputs(context: Context, ranks: bool = False) -> list[Input]:
-    """One input a column; of the loss stream's several columns only the loss, for the others have streams of their own."""
-    names = context.columns
-    if context.stream == "loss" and len(names) > 1 and "loss" in names:
-        return [ColumnInput(context, names.index("loss"), ranks)]
-    return [ColumnInput(context, at, ranks) for at in range(len(names))]
 
 
 class AlarmSpec(Spec):

@@ -1,9 +1,8 @@
-"""river's drift detectors under the one protocol, one a column; seven of them survive a restart exactly.
+"""river's drift detectors under the one protocol, one a column; those with a name of their own restart exactly.
 
-``adwin``, ``kswin``, ``page-hinkley``, ``ddm``, ``eddm``, ``hddm-a`` and ``hddm-w`` are machines of our own with river's
-decisions and a state that can be stored (``machines``, ``adwin``, ``kswin``). The last four read the loss stream's error,
-``(score >= decision) != label``. Any other detector of river is ``river-drift`` with its class's ``name`` and ``params``;
-river's objects have no stable form, so that one starts to learn again after a restart, and says so.
+``adwin``, ``kswin`` and ``page-hinkley`` (and the detectors of errors, in ``river_errors``) are machines of our own with
+river's decisions and a state that can be stored. Any other detector of river is ``river-drift`` with its class's ``name``
+and ``params``; river's objects have no stable form, so that one starts to learn again after a restart, and says so.
 
 ADWIN's bound and Page-Hinkley's threshold are for values of about [0, 1], so those two read the ranks of a column's values
 in the reference where there is one (``ranks: false`` for the values as they are).
@@ -25,21 +24,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from detectors.adapters.adwin import Adwin
-from detectors.adapters.alarms import AlarmSpec, ErrorInput, Input, column_inputs
+from detectors.adapters.alarms import AlarmSpec
 from detectors.adapters.extras import checked_params, classes, imported, made
+from detectors.adapters.inputs import ErrorInput, Input, column_inputs
 from detectors.adapters.kswin import Kswin
-from detectors.adapters.machines import (
-    ALARM,
-    QUIET,
-    WARNING,
-    Ddm,
-    Eddm,
-    HddmA,
-    HddmW,
-    Level,
-    Machine,
-    PageHinkley,
-)
+from detectors.adapters.machines import ALARM, QUIET, WARNING, Level, Machine, PageHinkley
 from detectors.base import Context, Stream
 from schemas.errors import ConfigurationError
 from schemas.verdicts import Family
@@ -138,97 +127,6 @@ class KswinSpec(ColumnAlarmSpec):
 
     def machine(self, context: Context, at: int) -> Machine:
         return Kswin(self.alpha, self.window_size, self.stat_size, context.seed)
-
-
-class ErrorAlarmSpec(AlarmSpec):
-    """Kinds with one machine, of the loss stream's error."""
-
-    streams: ClassVar[Mapping[Stream, Family]] = {"loss": Family.CONCEPT}
-    state_size: ClassVar[str] = "a dozen numbers, and the last hundred errors"
-
-    decision: float = Field(default=0.5, description="A score at or above it is a positive decision.")
-
-    def inputs(self, context: Context) -> list[Input]:
-        return [ErrorInput(context, self.decision)]
-
-    @abstractmethod
-    def machine(self, context: Context, at: int) -> Machine: ...
-
-
-class DdmSpec(ErrorAlarmSpec):
-    """Options of ``ddm``."""
-
-    kind: ClassVar[str] = "ddm"
-    cost_ns: ClassVar[int] = 800
-    sees: ClassVar[str] = "an error rate that rises well above the lowest it has had"
-    blind_to: ClassVar[str] = (
-        "errors that grow slowly over a long stream; a loss that grows while decisions stay right"
-    )
-
-    warm_start: int = Field(default=30, ge=1)
-    warning_threshold: float = Field(default=2.0, gt=0)
-    drift_threshold: float = Field(default=3.0, gt=0)
-
-    def machine(self, context: Context, at: int) -> Machine:
-        return Ddm(self.warm_start, self.warning_threshold, self.drift_threshold)
-
-
-class EddmSpec(ErrorAlarmSpec):
-    """Options of ``eddm``."""
-
-    kind: ClassVar[str] = "eddm"
-    cost_ns: ClassVar[int] = 600
-    sees: ClassVar[str] = "errors that come closer to each other, also gradually"
-    blind_to: ClassVar[str] = (
-        "a loss that grows while decisions stay right; it alarms often without any change"
-    )
-
-    warm_start: int = Field(default=30, ge=1)
-    alpha: float = Field(
-        default=0.95, gt=0, le=1, description="Warns below this share of the greatest distance."
-    )
-    beta: float = Field(default=0.9, gt=0, le=1, description="Alarms below this share of it.")
-
-    @model_validator(mode="after")
-    def _fits(self) -> EddmSpec:
-        if self.alpha < self.beta:
-            raise ValueError("alpha, where it warns, must be at least beta, where it alarms")
-        return self
-
-    def machine(self, context: Context, at: int) -> Machine:
-        return Eddm(self.warm_start, self.alpha, self.beta)
-
-
-class HddmASpec(ErrorAlarmSpec):
-    """Options of ``hddm-a``."""
-
-    kind: ClassVar[str] = "hddm-a"
-    cost_ns: ClassVar[int] = 1_600
-    sees: ClassVar[str] = "a sudden rise of the error rate"
-    blind_to: ClassVar[str] = (
-        "slow rises, which the next kind sees; a loss that grows while decisions stay right"
-    )
-
-    drift_confidence: float = Field(default=0.001, gt=0, lt=1)
-    warning_confidence: float = Field(default=0.005, gt=0, lt=1)
-    two_sided_test: bool = Field(default=False, description="Also a fall of the error rate is a drift.")
-
-    def machine(self, context: Context, at: int) -> Machine:
-        return HddmA(self.drift_confidence, self.warning_confidence, self.two_sided_test)
-
-
-class HddmWSpec(HddmASpec):
-    """Options of ``hddm-w``."""
-
-    kind: ClassVar[str] = "hddm-w"
-    cost_ns: ClassVar[int] = 1_700
-    sees: ClassVar[str] = "a rise of the error rate among recent rows, also gradual"
-    blind_to: ClassVar[str] = "a loss that grows while decisions stay right"
-
-    lambda_val: float = Field(default=0.05, gt=0, lt=1, description="Weight of the newest row.")
-
-    def machine(self, context: Context, at: int) -> Machine:
-        return HddmW(self.drift_confidence, self.warning_confidence, self.lambda_val, self.two_sided_test)
 
 
 class RiverDriftSpec(ColumnAlarmSpec):

@@ -144,7 +144,7 @@ def test_no_order_shows(seed: int, hours: int, batch: int) -> None:
 @given(seed=st.integers(0, 10_000), kills=st.lists(st.floats(0, 1), min_size=1, max_size=4))
 def test_killed_and_restored(seed: int, kills: list[float]) -> None:
     """Killed after any commits, and read again from the manifest's offset: nothing is said twice, nothing is missed."""
-    detectors = [d for d in contract().monitoring.detectors if d.kind != "adwin"]
+    detectors = [d for d in contract().monitoring.detectors if d.kind != "river-drift"]
     models = (contract(detectors), version("v1"), version("v2"))
     everything = records(interleaved(steps(seed, 3), seed))
     core, found, pieces, at = started(models), [], {}, 0
