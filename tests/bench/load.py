@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 from confluent_kafka import Producer
 
+from schemas.bins import Binning
 from schemas.contracts import (
     ColumnReference,
     ModelContract,
@@ -49,13 +50,17 @@ def records() -> list[ModelRecord]:
     normal = np.quantile(rng.normal(size=20_000), np.linspace(0, 1, 101))
     columns = {f"f{i}": ColumnReference(rows=20_000, quantiles=tuple(normal.tolist())) for i in range(9)}
     columns["country"] = ColumnReference(rows=20_000, shares=(0.2, 0.2, 0.2, 0.2, 0.2, 0.0))
-    uniform = tuple(np.linspace(0, 1, 101).tolist())
+    score = ColumnReference(rows=20_000, quantiles=tuple(np.linspace(0, 1, 101).tolist()))
+    bins = {}
+    for name, column in (columns | {"score": score}).items():
+        shares = Binning(column).shares
+        bins[name] = tuple((*rng.multinomial(2_000, shares / shares.sum()).tolist(), 0) for _ in range(30))
     version = ModelVersion(
         model=declared.model,
         version="1",
         uri="bench/1",
         sha256="0" * 64,
-        reference=Reference(columns=columns, score=ColumnReference(rows=20_000, quantiles=uniform)),
+        reference=Reference(columns=columns, score=score, bins=bins, block_ms=60_000),
     )
     return [ModelRecord(contract=declared), ModelRecord(version=version)]
 
