@@ -117,6 +117,15 @@ def partitions_of(keys: Sequence[bytes], partitions: int) -> NDArray[np.int64]:
     return (murmur2_many(keys) & np.uint32(0x7FFFFFFF)).astype(np.int64) % partitions
 
 
+def identities(keys: Sequence[bytes], hashes: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """What detectors know predictions by: ``murmur2`` of the id (``hashes``), then of the id with a byte 1 behind it.
+
+    The view ``prediction_identities`` computes the same in the warehouse, but for bits 31 and 63.
+    """
+    low = murmur2_many([key + b"\x01" for key in keys]).astype(np.uint64)
+    return (hashes.astype(np.uint64) << np.uint64(32)) | low
+
+
 def stable_unit(*parts: str) -> float:
     """A number in [0, 1) that depends on ``parts`` alone: the same caller always falls on the same side of a split."""
     digest = hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).digest()

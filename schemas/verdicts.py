@@ -40,7 +40,9 @@ class Worst(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    identity: int = Field(description="64-bit hash of the prediction id, as in the raw log.")
+    identity: int = Field(
+        description="64-bit hash of the prediction id; the view ``worst_events`` finds it in the raw log."
+    )
     time_ms: int
     score: float
 

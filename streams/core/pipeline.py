@@ -36,7 +36,7 @@ from schemas.events import (
     DeadLetter,
     Tick,
 )
-from schemas.ids import RowId, murmur2_many, partitions_of
+from schemas.ids import RowId, identities, murmur2_many, partitions_of
 from streams.core.counting import OutcomeArrays, Segments
 from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
 from streams.core.join import Entry, JoinIndex, Settled, WindowKey, drain
@@ -201,7 +201,7 @@ class JoinCore:
             self._measured.too_late[contract.model] = (
                 self._measured.too_late.get(contract.model, 0) + too_late
             )
-        addresses = _addresses(records, columns, _identities(keys, hashes))
+        addresses = _addresses(records, columns, identities(keys, hashes))
         keep = stays & in_time
         if not keep.all():
             at = np.flatnonzero(keep)
@@ -470,11 +470,6 @@ class JoinCore:
 
 class _TickValue(msgspec.Struct):
     event_time_ms: int
-
-
-def _identities(keys: list[bytes], hashes: NDArray[np.uint32]) -> NDArray[np.uint64]:
-    low = murmur2_many([key + b"\x01" for key in keys]).astype(np.uint64)
-    return (hashes.astype(np.uint64) << np.uint64(32)) | low
 
 
 def _addresses(records: list[Record], columns: PredictionColumns, identity: NDArray[np.uint64]) -> Addresses:

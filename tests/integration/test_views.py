@@ -14,10 +14,13 @@ import pytest
 
 from deploy.local.warehouse import LocalWarehouse
 from schemas import migrations
-from schemas.ids import partition_of
+from schemas.ids import identities, murmur2_many, partition_of
 from schemas.rows import TABLES
 from schemas.settings import ClickHouseSettings
+from schemas.verdicts import Evidence, Family, SignalChanged, State, Verdict, Worst
 from streams.core import oracle
+from streams.core.archive import log_rows
+from streams.core.delivery import Record
 from streams.core.oracle import Step
 from streams.sink import ClickHouseSink
 from tests.support_join import CONTRACT, HOUR, T0, Stream, join_core, prediction, truth
@@ -59,7 +62,7 @@ def test_a_table_has_the_columns_of_its_row_type(table: str, client: Any) -> Non
 
 VIEWS = {
     "windows", "feature_windows", "accuracy", "predictions", "labels", "outcomes", "signals", "alerts", "commands",
-    "deployments", "decisions", "dead_letters",
+    "deployments", "decisions", "dead_letters", "prediction_identities", "worst_events",
 }  # fmt: skip
 
 
@@ -261,3 +264,49 @@ def test_labels_and_outcomes_take_the_highest_revision(settings: ClickHouseSetti
     assert [tuple(row) for row in rows] == [("shadow", "x1", 0.25, 0.0, 2), ("stable", "x1", 0.25, 0.0, 2)]
     assert client.query("SELECT count() FROM predictions").result_rows[0][0] == 2
     assert client.query("SELECT count() FROM labels").result_rows[0][0] == 1
+
+
+def test_a_signals_worst_events_are_found_in_the_log(settings: ClickHouseSettings, client: Any) -> None:
+    """By the identity that detectors know: every one of 500 ids, its highest bits set or not, and nothing else."""
+    ids = [f"flight-{at}-\u00e9" for at in range(500)]
+    keys = [name.encode() for name in ids]
+    hashes = identities(keys, murmur2_many(keys)).tolist()
+    assert len({identity >> 63 for identity in hashes}) == 2
+    worst = tuple(
+        Worst(identity=i, time_ms=T0 + at, score=float(at)) for at, i in enumerate(hashes) if at % 100 == 7
+    )
+    signal = SignalChanged(
+        signal_id="s", model="worst", version="v1", role="stable", detector="odd", kind="robust-z",
+        family=Family.OUTLIER, previous=State.STABLE, event_time_ms=T0 + HOUR, row="predictions/0/1/0",
+        verdict=Verdict(state=State.DRIFT, score=2.0, threshold=1.0, evidence=Evidence(worst=worst)),
+    )  # fmt: skip
+    sink = ClickHouseSink(settings)
+    for version in ("v1", "v2"):
+        sink.write(
+            "prediction_log",
+            [
+                (
+                    "worst", version, "stable", name, datetime.fromtimestamp((T0 + at) / 1000, UTC), {"distance": 1.0 * at},
+                    {}, 0.5, 1.0, "ok", "", "", 0, at + 1_000 * (version == "v2"), 0,
+                )
+                for at, name in enumerate(ids)
+            ],
+        )  # fmt: skip
+    table, (logged,) = log_rows(Record("signals", 0, 1, b"worst", signal.model_dump_json().encode()))
+    at_ms = [name for name, _ in TABLES[table].columns].index("event_time")
+    when = datetime.fromtimestamp(logged[at_ms] / 1000, UTC)
+    for _ in range(2):
+        sink.write(table, [(*logged[:at_ms], when, *logged[at_ms + 1 :])])
+    sink.close()
+    found = client.query(
+        "SELECT prediction_id, model_version, outlier_score, numbers['distance'], toUnixTimestamp64Milli(event_time) "
+        "FROM worst_events WHERE model = 'worst' ORDER BY outlier_score"
+    ).result_rows
+    assert [tuple(row) for row in found] == [
+        (ids[at], "v1", float(at), float(at), T0 + at) for at in (7, 107, 207, 307, 407)
+    ]
+    one = client.query(
+        f"SELECT DISTINCT prediction_id FROM prediction_identities WHERE model = 'worst' "
+        f"AND identity = bitAnd({hashes[3]}, 9223372034707292159)"
+    ).result_rows
+    assert one == [(ids[3],)]
