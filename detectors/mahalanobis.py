@@ -59,7 +59,7 @@ class MahalanobisSpec(OutlierSpec):
     """Options of ``mahalanobis``."""
 
     kind: ClassVar[str] = "mahalanobis"
-    cost_ns: ClassVar[int] = 300
+    cost_ns: ClassVar[int] = 310
     state_size: ClassVar[str] = "the window's counts and worst events; without a reference its first rows"
     sees: ClassVar[str] = "events far from the bulk as a whole, odd combinations of usual values included"
     blind_to: ClassVar[str] = (

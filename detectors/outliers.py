@@ -54,8 +54,6 @@ class OutlierSpec(Spec):
 
     streams: ClassVar[Mapping[Stream, Family]] = {"features": Family.OUTLIER}
     numeric_only: ClassVar[bool] = True
-    #: Whether the rows that set the bound are kept from the fit.
-    holds_out: ClassVar[bool] = True
     statistic: ClassVar[str]
 
     share: float = Field(default=0.01, gt=0, lt=0.5, description="Share of reference rows that are outliers.")
@@ -128,13 +126,13 @@ class OutlierDetector:
             self._calibrate(scores, self._step_rows)
 
     def _learnt(self, sample: Floats) -> tuple[Scorer, Floats]:
-        """The scorer fitted on a sample, or on every second row of it, and the scores of all."""
+        """The scorer fitted on every second row of a sample, and the scores of all."""
         sample = np.clip(sample, -_SAMPLE_MAX, _SAMPLE_MAX)
-        scorer = self._spec.fit(self._context, sample[::2] if self._spec.holds_out else sample)
+        scorer = self._spec.fit(self._context, sample[::2])
         return scorer, scorer.score(sample, 0)
 
     def _calibrate(self, scores: Floats, step_rows: float) -> None:
-        self._rate.calibrate(scores[1::2] if self._spec.holds_out else scores, scores, step_rows)
+        self._rate.calibrate(scores[1::2], scores, step_rows)
 
     def update(self, rows: Rows) -> list[Change]:
         known = np.isfinite(rows.values)
