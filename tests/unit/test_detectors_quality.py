@@ -104,6 +104,10 @@ def test_repeats_are_exact_within_the_memory_and_fair_beyond() -> None:
     assert repeats.exact
     assert (repeats.rows, repeats.repeated) == (1_500, 1_500 - len(counted))
 
+    large = Repeats(cap=1_024)
+    large.add(np.arange(18_000, dtype=np.uint64))
+    assert 400 <= large.rows <= 1_024  # a half is dropped at a time, not more
+
     shares = []
     for seed in range(30):
         many = np.arange(20_000, dtype=np.uint64) + np.uint64(seed * 10**9)
@@ -399,6 +403,11 @@ def test_slow_answers_are_drift_when_surely_above_the_limit() -> None:
         states.append(detector.verdict.state)
         assert detector.verdict.evidence.current == pytest.approx(100, rel=RELATIVE_ERROR)
     assert states == [State.DRIFT, State.WARNING, State.STABLE]
+    for limit in np.geomspace(1, 1_000, 60).tolist():
+        detector = service(latency_p99_ms=limit, error_rate_max=None)
+        detector.update(Rows.of(answers(np.full(200, limit)), np.zeros(200, np.int64)))
+        detector.advance(HOUR)
+        assert detector.verdict.state is State.WARNING  # exactly at the limit, whatever the cell says
 
 
 def test_errors_are_counted_against_their_limit() -> None:
