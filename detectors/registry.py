@@ -44,6 +44,7 @@ KINDS: dict[str, str] = {
     "mahalanobis": "detectors.mahalanobis:MahalanobisSpec",
     "isolation-forest": "detectors.isolation_forest:IsolationForestSpec",
     "half-space-trees": "detectors.adapters.river_anomaly:HalfSpaceTreesSpec",
+    "river-anomaly": "detectors.adapters.river_anomaly:RiverAnomalySpec",
     "cvm-online": "detectors.adapters.alibi:CvmOnlineSpec",
 }
 

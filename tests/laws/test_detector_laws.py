@@ -89,6 +89,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "robust-z": {"warm_up_rows": 30, "window_rows": 20, "share": 0.1},
     "isolation-forest": {"trees": 5, "tree_rows": 8, "warm_up_rows": 30, "window_rows": 20, "share": 0.1},
     "half-space-trees": {"trees": 3, "height": 4, "tree_window": 20, "warm_up_rows": 30, "window_rows": 20, "share": 0.1},
+    "river-anomaly": {"name": "OneClassSVM", "params": {"nu": 0.2}, "unscored_rows": 20, "warm_up_rows": 30, "window_rows": 20, "share": 0.1},
     "cvm-online": {"expected_run_rows": 50, "window_rows": 10, "hold_rows": 40},
     "mahalanobis": {"warm_up_rows": 30, "window_rows": 20, "share": 0.1},
 }  # fmt: skip
