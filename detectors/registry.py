@@ -40,6 +40,7 @@ KINDS: dict[str, str] = {
     "hddm-a": "detectors.adapters.river_errors:HddmASpec",
     "hddm-w": "detectors.adapters.river_errors:HddmWSpec",
     "river-drift": "detectors.adapters.river_drift:RiverDriftSpec",
+    "mmd": "detectors.mmd:MmdSpec",
     "robust-z": "detectors.robust_z:RobustZSpec",
     "mahalanobis": "detectors.mahalanobis:MahalanobisSpec",
     "isolation-forest": "detectors.isolation_forest:IsolationForestSpec",

@@ -91,6 +91,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "half-space-trees": {"trees": 3, "height": 4, "tree_window": 20, "warm_up_rows": 30, "window_rows": 20, "share": 0.1},
     "river-anomaly": {"name": "OneClassSVM", "params": {"nu": 0.2}, "unscored_rows": 20, "warm_up_rows": 30, "window_rows": 20, "share": 0.1},
     "cvm-online": {"expected_run_rows": 50, "window_rows": 10, "hold_rows": 40},
+    "mmd": {"cell_rows": 8, "memories": (2, 4), "features": 32, "expected_run_rows": 1_000},
     "mahalanobis": {"warm_up_rows": 30, "window_rows": 20, "share": 0.1},
 }  # fmt: skip
 #: Calibrations are dear; equal content gives equal ones, so all examples share them.
