@@ -274,6 +274,10 @@ class Reference(Document):
     rows: int = Field(default=0, ge=0, description="Rows the reference was made of.")
     from_ms: int | None = Field(default=None, description="Event time of its first row.")
     to_ms: int | None = None
+    segments: dict[str, dict[int, Reference]] = Field(
+        default_factory=dict,
+        description="By segment feature and category code: the same of these rows alone, without a sample.",
+    )
     sample: tuple[tuple[float | None, ...], ...] = ()
     sample_time_ms: tuple[int, ...] = Field(
         default=(), description="Event times of the sample's rows, ascending."

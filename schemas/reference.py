@@ -4,7 +4,7 @@ Whoever registers a version makes its reference here, from rows that the shipped
 the fit, in time order), so that the trainer's versions and a first version made by hand are measured alike.
 
 A reference travels in one message of the topic ``models``, so what grows with the number of features is bounded: fewer
-rows of the sample, then fewer (the newest) time blocks. A value that many rows share stays exact, because detectors give
+rows of the sample, fewer (the newest) time blocks, references of fewer segments. A value that many rows share stays exact, because detectors give
 it a cell of its own; others keep seven digits of their column's spread.
 """
 
@@ -27,6 +27,10 @@ SAMPLE_ROWS_MAX = 2_000
 #: Values of the sample, about 10 bytes each as JSON; and counts of the bins, about 4 bytes each.
 SAMPLE_VALUES_MAX = 100_000
 BIN_COUNTS_MAX = 300_000
+#: Numbers in the references of all rows and of segments, together; rows and segments for which one is made.
+SEGMENT_VALUES_MAX = 200_000
+SEGMENT_ROWS_MIN = 200
+SEGMENTS_MAX = 20
 LOSS_CLIP = 1e-6
 #: A time block with fewer rows than this share of the median block says nothing about block-to-block variation.
 _BLOCK_SHARE_MIN = 0.25
@@ -53,22 +57,68 @@ def reference_of(
     """
     coded = {f.name: code_column(f, table[f.name]) for f in contract.features}
     answers = np.asarray(scores, np.float64)
-    loss = log_losses(answers, labels) if labels is not None else None
     rows = len(answers)
-    blocks = time_blocks(event_ms, block_ms) if event_ms is not None and rows else []
-    columns = {f.name: _column(f, coded[f.name]) for f in contract.features}
-    score = _numeric(answers)
-    everything = coded | ({} if "score" in coded else {"score": answers})
-    binnings = {name: Binning(columns.get(name, score)) for name in everything}
-    kept = blocks[-max(1, BIN_COUNTS_MAX // sum(binning.size for binning in binnings.values())) :]
-    if len(kept) < len(blocks):
-        _log.warning(
-            "reference of %s: the newest %d of %d time blocks", contract.model, len(kept), len(blocks)
-        )
+    loss = log_losses(answers, labels) if labels is not None else None
+    codes = {f.name: 0 if f.kind == "numeric" else len(f.categories) + 1 for f in contract.features}
+    whole = describe(coded, codes, answers, loss=loss, event_ms=event_ms, block_ms=block_ms)
+    if event_ms is not None and rows:
+        found, kept = len(time_blocks(event_ms, block_ms)), len(whole.block_starts_ms)
+        if kept < found:
+            _log.warning("reference of %s: the newest %d of %d time blocks", contract.model, kept, found)
     most = min(sample_rows_max, max(1, SAMPLE_VALUES_MAX // len(contract.features)))
     if most < min(rows, sample_rows_max):
         _log.warning("reference of %s: a sample of at most %d rows", contract.model, most)
     step = max(1, -(-rows // most))
+    sample: dict[str, Any] = {
+        "sample": _rows_of([coded[f.name] for f in contract.features], step) if rows else (),
+        "sample_time_ms": () if event_ms is None else tuple(int(at) for at in event_ms[::step]),
+        "sample_score": tuple(shortened(answers, _repeated(answers))[::step].tolist()),
+        "sample_label": () if labels is None else tuple(float(label) for label in labels[::step]),
+    }
+    values = _values_of(whole)
+    room = (SEGMENT_VALUES_MAX - values) // max(1, values * len(contract.monitoring.segments))
+    segments: dict[str, dict[int, Reference]] = {}
+    for name in contract.monitoring.segments:
+        parts = segments[name] = {}
+        for code in frequent(whole.columns[name], min(room, SEGMENTS_MAX)):
+            mine = coded[name] == code
+            if int(mine.sum()) < SEGMENT_ROWS_MIN:
+                continue
+            parts[code] = describe(
+                {column: values[mine] for column, values in coded.items()},
+                codes,
+                answers[mine],
+                loss=None if loss is None else loss[mine],
+                event_ms=None if event_ms is None else event_ms[mine],
+                block_ms=block_ms,
+            )
+    return whole.model_copy(update={**sample, "segments": segments})
+
+
+def describe(
+    coded: Mapping[str, Floats],
+    codes: Mapping[str, int],
+    scores: Floats,
+    *,
+    loss: Floats | None = None,
+    event_ms: NDArray[np.int64] | None = None,
+    block_ms: int = DAY_MS,
+) -> Reference:
+    """A reference without sample and segments: of all rows, or of some of them.
+
+    ``coded``: columns ``(n,)`` as :func:`code_column` makes them; ``codes``: how many codes each has, the one for unknown
+    values included, 0 for a numeric one.
+    """
+    rows = len(scores)
+    blocks = time_blocks(event_ms, block_ms) if event_ms is not None and rows else []
+    columns = {
+        name: _categorical(values, codes[name]) if codes[name] else _numeric(values)
+        for name, values in coded.items()
+    }
+    score = _numeric(scores)
+    everything = dict(coded) | ({} if "score" in coded else {"score": scores})
+    binnings = {name: Binning(columns.get(name, score)) for name in everything}
+    kept = blocks[-max(1, BIN_COUNTS_MAX // sum(binning.size for binning in binnings.values())) :]
     times = event_ms if event_ms is not None and rows else None
     return Reference(
         columns=columns,
@@ -79,20 +129,30 @@ def reference_of(
         loss_blocks=_block_means(loss, blocks) if loss is not None else (),
         loss_block_ms=block_ms,
         block_ms=block_ms,
-        block_starts_ms=tuple(int(event_ms[block[0]]) // block_ms * block_ms for block in kept)
-        if event_ms is not None
-        else (),
+        block_starts_ms=()
+        if times is None
+        else tuple(int(times[block[0]]) // block_ms * block_ms for block in kept),
         bins={name: _block_counts(binnings[name], values, kept) for name, values in everything.items()}
-        if blocks
+        if kept
         else {},
         rows=rows,
         from_ms=None if times is None else int(times[0]),
         to_ms=None if times is None else int(times[-1]),
-        sample=_rows_of([coded[f.name] for f in contract.features], step) if rows else (),
-        sample_time_ms=() if times is None else tuple(int(at) for at in times[::step]),
-        sample_score=tuple(shortened(answers, _repeated(answers))[::step].tolist()),
-        sample_label=() if labels is None else tuple(float(label) for label in labels[::step]),
     )
+
+
+def frequent(column: ColumnReference, most: int) -> list[int]:
+    """Codes of the ``most`` frequent categories of a column, the most frequent first; never the one for unknown."""
+    shares = np.asarray(column.shares[:-1], np.float64)
+    order = np.argsort(-shares, kind="stable")[: max(0, most)]
+    return [int(code) for code in order if shares[code] > 0]
+
+
+def _values_of(reference: Reference) -> int:
+    """Numbers in it, roughly: what it takes in a message."""
+    columns = [*reference.columns.values(), *([] if reference.score is None else [reference.score])]
+    counts = sum(len(block) for of in reference.bins.values() for block in of)
+    return sum(len(column.quantiles) + len(column.shares) for column in columns) + counts
 
 
 def code_column(feature: Feature, column: NDArray[Any]) -> Floats:
@@ -163,12 +223,9 @@ def _block_means(values: Floats, blocks: list[NDArray[np.int64]]) -> tuple[float
     return tuple(means)
 
 
-def _column(feature: Feature, coded: Floats) -> ColumnReference:
-    if feature.kind == "numeric":
-        return _numeric(coded)
-    known = coded[~np.isnan(coded)].astype(np.int64)
-    counts = np.bincount(known, minlength=len(feature.categories) + 1)
-    shares = counts / max(1, len(known))
+def _categorical(coded: Floats, codes: int) -> ColumnReference:
+    known = coded[np.isfinite(coded)].astype(np.int64)
+    shares = np.bincount(known, minlength=codes) / max(1, len(known))
     return ColumnReference(
         rows=len(known), missing=_missing(coded), shares=tuple(float(share) for share in shares)
     )

@@ -152,6 +152,34 @@ def test_a_reference_of_a_thousand_features_fits_into_one_message() -> None:
     assert Reference.model_validate_json(reference.model_dump_json()) == reference
 
 
+def test_frequent_segments_have_a_reference_of_their_own() -> None:
+    """Of their rows alone; as many as there is room for, the most frequent, and none of too few rows."""
+    table, labels, event_ms = rows(4_000)
+    carrier = np.where(np.arange(4_000) < 3_900, table["carrier"], "AA")
+    carrier = np.where((carrier == "UA") & (np.arange(4_000) > 400), "B6", carrier)
+    table = table | {"carrier": carrier}
+    monitoring = CONTRACT.monitoring.model_copy(update={"segments": ("carrier",)})
+    contract = CONTRACT.model_copy(update={"monitoring": monitoring})
+    scores = np.clip(0.3 + 0.01 * table["hour"], 0, 1)
+    reference = reference_of(table, scores, contract, labels=labels, event_ms=event_ms)
+    assert list(reference.segments["carrier"]) == [1, 0]
+    part, mine = reference.segments["carrier"][1], carrier == "B6"
+    hours = {name: column[mine] for name, column in table.items()}
+    alone = reference_of(hours, scores[mine], CONTRACT, labels=labels[mine], event_ms=event_ms[mine])
+    empty: dict[str, Any] = dict.fromkeys(("sample", "sample_time_ms", "sample_score", "sample_label"), ())
+    assert part == alone.model_copy(update=empty)
+    assert Reference.model_validate_json(reference.model_dump_json()) == reference
+    wide = [Feature(name=f"x{at}") for at in range(80)]
+    crowded = contract.model_copy(update={"features": (*CONTRACT.features, *wide)})
+    table |= {f.name: table["hour"] for f in wide}
+    assert len(reference_of(table, scores, crowded, event_ms=event_ms).segments["carrier"]) == 2
+    wider = crowded.model_copy(
+        update={"features": (*crowded.features, *[Feature(name=f"y{at}") for at in range(1_200)])}
+    )
+    table |= {f"y{at}": table["hour"] for at in range(1_200)}
+    assert reference_of(table, scores, wider, event_ms=event_ms).segments == {"carrier": {}}
+
+
 def test_categories_are_coded_as_observation_blocks_code_them() -> None:
     """Index in the contract, unknown after the last, null as NaN."""
     feature = Feature(name="c", kind="categorical", categories=("a", "b"))
