@@ -189,6 +189,8 @@ class Spec(BaseModel, ABC):
     announces_blocks: ClassVar[bool] = False
     #: Whether values that cannot be read are what it looks for, so that a column of nulls is a finding.
     finds_unreadable: ClassVar[bool] = False
+    #: Modules of optional libraries without which ``build`` raises ConfigurationError.
+    needs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def build(self, context: Context) -> Detector:

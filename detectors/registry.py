@@ -46,7 +46,12 @@ KINDS: dict[str, str] = {
     "isolation-forest": "detectors.isolation_forest:IsolationForestSpec",
     "half-space-trees": "detectors.adapters.river_anomaly:HalfSpaceTreesSpec",
     "river-anomaly": "detectors.adapters.river_anomaly:RiverAnomalySpec",
-    "cvm-online": "detectors.adapters.alibi:CvmOnlineSpec",
+    "cvm-online": "detectors.adapters.alibi_drift:CvmOnlineSpec",
+    "fet-online": "detectors.adapters.alibi_drift:FetOnlineSpec",
+    "mmd-online": "detectors.adapters.alibi_drift:MmdOnlineSpec",
+    "lsdd-online": "detectors.adapters.alibi_drift:LsddOnlineSpec",
+    "alibi-isolation-forest": "detectors.adapters.alibi_outliers:AlibiIsolationForestSpec",
+    "alibi-mahalanobis": "detectors.adapters.alibi_outliers:AlibiMahalanobisSpec",
 }
 
 

@@ -36,6 +36,8 @@ class AlarmSpec(Spec):
     """Options of every kind."""
 
     statistic: ClassVar[str] = ""
+    #: Whether an alarm counts within the warm-up: those of machines that compare with a reference do.
+    hears_early: ClassVar[bool] = False
 
     warm_up_rows: int = Field(default=100, ge=0, description="Silent for so many rows of a column.")
     hold_rows: int = Field(
@@ -161,10 +163,10 @@ class Alarms:
 
     def _hear(self, heard: list[_Heard], number: int) -> None:
         """Take what the machines said at the row ``number``."""
-        alarmed = False
+        alarmed, silent_rows = False, 0 if self._spec.hears_early else self._spec.warm_up_rows
         for one in heard:
             self._state.warned[one.at] = one.level == WARNING
-            if one.level == ALARM and one.rows > self._spec.warm_up_rows and not alarmed:
+            if one.level == ALARM and one.rows > silent_rows and not alarmed:
                 alarmed = True
                 self._state.alarm = number
                 self._state.said = _Said(self._state.said.state, one.at, one.current, one.rows)

@@ -58,8 +58,11 @@ class ErrorInput:
         self._decision = decision
         found = context.reference
         self.reference: float | None = None
+        #: Rows of the reference behind it.
+        self.rows = 0
         if found is not None and found.sample_label and len(found.sample_score) == len(found.sample_label):
             decided = np.array(found.sample_score) >= decision
+            self.rows = len(decided)
             self.reference = float((decided != (np.array(found.sample_label) == 1)).mean())
 
     def read(self, rows: Rows) -> tuple[Places, Sequence[Any], list[float]]:
