@@ -282,7 +282,9 @@ class Moving:
         at = int(scores.argmax())
         cell = self._spec.cell_rows
         rows = int(min(self._rows // cell * cell, round((2 / float(self._gains[at]) - 1) * cell)))
-        evidence = fit.features.explain(self._moved[at], self._blamed[at], rows)
+        # Blames are averaged from nothing on, so the first cells weigh too little.
+        weight = 1.0 - (1.0 - float(self._gains[at])) ** (self._rows // cell)
+        evidence = fit.features.explain(self._moved[at], self._blamed[at] / weight, rows)
         found = evidence.model_copy(update={"rows": rows, "since_ms": self._since_ms})
         return Verdict(
             state=self._state, score=float(scores[at]), threshold=self._spec.threshold, evidence=found

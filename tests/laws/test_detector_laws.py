@@ -98,6 +98,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "alibi-isolation-forest": {"trees": 5, "tree_rows": 8, "warm_up_rows": 30, "window_rows": 20, "share": 0.1},
     "alibi-mahalanobis": {"cell_rows": 8, "warm_up_rows": 30, "window_rows": 20, "share": 0.1},
     "mmd": {"cell_rows": 8, "memories": (2, 4), "features": 32, "expected_run_rows": 1_000},
+    "pca-reconstruction": {"cell_rows": 8, "memories": (2, 4), "expected_run_rows": 1_000},
     "mahalanobis": {"warm_up_rows": 30, "window_rows": 20, "share": 0.1},
 }  # fmt: skip
 #: Calibrations are dear; equal content gives equal ones, so all examples share them.
