@@ -91,6 +91,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "isolation-forest": {"trees": 5, "tree_rows": 8, "warm_up_rows": 30, "window_rows": 20, "share": 0.1},
     "half-space-trees": {"trees": 3, "height": 4, "tree_window": 20, "warm_up_rows": 30, "window_rows": 20, "share": 0.1},
     "river-anomaly": {"name": "OneClassSVM", "params": {"nu": 0.2}, "unscored_rows": 20, "warm_up_rows": 30, "window_rows": 20, "share": 0.1},
+    "segments": {"segments_max": 2},
     "cvm-online": {"expected_run_rows": 50, "window_rows": 10, "warm_up_rows": 20, "hold_rows": 40},
     "fet-online": {"expected_run_rows": 50, "window_rows": 10, "warm_up_rows": 20, "hold_rows": 40},
     "mmd-online": {"expected_run_rows": 50, "window_rows": 10, "warm_up_rows": 20, "hold_rows": 40},
@@ -142,6 +143,8 @@ def context(kind: str, stream: Stream, reference: Reference | None = REFERENCE) 
         columns, categories = (("a", "b"), (0, 0)) if numeric else (("a", "b", "c"), (0, 0, 4))
     elif stream == "predictions":
         columns, categories = (*STREAM_COLUMNS[stream], "a", "b", "c"), (0, 0, 0, 0, 0, 4)
+    elif stream == "loss" and not spec_class(kind).numeric_only:
+        columns, categories = (*STREAM_COLUMNS[stream], "c"), (0, 0, 0, 4)
     else:
         columns = STREAM_COLUMNS[stream]
         categories = (0,) * len(columns)
@@ -183,7 +186,8 @@ def rows_of(kind: str, stream: Stream, seed: int, n: int, hostile: bool = False)
     else:
         score = rng.uniform(0.05, 0.3, n)
         label = (rng.uniform(size=n) < np.where(moved, 0.9, score)).astype(np.float64)
-        values = np.column_stack([score, label, -np.log(np.where(label == 1, score, 1 - score))])
+        loss = -np.log(np.where(label == 1, score, 1 - score))
+        values = np.column_stack([score, label, loss, np.arange(n) % 4])
         if stream == "comparison":
             pairs = np.arange(n) // 2
             time_ms, identity = time_ms[2 * pairs], identity[2 * pairs]
