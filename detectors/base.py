@@ -200,6 +200,11 @@ class Spec(BaseModel, ABC):
         """What its false alarms are known to be in this context. Deterministic, at most seconds; cached by the caller."""
         return Standing(basis="proved", pages=True, note="") if self.pages else Standing()
 
+    @property
+    def spends_budget(self) -> bool:
+        """Whether its false pages count against the model's budget, and so whether it gets a part of it."""
+        return self.pages
+
     def restore(self, context: Context, data: bytes) -> Detector:
         """The detector whose ``snapshot`` was ``data``. Raises SnapshotError."""
         detector = self.build(context)

@@ -86,6 +86,10 @@ class PairedJudgeSpec(Spec):
             raise ValueError("block_ms must be positive")
         return self
 
+    @property
+    def spends_budget(self) -> bool:
+        return False  # ``alpha`` bounds its errors, for each rollout
+
     def build(self, context: Context) -> Detector:
         return PairedJudge(self)
 

@@ -93,6 +93,10 @@ class DriftESpec(Spec):
     joint: bool = True
     rows_independent: bool = Field(default=False, description="The owner states it; only then may it page.")
 
+    @property
+    def spends_budget(self) -> bool:
+        return self.rows_independent
+
     def build(self, context: Context) -> Detector:
         return DriftE(self, context)
 
@@ -100,13 +104,10 @@ class DriftESpec(Spec):
         run = run_length_ms(self.run, context)
         if self.rows_independent:
             return Standing(
-                "proved",
-                run,
-                pages=True,
-                note="for rows that do not depend on each other, as the owner states",
+                "proved", run, pages=True, note="for independent rows, which the owner states these are"
             )
         return Standing(
-            "proved", run, note="for independent rows only; rows in time order are not, so it does not page"
+            "proved", run, note="for independent rows; rows in time order are not, so it does not page"
         )
 
 

@@ -83,6 +83,10 @@ class FreshnessSpec(Spec):
     silence_max: DurationMs = Field(default=DAY_MS, gt=0)
     rows_min: int = Field(default=10, ge=3, description="Rows before it says anything; least run of nulls.")
 
+    @property
+    def spends_budget(self) -> bool:
+        return False  # a stated limit passed or it did not
+
     def build(self, context: Context) -> Detector:
         return Freshness(self, context)
 
@@ -286,6 +290,10 @@ class StalenessSpec(Spec):
 
     age_max: DurationMs = Field(default=90 * DAY_MS, gt=0)
     rows_min: int = Field(default=10, ge=3, description="Rows before it says anything.")
+
+    @property
+    def spends_budget(self) -> bool:
+        return False  # a stated limit passed or it did not
 
     def build(self, context: Context) -> Detector:
         return Staleness(self, context.trained_to_ms)

@@ -82,6 +82,10 @@ class ServiceSpec(Spec):
             raise ValueError("one of latency_p99_ms, error_rate_max and rows_min_per_block must be given")
         return self
 
+    @property
+    def spends_budget(self) -> bool:
+        return False  # a stated limit passed or it did not
+
     def build(self, context: Context) -> Detector:
         return Service(self)
 

@@ -20,18 +20,18 @@ _DAY_MS = 86_400_000
 
 
 def share_of_budget(contract: ModelContract) -> float:
-    """Each detector's part of the model's budget of false pages: one over those whose kind can page.
+    """Each detector's part of the model's budget of false pages: one over those that spend it.
 
-    The others can only warn or ticket, whatever they say, so they take nothing from it. With every part kept, the sum
+    The others can only warn or ticket, or state facts, or keep an error rate of their own (the judge of a canary). With every part kept, the sum
     over the detectors that page stays within the budget (expectations add up, whatever the dependence).
     """
-    return 1 / max(1, sum(_can_page(contract)))
+    return 1 / max(1, sum(_spend(contract)))
 
 
-def _can_page(contract: ModelContract) -> Iterable[bool]:
+def _spend(contract: ModelContract) -> Iterable[bool]:
     for config in contract.monitoring.detectors:
         try:
-            yield spec_for(config).pages
+            yield spec_for(config).spends_budget
         except (ConfigurationError, ImportError):
             yield False
 

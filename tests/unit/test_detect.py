@@ -381,7 +381,7 @@ def test_segments_coded_otherwise_are_not_known() -> None:
 
 
 def test_a_detector_knows_features_training_and_its_part_of_the_budget() -> None:
-    """The contract's features by column, the end of the training data, and one over those that can page."""
+    """The contract's features by column, the end of the training data, and one over those that spend the budget."""
     detectors = [*contract().monitoring.detectors, detector("psi", name="e")]
     where = Feature(name="where", kind="categorical", categories=("a",))
     watched = contract(detectors, features=(Feature(name="x", low=0, high=1), where))
@@ -390,8 +390,8 @@ def test_a_detector_knows_features_training_and_its_part_of_the_budget() -> None
     context = core._running["m", "v1", "inputs"].context
     assert context.features == {"x": watched.features[0], "where": where}
     assert context.trained_to_ms == T0
-    paging = [d for d in detectors if spec_for(d).pages]
-    assert 0 < len(paging) < len(detectors)
+    paging = [d for d in detectors if spec_for(d).spends_budget]
+    assert [d.name for d in paging] == ["harm", "inputs"]
     assert context.share == share_of_budget(watched) == 1 / len(paging)
     assert share_of_budget(contract([detector("psi")])) == 1
     assert core._running["m", "v1", "adwin"].context.features == {}
