@@ -52,7 +52,7 @@ _QUANTILES = 101
 
 
 class Encoder:
-    """``width``: encoded columns; ``source (width,)``: the column that each comes from."""
+    """``width``: encoded columns, the first ``numeric`` of them numeric; ``source (width,)``: the column of each."""
 
     def __init__(self, sample: Floats, categories: Sequence[int], ranks: bool) -> None:
         sample = np.clip(sample, -_SAMPLE_MAX, _SAMPLE_MAX)
@@ -74,6 +74,7 @@ class Encoder:
             [self._numeric, *(np.full(table.shape[1], at) for at, _, table in self._tables)]
         ).astype(np.int64)
         self.width = len(self.source)
+        self.numeric = len(self._numeric)
 
     def __call__(self, values: Floats) -> Floats:
         """``values (n, k)`` as whole numbers ``(n, width)``, numeric columns first."""
