@@ -91,6 +91,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "isolation-forest": {"trees": 5, "tree_rows": 8, "warm_up_rows": 30, "window_rows": 20, "share": 0.1},
     "half-space-trees": {"trees": 3, "height": 4, "tree_window": 20, "warm_up_rows": 30, "window_rows": 20, "share": 0.1},
     "river-anomaly": {"name": "OneClassSVM", "params": {"nu": 0.2}, "unscored_rows": 20, "warm_up_rows": 30, "window_rows": 20, "share": 0.1},
+    "segment-gap": {"block_ms": 6 * HOUR_MS, "rows_min": 3, "alpha": 0.2, "gap_max": 0.05},
     "segments": {"segments_max": 2},
     "cvm-online": {"expected_run_rows": 50, "window_rows": 10, "warm_up_rows": 20, "hold_rows": 40},
     "fet-online": {"expected_run_rows": 50, "window_rows": 10, "warm_up_rows": 20, "hold_rows": 40},
@@ -100,6 +101,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "alibi-mahalanobis": {"cell_rows": 8, "warm_up_rows": 30, "window_rows": 20, "share": 0.1},
     "mmd": {"cell_rows": 8, "memories": (2, 4), "features": 32, "expected_run_rows": 1_000},
     "pca-reconstruction": {"cell_rows": 8, "memories": (2, 4), "expected_run_rows": 1_000},
+    "classifier-two-sample": {"cell_rows": 8, "expected_run_rows": 100},
     "mahalanobis": {"warm_up_rows": 30, "window_rows": 20, "share": 0.1},
 }  # fmt: skip
 #: Calibrations are dear; equal content gives equal ones, so all examples share them.
