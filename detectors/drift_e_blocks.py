@@ -201,6 +201,11 @@ class DriftEBlocks:
         self._weights = np.repeat(weights[:, None] / (columns * each), each, axis=1) / self._threshold_ms
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns it reads: those of which the reference has blocks."""
+        return tuple(self._names)
+
+    @property
     def verdict(self) -> Verdict:
         if self._said is None:
             self._said = self._judge()
@@ -361,9 +366,9 @@ def _verified(spec: DriftEBlocksSpec, context: Context) -> Standing:
     detector = DriftEBlocks(spec, context, slice(0, half))
     alarms = 0
     for at in range(half, blocks):
-        counts = [np.array(reference.bins[name][at], np.int64) for name in detector._names]
-        before = detector._state
+        counts = [np.array(reference.bins[name][at], np.int64) for name in detector.columns]
+        before = detector.verdict.state
         if counts and detector.take(at * reference.block_ms, np.concatenate(counts)):
-            alarms += detector._state is State.DRIFT and before is not State.DRIFT
+            alarms += detector.verdict.state is State.DRIFT and before is not State.DRIFT
     span = (blocks - half) * float(reference.block_ms)
     return Standing("proved", run, span, alarms, not alarms, "so it does not page" if alarms else "")

@@ -70,7 +70,10 @@ def _inner_edges(quantiles: Floats) -> Floats:
     values, steps = np.unique(quantiles, return_counts=True)
     common = values[steps > _COMMON * (len(quantiles) - 1)]
     # An edge at the smallest value would leave a cell that nothing of the reference falls into.
-    return np.unique(np.concatenate([cuts[cuts > quantiles[0]], common, np.nextafter(common, np.inf)]))
+    edges: Floats = np.unique(
+        np.concatenate([cuts[cuts > quantiles[0]], common, np.nextafter(common, np.inf)])
+    )
+    return edges
 
 
 def _quantile_shares(quantiles: Floats, edges: Floats) -> Floats:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from schemas.errors import ContractError
 from schemas.events import Name
@@ -91,6 +91,18 @@ class DetectorConfig(Document):
     )
 
 
+#: What ``default`` stands for in a list of detectors: cheap, needs no tuning, pages only within the budget.
+DEFAULT_DETECTORS = (
+    DetectorConfig(name="harm", kind="loss-above-promise", stream="loss"),
+    DetectorConfig(name="judge", kind="paired-judge", stream="comparison", roles=("canary",)),
+    DetectorConfig(name="inputs", kind="drift-e-blocks", stream="features"),
+    DetectorConfig(name="scores", kind="drift-e-blocks", stream="score"),
+    DetectorConfig(name="quality", kind="quality", stream="features"),
+    DetectorConfig(name="outliers", kind="robust-z", stream="features"),
+    DetectorConfig(name="fresh", kind="freshness", stream="features"),
+)
+
+
 class Rule(Document):
     """Policy: which signals mean what. The first rule that matches a signal decides."""
 
@@ -131,10 +143,21 @@ class Monitoring(Document):
     segments_max: int = Field(default=200, ge=1, description="Further segment values count under ``other``.")
     histogram_bins: int = Field(default=20, ge=2, le=200)
     false_pages: FalsePages = FalsePages()
-    detectors: tuple[DetectorConfig, ...] = ()
+    detectors: tuple[DetectorConfig, ...] = Field(
+        default=(), description="Detectors; ``default`` in the list stands for the set that needs no tuning."
+    )
     bad_share_max: float = Field(
         default=0.5, gt=0, le=1, description="Above it the consumer halts and alerts."
     )
+
+    @field_validator("detectors", mode="before")
+    @classmethod
+    def _with_defaults(cls, value: Any) -> Any:
+        """``default``, alone or in the list, becomes the default set, so that a contract says what runs."""
+        listed = [value] if isinstance(value, str) else value
+        if not isinstance(listed, list | tuple) or "default" not in listed:
+            return value
+        return [found for one in listed for found in (DEFAULT_DETECTORS if one == "default" else (one,))]
 
     @model_validator(mode="after")
     def _consistent(self) -> Monitoring:

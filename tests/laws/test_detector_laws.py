@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from detectors.base import STREAM_COLUMNS, Change, Context, Detector, Rows, Spec, Stream
 from detectors.registry import KINDS, spec_class, spec_for
-from schemas.contracts import ColumnReference, DetectorConfig, FalsePages, Feature, Reference
+from schemas.contracts import (
+    DEFAULT_DETECTORS,
+    ColumnReference,
+    DetectorConfig,
+    FalsePages,
+    Feature,
+    Monitoring,
+    Reference,
+)
 from schemas.errors import ConfigurationError, SnapshotError
 from schemas.verdicts import State
 
@@ -60,6 +68,7 @@ FEATURES = {
 #: Small numbers, so that verdicts come within the few rows of an example.
 SMALL: dict[str, dict[str, Any]] = {
     "loss-above-promise": {"block_ms": HOUR_MS, "rows_min": 3, "threshold": 20},
+    "risk-e": {"rows_min": 3, "threshold": 20},
     "paired-judge": {"block_ms": HOUR_MS, "alpha": 0.2},
     "drift-e": {"rows_min": 16, "run": 20 * HOUR_MS},
     "drift-e-blocks": {"rows_min": 3, "run": 20 * HOUR_MS},
@@ -385,3 +394,14 @@ def test_a_wrong_option_is_named() -> None:
         spec_for(DetectorConfig(name="inputs", kind="nonesuch", stream="features"))
     with pytest.raises(ConfigurationError, match="reads loss, not score"):
         spec_for(DetectorConfig(name="harm", kind="loss-above-promise", stream="score"))
+
+
+def test_the_default_set_can_be_built_and_is_written_out() -> None:
+    """``default`` becomes detectors with names, before or beside one's own; each of a kind and stream that exist."""
+    own = DetectorConfig(name="mine", kind="psi", stream="features")
+    found = Monitoring.model_validate({"detectors": ["default", own.model_dump()]}).detectors
+    assert found == (*DEFAULT_DETECTORS, own)
+    assert Monitoring.model_validate({"detectors": "default"}).detectors == DEFAULT_DETECTORS
+    assert Monitoring().detectors == ()
+    for config in DEFAULT_DETECTORS:
+        assert config.stream in spec_for(config).streams
