@@ -13,6 +13,7 @@ from schemas.errors import ConfigurationError
 #: Kind to the module and class of its spec; modules are imported when a configuration first names them.
 KINDS: dict[str, str] = {
     "loss-above-promise": "detectors.promise_e:PromiseSpec",
+    "risk-e": "detectors.risk_e:RiskSpec",
     "paired-judge": "detectors.compare_e:PairedJudgeSpec",
     "drift-e": "detectors.drift_e:DriftESpec",
     "drift-e-blocks": "detectors.drift_e_blocks:DriftEBlocksSpec",

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.base import Context, Rows
+from detectors.loss import answered, score_and_label
 from detectors.transform import column_reference, mid_rank
 
 Places = NDArray[np.int64]
@@ -54,7 +55,7 @@ class ErrorInput:
     name: str | None = "error"
 
     def __init__(self, context: Context, decision: float) -> None:
-        self._score, self._label = context.columns.index("score"), context.columns.index("label")
+        self._score, self._label = score_and_label(context)
         self._decision = decision
         found = context.reference
         self.reference: float | None = None
@@ -67,7 +68,7 @@ class ErrorInput:
 
     def read(self, rows: Rows) -> tuple[Places, Sequence[Any], list[float]]:
         score, label = rows.values[:, self._score], rows.values[:, self._label]
-        places = np.flatnonzero(np.isfinite(score) & ((label == 0) | (label == 1)) & (rows.sign > 0))
+        places = np.flatnonzero(answered(score, label) & (rows.sign > 0))
         wrong = ((score[places] >= self._decision) != (label[places] == 1)).astype(np.float64).tolist()
         return places, wrong, wrong
 

@@ -40,6 +40,8 @@ REFERENCE = Reference(
     },
     score=ColumnReference(rows=2_000, quantiles=tuple(float(q) for q in np.linspace(0, 1, 101))),
     loss_mean=0.5,
+    loss_blocks=tuple(0.5 + 0.05 * float(x) for x in np.sin(np.arange(40))),
+    loss_block_ms=HOUR_MS,
     block_ms=HOUR_MS,
     bins={
         name: tuple((*_RNG.multinomial(60, shares).tolist(), 0) for _ in range(40))
