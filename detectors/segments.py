@@ -113,9 +113,12 @@ class SegmentsSpec(Spec):
     def family(self, stream: Stream) -> Family:
         return self.inner(stream).family(stream)
 
-    def can_page(self, stream: Stream) -> bool:
-        """Whether the inner kind can."""
-        return self.inner(stream).pages
+    @property
+    def spends_budget(self) -> bool:
+        """As the inner kind does; of the defaults, some do."""
+        if self.detector is None:
+            return True
+        return spec_class(self.detector.kind).model_validate(self.detector.options).spends_budget
 
     def build(self, context: Context) -> Detector:
         return Segments(self, context)

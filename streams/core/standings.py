@@ -11,19 +11,19 @@ from collections.abc import Iterable, MutableMapping
 import msgspec
 
 from detectors.base import Context, Spec, Standing
+from detectors.calibrate import duration
 from detectors.registry import spec_for
 from schemas.contracts import ModelContract
 from schemas.errors import ConfigurationError
 from schemas.ids import content_hash
 
-_DAY_MS = 86_400_000
-
 
 def share_of_budget(contract: ModelContract) -> float:
     """Each detector's part of the model's budget of false pages: one over those that spend it.
 
-    The others can only warn or ticket, or state facts, or keep an error rate of their own (the judge of a canary). With every part kept, the sum
-    over the detectors that page stays within the budget (expectations add up, whatever the dependence).
+    The others can only warn or ticket, or state facts, or keep an error rate of their own (the judge of a canary). With
+    every part kept, the sum over the detectors that page stays within the budget (expectations add up, whatever the
+    dependence).
     """
     return 1 / max(1, sum(_spend(contract)))
 
@@ -70,16 +70,11 @@ def in_words(standing: Standing) -> str:
         return standing.note
     parts = [{"proved": "bounded by a theorem", "resampled": "set on resampled reference"}[standing.basis]]
     if standing.promised_ms is not None:
-        parts.append(f"promised: at most one false alarm in {_days(standing.promised_ms)}")
+        parts.append(f"promised: at most one false alarm in {duration(standing.promised_ms)}")
     if standing.verified_ms > 0:
-        parts.append(f"{standing.alarms} in {_days(standing.verified_ms)} of reference in time order")
+        parts.append(f"{standing.alarms} in {duration(standing.verified_ms)} of reference in time order")
     if (standing.promised_ms or 0.0) > standing.verified_ms:
         parts.append(
-            f"unverified beyond {_days(standing.verified_ms)}" if standing.verified_ms else "unverified"
+            f"unverified beyond {duration(standing.verified_ms)}" if standing.verified_ms else "unverified"
         )
     return "; ".join([*parts, *([standing.note] if standing.note else [])])
-
-
-def _days(time_ms: float) -> str:
-    days = time_ms / _DAY_MS
-    return f"{days:.0f} d" if days >= 10 else f"{days:.2g} d"
