@@ -150,8 +150,13 @@ def share_that_pages(
     claimed_rows: int | None = None,
     references: int = 20,
     seed: int = 0,
+    block: int = 4_000,
+    stream_from: Floats | None = None,
 ) -> float:
-    """Share of ``streams`` of ``rows`` rows each with a page, over ``references`` references drawn anew."""
+    """Share of ``streams`` of ``rows`` rows each with a page, over ``references`` references drawn anew.
+
+    ``stream_from``: rows that streams are drawn from, where they are not those of the references.
+    """
     hits = 0
     detector: Detector | None = None
     for stream in range(streams):
@@ -163,6 +168,6 @@ def share_that_pages(
             reference = reference_from(chosen, categories, claimed_rows)
             detector = spec.build(context_of(reference, categories))
         detector.reset()
-        blocks = drawn(everything, rows, rng)
+        blocks = drawn(everything if stream_from is None else stream_from, rows, rng, block)
         hits += pages(detector, (move(b) for b in blocks) if move else blocks) is not None
     return hits / streams

@@ -22,18 +22,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from deploy.local.platform import Platform
 from deploy.models import publish_records
 from schemas.settings import KafkaSettings
+from tests.bench.figures import say
 from tests.bench.load import Load, records, write
 
 WAIT_S = 600.0
-
-
-def say(
-    figure: str, value: float, unit: str, baseline: str | None = None, ratio: float | None = None, **more: Any
-) -> None:
-    """One figure on standard output."""
-    line = {"figure": figure, "value": round(value, 3), "unit": unit, "baseline": baseline,
-            "ratio": None if ratio is None else round(ratio, 3)}  # fmt: skip
-    print(json.dumps(line | more), flush=True)
 
 
 async def consume_raw(kafka: KafkaSettings, events: int) -> tuple[float, float]:
