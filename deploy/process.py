@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from http.server import ThreadingHTTPServer
 
+from schemas.clock import wall_ms
 from schemas.observability import Metrics
 from schemas.settings import ServiceSettings
 
-
-def wall_ms() -> int:
-    """Milliseconds since the epoch; for shells only."""
-    return time.time_ns() // 1_000_000
+__all__ = ["serve_metrics", "stop_event", "wall_ms"]
 
 
 def serve_metrics(metrics: Metrics, settings: ServiceSettings) -> ThreadingHTTPServer | None:

@@ -21,7 +21,14 @@ ENV_PREFIX = "DRIFTLINE_"
 CONFIG_FILE = "DRIFTLINE_CONFIG"
 #: Environment keys that are read outside the settings models (and so are no unknown keys).
 OTHER_KEYS = frozenset(
-    {CONFIG_FILE, "DRIFTLINE_CACHE", "DRIFTLINE_FAILPOINT", "DRIFTLINE_API", "DRIFTLINE_TOKEN"}
+    {
+        CONFIG_FILE,
+        "DRIFTLINE_CACHE",
+        "DRIFTLINE_FAILPOINT",
+        "DRIFTLINE_CLOCK_OFFSET_FILE",
+        "DRIFTLINE_API",
+        "DRIFTLINE_TOKEN",
+    }
 )
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 
 from confluent_kafka import KafkaException, Producer
 
+from schemas.clock import wall_ms
 from schemas.events import HEADER_KIND, KIND_TICK, Tick
 from schemas.settings import MonitorSettings
 
@@ -52,4 +52,4 @@ class Ticker:
 
     def _run(self) -> None:
         while not self._stop.wait(self._limits.tick_interval / 1000):
-            self.tick(time.time_ns() // 1_000_000)
+            self.tick(wall_ms())
