@@ -41,6 +41,8 @@ SERVICES: dict[str, tuple[str, ...]] = {
     "trainer": ("deploy.training",),
     "notifier": ("deploy.notify",),
 }
+#: What the services need: started before them, stopped after them.
+STORES = ("kafka", "warehouse")
 STATE_FILE = "platform.json"
 FREE_BYTES_MIN = 512 * 1024 * 1024
 RESTARTS_MAX = 6
@@ -98,6 +100,7 @@ class Platform:
         services: tuple[str, ...] = tuple(SERVICES),
         environment: Mapping[str, str] | None = None,
         input_partitions: int = 4,
+        restarts_max: int = RESTARTS_MAX,
         say: Say = lambda _service, _text: None,
     ) -> None:
         unknown = sorted(set(services) - set(SERVICES))
@@ -108,6 +111,7 @@ class Platform:
         self._wanted = services
         self._extra = dict(environment or {})
         self._partitions = input_partitions
+        self._restarts_max = restarts_max
         self._say = say
         self._kafka = LocalKafka()
         self._warehouse = LocalWarehouse()
@@ -115,6 +119,7 @@ class Platform:
         self._metrics_ports: dict[str, int] = {}
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
+        self._revived = dict.fromkeys(STORES, 0)
         self._lock = threading.Lock()
         self.failure: str | None = None
 
@@ -262,34 +267,32 @@ class Platform:
             with self._lock:
                 if self._stopping.is_set():
                     return
-                if not self._kafka_alive() or not self._warehouse_alive():
+                if not all(self.alive(name) for name in STORES):
                     self._revive_stores()
                 for service in self._services.values():
                     if service.child is not None and service.child.poll() is not None:
                         self._restart(service)
 
-    def _kafka_alive(self) -> bool:
-        return self._kafka.pid is not None and _alive(self._kafka.pid)
-
-    def _warehouse_alive(self) -> bool:
-        return self._warehouse.pid is not None and _alive(self._warehouse.pid)
-
     def _revive_stores(self) -> None:
         try:
-            if not self._kafka_alive():
+            died = [name for name in STORES if not self.alive(name)]
+            if "kafka" in died:
                 self._say("kafka", "died; starting it again over the same data")
                 port = int(self._kafka.bootstrap.rpartition(":")[2])
                 self._kafka.stop()
                 self._kafka.start(self.data_dir / "kafka", port)
                 self._kafka.wait_ready()
                 self._say("kafka", "ready again")
-            if not self._warehouse_alive():
+            if "warehouse" in died:
                 self._say("warehouse", "died; starting it again over the same data")
                 port = self._warehouse.port
                 self._warehouse.stop()
                 self._warehouse.start(self.data_dir / "warehouse", port)
                 self._warehouse.wait_ready()
                 self._say("warehouse", "ready again")
+            for name in died:
+                self._revived[name] += 1
+            self._write_state()
         except PlatformError as error:
             self.failure = str(error)
             self._stopping.set()
@@ -303,7 +306,7 @@ class Platform:
         while service.restarts and now - service.restarts[0] > RESTART_WINDOW_S:
             service.restarts.popleft()
         service.died = how
-        if len(service.restarts) > RESTARTS_MAX:
+        if len(service.restarts) > self._restarts_max:
             self.failure = (
                 f"{service.name} died {len(service.restarts)} times within {RESTART_WINDOW_S:.0f} s, last: {how}; "
                 f"{service.log} ends with:\n{tail(service.log)}"
@@ -323,10 +326,27 @@ class Platform:
         child.send_signal(sign)
         return child.pid
 
+    def pid(self, name: str) -> int | None:
+        """The process of a service, of ``kafka`` or of ``warehouse``; None when it is not started."""
+        if name in STORES:
+            return self._kafka.pid if name == "kafka" else self._warehouse.pid
+        child = self._services[name].child
+        return None if child is None else child.pid
+
+    def alive(self, name: str) -> bool:
+        """Whether that process is there; one that is stopped by a signal counts as alive."""
+        pid = self.pid(name)
+        return pid is not None and _alive(pid)
+
+    def ready(self, name: str) -> bool:
+        """Whether it is there and, for a service, has said that it is ready since it was last started."""
+        return self.alive(name) and (name in STORES or self._services[name].ready())
+
     @property
     def restarted(self) -> dict[str, int]:
-        """How often each service had to be started again."""
-        return {service.name: service.restarted for service in self._services.values()}
+        """How often each service had to be started again; a store only if it had to be."""
+        revived = {name: times for name, times in self._revived.items() if times}
+        return {service.name: service.restarted for service in self._services.values()} | revived
 
     def log(self, service: str) -> Path:
         return self._services[service].log
@@ -364,7 +384,7 @@ class Platform:
             "metrics": {name: f"http://{HOST}:{port}/metrics" for name, port in self._metrics_ports.items()},
             "processes": {"kafka": self._kafka.pid, "warehouse": self._warehouse.pid}
             | {s.name: s.child.pid for s in self._services.values() if s.child is not None},
-            "restarted": {s.name: s.restarted for s in self._services.values()},
+            "restarted": self.restarted,
             "logs": {s.name: str(s.log) for s in self._services.values()}
             | {
                 "kafka": str(self.data_dir / "kafka" / "kafka.log"),
