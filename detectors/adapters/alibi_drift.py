@@ -2,7 +2,8 @@
 
 Each compares a sliding window with the reference at every row, against thresholds that it simulates for an expected run
 length in rows: seconds, and cached by content where the library's thresholds depend on nothing else. Run lengths are of
-independent rows and short, so none of these pages. After an alarm, and after a restart, the window fills anew.
+independent rows and short, so none of these pages. After an alarm the window begins anew, after a
+restart the whole detector.
 
 ``cvm-online`` takes the reference's quantiles as its sample. ``fet-online`` reads what is 0 or 1: on ``features`` whether a
 value is missing, on ``loss`` whether the decision was wrong; a reference without a single one is taken to have one, since
@@ -35,7 +36,15 @@ import numpy as np
 from pydantic import Field
 
 from detectors.adapters.alarms import AlarmSpec
-from detectors.adapters.alibi import EXTRA, EXTRA_TORCH, NEEDS, NEEDS_TORCH, OnlineMachine, calibrated
+from detectors.adapters.alibi import (
+    EXTRA,
+    EXTRA_TORCH,
+    NEEDS,
+    NEEDS_TORCH,
+    FetMachine,
+    OnlineMachine,
+    calibrated,
+)
 from detectors.adapters.extras import imported, module_of
 from detectors.adapters.inputs import ErrorInput, Input, Places, column_inputs
 from detectors.adapters.machines import Machine
@@ -47,6 +56,8 @@ from schemas.verdicts import Family
 
 #: Rows of the reference that the library compares with: its memory and time grow with their square.
 _REFERENCE_ROWS_MAX = 500
+#: The library sets two windows of the reference aside, and for LSDD two more; what is left must say something.
+_WINDOWS_MIN = 8
 
 
 class OnlineSpec(AlarmSpec):
@@ -139,7 +150,7 @@ class FetOnlineSpec(OnlineSpec):
 
     kind: ClassVar[str] = "fet-online"
     streams: ClassVar[Mapping[Stream, Family]] = {"features": Family.QUALITY, "loss": Family.CONCEPT}
-    cost_ns: ClassVar[int] = 150_000
+    cost_ns: ClassVar[int] = 1_500
     state_size: ClassVar[str] = "a window a column, not kept over a restart"
     sees: ClassVar[str] = "a rate that rises (or falls): of missing values of a column, of wrong decisions"
     blind_to: ClassVar[str] = "everything but one rate; small rises, which a window of rows cannot show"
@@ -181,7 +192,7 @@ class FetOnlineSpec(OnlineSpec):
                 lam=self.smoothing,
             )
 
-        return OnlineMachine(make, context.seed, self.window_rows)
+        return FetMachine(make, context.seed, self.window_rows)
 
 
 class RowInput:
@@ -203,9 +214,6 @@ class RowsSpec(OnlineSpec):
     numeric_only: ClassVar[bool] = True
     state_size: ClassVar[str] = "the reference sample and a window of rows, not kept over a restart"
     sees: ClassVar[str] = "any change of how the columns are distributed together"
-    blind_to: ClassVar[str] = (
-        "which column moved; columns whose scale is small beside others'; rows with a null"
-    )
     library: ClassVar[str]
 
     def inputs(self, context: Context) -> list[Input]:
@@ -216,7 +224,7 @@ class RowsSpec(OnlineSpec):
         kind = imported("alibi_detect.cd", self.library, EXTRA_TORCH)
         sample = reference_rows(context)
         sample = sample[np.isfinite(sample).all(axis=1)]
-        if len(sample) <= 2 * self.window_rows:
+        if len(sample) < _WINDOWS_MIN * self.window_rows:
             return None
         sample = sample[:: -(-len(sample) // _REFERENCE_ROWS_MAX)].astype(np.float32)
 
@@ -244,6 +252,9 @@ class MmdOnlineSpec(RowsSpec):
     kind: ClassVar[str] = "mmd-online"
     library: ClassVar[str] = "MMDDriftOnline"
     cost_ns: ClassVar[int] = 500_000
+    blind_to: ClassVar[str] = (
+        "which column moved; columns whose scale is small beside others'; rows with a null"
+    )
     statistic: ClassVar[str] = "maximum mean discrepancy"
 
 
@@ -253,4 +264,5 @@ class LsddOnlineSpec(RowsSpec):
     kind: ClassVar[str] = "lsdd-online"
     library: ClassVar[str] = "LSDDDriftOnline"
     cost_ns: ClassVar[int] = 500_000
+    blind_to: ClassVar[str] = "which column moved; rows with a null"
     statistic: ClassVar[str] = "least-squares density difference"
