@@ -60,7 +60,11 @@ class WatchedState(msgspec.Struct):
 
 
 class Watched:
-    """The segments of one column: ``codes`` of those watched by themselves; place ``len(codes)`` is all others."""
+    """The segments of one column: ``codes`` of those watched by themselves; place ``len(codes)`` is all others.
+
+    ``others``: whether they are a segment. Where the reference has no such row there is nothing to compare them with; an
+    unknown category is the matter of data quality.
+    """
 
     def __init__(self, context: Context, by: str, places: int) -> None:
         self.name, self.column = _column(context, by)
@@ -69,8 +73,11 @@ class Watched:
         self._places = places
         reference = column_reference(context.reference, self.name)
         self._given: list[int] | None = None
+        self.others = True
         if reference is not None and reference.shares:
             self._given = frequent(reference, places)
+            rest = 1 - sum(reference.shares[code] for code in self._given)
+            self.others = rest * reference.rows >= 0.5 or reference.missing > 0
         elif self._known <= places:
             self._given = list(range(self._known))
         self.reset()

@@ -32,6 +32,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from detectors.base import Change, Context, Detector, Rows, Spec, Standing, Stream, pack, undecided, unpack
+from detectors.calibrate import duration
 from detectors.frequent import Watched, WatchedState
 from detectors.gather import verdict_bytes, verdict_from
 from detectors.registry import spec_class
@@ -137,7 +138,11 @@ def combined(parts: Iterable[tuple[str, Standing]]) -> Standing:
     silent = [(name, standing) for name, standing in named if not standing.pages]
     note = f"{len(named)} segments; {standings[0].note}"
     if silent:
-        note = f"{len(silent)} of {len(named)} segments may not page, {silent[0][0]}: {silent[0][1].note}"
+        name, why = silent[0]
+        found = (
+            f"false alarms in {duration(why.verified_ms)} of reference: {why.alarms}, " if why.alarms else ""
+        )
+        note = f"{len(silent)} of {len(named)} segments may not page, {name}: {found}{why.note}"
     return Standing(
         weakest.basis,
         1 / sum(rates) if len(rates) == len(named) else None,
@@ -185,7 +190,7 @@ class Segments:
 
     @property
     def _size(self) -> int:
-        return len(self._watched.codes or ()) + 1
+        return len(self._watched.codes or ()) + self._watched.others
 
     def _of(self, place: int) -> Context:
         """What the detector of one segment may know."""
@@ -239,7 +244,7 @@ class Segments:
         offset, rows = taken, rows.take(slice(taken, None)) if taken else rows
         places = self._watched.places(rows.values)
         heard: list[tuple[int, int, Change]] = []
-        for place in np.unique(places).tolist():
+        for place in np.unique(places[places < self._size]).tolist():
             mine = np.flatnonzero(places == place)
             part = rows.take(mine)
             values = np.ascontiguousarray(part.values[:, self._columns])

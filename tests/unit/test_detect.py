@@ -463,3 +463,25 @@ def test_a_changed_budget_keeps_the_evidence() -> None:
     assert after.detector.snapshot() == before["m", "v1", "harm"]
     assert set(core._running) == set(before)
     assert set(core.changed_pieces()) >= {f"detector/{'/'.join(key)}" for key in before}
+
+
+def test_a_segment_that_errs_is_named() -> None:
+    """From outcomes with their segments to the signal: the loss of one airport is above what its scores promise."""
+    inner = {"kind": "loss-above-promise", "options": {"block_ms": 6 * HOUR, "rows_min": 5, "threshold": 20}}
+    config = detector("segments", stream="loss", options={"detector": inner})
+    watched = contract([config], monitoring={"segments": ("where",)})
+    core = started((watched, version("v1")))
+    rng = np.random.default_rng(3)
+    at = T0 + np.sort(rng.integers(0, 20 * 24 * HOUR, 4_000))
+    where = rng.integers(0, 2, 4_000)
+    label = rng.uniform(size=4_000) < np.where(where == 1, 0.7, 0.1)
+    end = int(at[-1]) + 48 * HOUR
+    told: list[ObservationBlock | Tick] = [
+        outcomes(at, identity=range(4_000), label=label, score=np.full(4_000, 0.1), segments=where[:, None]),
+        tick(end, feedback_ms=end),
+    ]
+    drifts = [s for s in heard(core, records(told)) if s.verdict.state is State.DRIFT]
+    assert [(s.family, s.verdict.evidence.column) for s in drifts] == [
+        (Family.CONCEPT, "loss (where=(other))")
+    ]
+    assert drifts[0].standing

@@ -99,6 +99,24 @@ def test_the_references_shares_decide_which_segments_are_watched() -> None:
     assert [watched.label(at) for at in (0, 3)] == ["where=w2", "where=(other)"]
 
 
+def test_what_the_reference_never_saw_is_no_segment() -> None:
+    """Without a row outside the watched ones there are no others: nothing to compare them with, no budget spent."""
+    shares = ColumnReference(rows=100, shares=(0.6, 0.4, 0.0, 0.0))
+    known = context(3, reference=Reference(columns={"where": shares}))
+    detector = SegmentsSpec().build(known)
+    assert heard(detector, outcomes(3_000, values=2)) == heard(
+        SegmentsSpec().build(known), outcomes(3_000, values=2)
+    )
+    before = detector.snapshot()
+    odd = outcomes(50, values=1)
+    odd.values[:, 3] = 2
+    assert detector.update(odd) == []
+    assert detector.snapshot() == before
+    assert detector._of(0).share == known.share / 2  # type: ignore[attr-defined]
+    missing = shares.model_copy(update={"missing": 0.01})
+    assert Watched(context(3, reference=Reference(columns={"where": missing})), "", 5).others
+
+
 def test_without_a_reference_the_first_rows_decide() -> None:
     """A thousand rows are only counted; the skewed values are found, wherever the stream is cut."""
     spread = np.array([0.3, 0.2, 0.2] + [0.3 / 97] * 97)
