@@ -1,0 +1,1 @@
+"""Breaks the running loop on purpose and holds what it computed against an exact offline computation."""
