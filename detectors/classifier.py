@@ -6,7 +6,7 @@ their squares, and products of pairs. Each row is judged before it is learnt fro
 that was drawn before it came, and the classifier says which is which: ``h = tanh((s(x) - s(r)) / 2)``, in [-1, 1]. If x
 and r are exchangeable, h has mean zero whatever the classifier has learnt, so for each bet L
 
-    e = 1 + L (h - effect_min)
+    e = 1 + L (h - zone) / (1 + zone),    zone = effect_min + the half's own error (two standard errors)
 
 is an e-value (Pandeva, Bakker, Naesseth and Forre, "E-valuating classifier two-sample tests", TMLR 2024), its product over
 rows an e-process, and ``R <- (R + 1) prod e`` by cells an e-detector (Shin, Ramdas and Rinaldo 2022): R passes the
@@ -14,8 +14,8 @@ threshold at most once in so many cells. Two learners, one fast and one slow, ti
 
 Learning draws from one half of the reference's sample, pairing from the other: else the classifier would learn the
 sample's own error by heart and win on it for ever. The pairs come from a permutation of the half, drawn anew when it is
-used up: until then the bound is exact for rows that are exchangeable with the reference, afterwards it holds as far as
-``effect_min`` is greater than the error of the half (0.02 is a shift of about 0.2 standard deviations).
+used up: until then the bound is exact for rows that are exchangeable with the reference, afterwards it holds as far as the
+zone is greater than the error of the half. (``effect_min`` 0.02 is a shift of about 0.2 standard deviations.)
 It lies when rows of a time-ordered stream are taken for exchangeable with a year of reference: every hour can be told.
 
 Encoded columns beyond ``project`` (embeddings; fewer where the sample is short) are projected to random directions.
@@ -32,7 +32,7 @@ Encoded columns beyond ``project`` (embeddings; fewer where the sample is short)
 >>> b = np.where(np.arange(2_000) < 1_000, rng.normal(size=2_000), 0.8 * a + 0.6 * rng.normal(size=2_000))
 >>> rows = Rows.of(np.column_stack([a, b]), np.arange(2_000))
 >>> [(c.index, str(c.verdict.state)) for c in detector.update(rows)]
-[(63, 'stable'), (1279, 'warning'), (1343, 'drift')]
+[(63, 'stable'), (1343, 'drift')]
 >>> detector.verdict.evidence.note
 'largest weight: a with b'
 """
@@ -68,12 +68,15 @@ _CEILING = 1e3
 _PAIRED_MAX = 12
 _DIRECTIONS = 32
 #: The sample has this many rows at least for each projected column.
-_ROWS_PER_COLUMN = 10
+_ROWS_PER_COLUMN = 3
 #: Least variance of a direction of features, of the mean variance: what never varied would outweigh all else.
 _VARIANCE_MIN = 1e-2
 #: Whitened features are cut here, and weights: no row is worth more than some rows.
 _CUT = 5.0
 _WEIGHT_MAX = 10.0
+#: Standard errors of the pairing half that an advantage must exceed, and the largest advantage asked for.
+_ERROR_SD = 2.0
+_ZONE_MAX = 0.9
 #: Gain of the moving mean of how often the classifier is right.
 _RECENT = 0.1
 
@@ -85,12 +88,14 @@ class ClassifierSpec(Spec):
     streams: ClassVar[Mapping[Stream, Family]] = {"features": Family.INPUT}
     cost_ns: ClassVar[int] = 3_000
     state_size: ClassVar[str] = (
-        "the rows of one cell, two weights a feature: 8 kB for 10 columns, 20 kB for 768"
+        "the rows of one cell, two weights a feature: 4 kB for 10 columns, at most 20 kB"
     )
     sees: ClassVar[str] = (
         "location, spread and dependence between pairs of columns; names what tells them apart"
     )
-    blind_to: ClassVar[str] = "what squares and products do not show; shifts below 0.2 standard deviations"
+    blind_to: ClassVar[str] = (
+        "what squares and products do not show; a shift of one column below 0.3 standard deviations"
+    )
     knob: ClassVar[str | None] = "threshold"
     needs_reference: ClassVar[bool] = True
 
@@ -273,7 +278,8 @@ class Classifier:
         assert telling is not None
         ceiling = _CEILING * float(np.exp(min(self._threshold, 600.0)))
         sure = np.tanh((features - self._drawn(telling.pair, 1)) @ self._weights.T / 2)
-        gains = np.log1p(_BETS * (sure.T[:, :, None] - self._spec.effect_min))
+        zone = self._zone()[:, None, None]
+        gains = np.log1p(_BETS * (sure.T[:, :, None] - zone) / (1 + zone))
         self._evidence = np.minimum((self._evidence + 1) * np.exp(np.add.reduce(gains, axis=1)), ceiling)
         best = int(self._evidence.mean(axis=1).argmax())
         right = float(np.add.reduce(np.sign(sure[:, best]))) / len(features) / 2 + 0.5
@@ -296,6 +302,13 @@ class Classifier:
             self._since_ms = time_ms
         self._said = None
         return self._state is not before
+
+    def _zone(self) -> Floats:
+        """Mean advantage of each learner that is none: ``effect_min``, and what the half's own error may give it."""
+        assert self._telling is not None
+        # Whitened scores have the weights' length as their spread, and h is half of a small score.
+        error = np.sqrt(np.add.reduce(self._weights**2, axis=1) / len(self._telling.pair)) / 2
+        return np.asarray(np.minimum(self._spec.effect_min + _ERROR_SD * error, _ZONE_MAX), np.float64)
 
     def _drawn(self, half: Floats, purpose: int) -> Floats:
         """Reference rows for the rows of the cell at hand: a permutation of the half, and another when it is used up."""
