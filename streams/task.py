@@ -10,27 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from schemas.contracts import ModelRecord
 from schemas.errors import DeliveryError
 from schemas.events import HEADER_KIND
 from schemas.observability import Metrics
 from streams.batches import Chunk
 from streams.broadcast import Broadcast, model_records
-from streams.core.delivery import (
-    Disposition,
-    Manifest,
-    Record,
-    StageContext,
-    TaskCore,
-    Transaction,
-    Upsert,
-    disposition,
-    plan,
-)
+from streams.core.delivery import Record, StageContext, TaskCore, Transaction, Upsert
+from streams.core.ledger import Ledger
 from streams.failpoints import failpoint
 from streams.store import TaskStore, log_starts
 
@@ -74,7 +66,6 @@ class Task:
         self.name = context.task
         self.core = core
         self.inputs = tuple((topic, context.partition) for topic in inputs)
-        self.outbox: dict[tuple[str, tuple[Any, ...]], Upsert] = {}
         self.ready = False
         self._follows = follows
         self._shared = shared
@@ -85,18 +76,14 @@ class Task:
         self._runner: asyncio.Task[None] | None = None
         self._stopping = False
         self._labels = {"stage": context.stage, "partition": str(context.partition)}
-        self._manifest = Manifest(task=self.name)
-        self._next: dict[tuple[str, int], int] = {}
-        self._high: dict[tuple[str, int], int] = {}
+        self._ledger = Ledger(self.name, core)
         self._received: dict[tuple[str, int], int] = {}
-        self._activations: dict[str, int] = {}
         self._seek = -1
         self._numbers: dict[tuple[str, int], int] = {}
         self._rows = 0
         self._since_s: float | None = None
         self._committed_s = 0.0
         self._moved = False
-        self._confirmed: list[Upsert] = []
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -109,42 +96,24 @@ class Task:
 
     def _open(self) -> None:
         loaded = self._store.open()
-        manifest = loaded.manifest
         starts = log_starts(self._kafka, self.inputs)
-        for tp, start in starts.items():
-            at = start if manifest is None else manifest.offsets.get(tp, start)
-            if at < start:
-                raise DeliveryError(
-                    f"task {self.name}: {tp[0]}[{tp[1]}] starts at {start}, but was read to {at} only: retention has "
-                    f"deleted {start - at} offsets. Raise the retention; to go on without them, delete the task's "
-                    "records on the state topic"
-                )
-            self._next[tp] = at
-        if manifest is not None:
-            self._high = dict(manifest.high)
-            self._activations = dict(manifest.activations)
-            self._manifest = Manifest(
-                task=self.name,
-                epoch=manifest.epoch + 1,
-                sequence=manifest.sequence,
-                pieces=manifest.pieces,
-                garbage=manifest.garbage,
-            )
-            known = self._shared.broadcast.since("models", 0, self._activations.get("models", 0))
-            self.core.activate(model_records(known))
-        self._received = dict(self._next)
-        self.core.restore(loaded.pieces, manifest)
+        ledger = self._ledger
+        ledger.open(loaded, starts, self._known, time.time_ns() // 1_000_000)
+        self._received = dict(ledger.next)
         log.info(
             "task loaded",
             extra={
                 "event": "task-loaded",
                 "task": self.name,
-                "sequence": self._manifest.sequence,
-                "epoch": self._manifest.epoch,
+                "sequence": ledger.manifest.sequence,
+                "epoch": ledger.manifest.epoch,
                 "pieces": len(loaded.pieces),
                 "bytes": sum(map(len, loaded.pieces.values())),
             },
         )
+
+    def _known(self, before: int) -> list[ModelRecord]:
+        return model_records(self._shared.broadcast.since("models", 0, before))
 
     def start(self) -> None:
         self._runner = asyncio.create_task(self._run(), name=self.name)
@@ -192,22 +161,23 @@ class Task:
 
     def confirm(self, sent: list[Upsert]) -> None:
         """The warehouse has these rows."""
-        for upsert in sent:
-            key = (upsert.table, upsert.key)
-            if (waiting := self.outbox.get(key)) is not None and waiting.version <= upsert.version:
-                del self.outbox[key]
-        self._confirmed += sent
+        self._ledger.confirmed(sent)
         self._report_dirty()
+
+    @property
+    def outbox(self) -> Mapping[tuple[str, tuple[Any, ...]], Upsert]:
+        """What the warehouse is still to be told."""
+        return self._ledger.outbox
 
     @property
     def offsets(self) -> dict[tuple[str, int], int]:
         """The last manifest's offsets, for lag display."""
-        return {tp: at for tp, at in self._manifest.offsets.items() if tp in self._next}
+        return self._ledger.offsets
 
     @property
     def progress(self) -> dict[tuple[str, int], int]:
         """The first offset not yet applied of each input."""
-        return dict(self._next)
+        return dict(self._ledger.next)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -220,7 +190,7 @@ class Task:
                 await self._cpu(self._apply, chunks)
                 if self._due():
                     await self._commit()
-            if (self._since_s is not None or self._confirmed) and not self._rereading():
+            if (self._since_s is not None or self._ledger.has_confirmed) and not self._ledger.rereading:
                 await self._commit()
         except Exception as error:  # noqa: BLE001  # whatever it is, the process must not go on
             self._shared.on_failed(self, error)
@@ -243,7 +213,7 @@ class Task:
             chunk = self._queue.get_nowait()
 
     def _wait_s(self) -> float | None:
-        if self._since_s is None or self._rereading():
+        if self._since_s is None or self._ledger.rereading:
             return None
         due_s = self._since_s + self._limits.commit_interval / 1000
         if self._moved:
@@ -251,13 +221,9 @@ class Task:
         return max(0.0, due_s - time.monotonic())
 
     def _due(self) -> bool:
-        if self._since_s is None or self._rereading():
+        if self._since_s is None or self._ledger.rereading:
             return False
         return self._rows >= self._limits.commit_rows_max or self._wait_s() == 0.0
-
-    def _rereading(self) -> bool:
-        """Rows the core gave back to the log at recovery are still to be read: its state is not the manifest's yet."""
-        return any(self._next[tp] < self._high.get(tp, 0) for tp in self._next)
 
     def _apply(self, chunks: list[Chunk]) -> None:
         self._activate()
@@ -276,9 +242,7 @@ class Task:
             self._moved = self._moved or self.core.watermarks() != before
 
     def _fresh(self, tp: tuple[str, int], records: list[Record]) -> list[Record]:
-        high, at = self._high.get(tp, 0), self._next[tp]
-        fresh = [r for r in records if disposition(at, high, r.offset) is not Disposition.SKIP]
-        self._next[tp] = max(at, records[-1].offset + 1)
+        fresh = self._ledger.fresh(tp, records)
         size = sum(len(r.value) for r in fresh if r.value is not None)
         self._shared.metrics.count("driftline_input_bytes_total", size, **self._labels)
         self._shared.metrics.count("driftline_rows_total", len(fresh), topic=tp[0], **self._labels)
@@ -287,14 +251,14 @@ class Task:
     def _activate(self) -> None:
         broadcast = self._shared.broadcast
         end = broadcast.next_offset("models")
-        at = self._activations.get("models", 0)
+        at = self._ledger.activations.get("models", 0)
         if end > at:
             self.core.activate(model_records(broadcast.since("models", at, end)))
-            self._activations["models"] = end
+            self._ledger.activations["models"] = end
 
     def _followed(self, topic: str) -> list[Record]:
-        end, at = self._shared.broadcast.next_offset(topic), self._activations.get(topic, 0)
-        self._activations[topic] = max(end, at)
+        end, at = self._shared.broadcast.next_offset(topic), self._ledger.activations.get(topic, 0)
+        self._ledger.activations[topic] = max(end, at)
         return self._shared.broadcast.since(topic, at, end)
 
     # -- the transaction ------------------------------------------------------------------------------------------
@@ -302,38 +266,18 @@ class Task:
     async def _commit(self) -> None:
         started_s = time.monotonic()
         self._committed_s = started_s
-        confirmed, self._confirmed = self._confirmed, []
+        confirmed = self._ledger.take_confirmed()
         transaction = await self._cpu(self._plan, confirmed)
         await self._io(self._store.commit, transaction)
-        self._manifest = transaction.manifest
-        self._offer(await self._cpu(self._after_commit))
+        self._offer(await self._cpu(self._ledger.committed, transaction))
         self._report(transaction, time.monotonic() - started_s)
 
     def _plan(self, confirmed: list[Upsert]) -> Transaction:
-        if confirmed:
-            self.core.confirm(confirmed)
         self._rows, self._since_s, self._moved = 0, None, False
-        core = self.core
-        outs = core.outputs()
-        changed = core.changed_pieces()
-        positions = core.positions()
-        return plan(
-            self._manifest,
-            outs=outs,
-            changed=changed,
-            offsets={tp: positions.get(tp, at) for tp, at in self._next.items()},
-            high=self._next,
-            watermarks=core.watermarks(),
-            activations=self._activations,
-        )
-
-    def _after_commit(self) -> list[Upsert]:
-        self.core.committed(self._manifest.sequence)
-        return self.core.upserts()
+        return self._ledger.plan(confirmed)
 
     def _offer(self, upserts: list[Upsert]) -> None:
-        for upsert in upserts:
-            self.outbox[(upsert.table, upsert.key)] = upsert
+        self._ledger.offer(upserts)
         if upserts:
             self._report_dirty()
             self._shared.on_upserts()

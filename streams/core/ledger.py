@@ -1,0 +1,145 @@
+"""A task's bookkeeping, without a clock, a broker or a thread: what is read, applied, planned, committed, confirmed.
+
+``streams.task`` moves bytes and calls it; the simulation moves the same calls through crashes in an in-memory log. So
+the rules of the delivery protocol are in one place, and what is tested a million times is what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from schemas.contracts import ModelRecord
+from schemas.errors import DeliveryError
+from streams.core.delivery import (
+    Disposition,
+    Loaded,
+    Manifest,
+    Record,
+    TaskCore,
+    TopicPartition,
+    Transaction,
+    Upsert,
+    disposition,
+    plan,
+)
+
+#: Contracts and versions published before an offset of ``models``.
+Known = Callable[[int], Sequence[ModelRecord]]
+
+
+class Ledger:
+    """One owner's account of one task: ``open``; ``fresh`` records to apply; ``plan`` and, once durable, ``committed``.
+
+    The outbox and what was confirmed belong to whoever talks to the warehouse: ``offer``, ``confirmed`` and
+    ``take_confirmed`` are called from one thread, everything else from the core's.
+    """
+
+    def __init__(self, task: str, core: TaskCore) -> None:
+        self.task = task
+        self.core = core
+        self.manifest = Manifest(task=task)
+        #: The first offset not yet applied of each input.
+        self.next: dict[TopicPartition, int] = {}
+        #: Next offset on each broadcast topic.
+        self.activations: dict[str, int] = {}
+        #: Rows the warehouse has not confirmed: the newest of each (table, key).
+        self.outbox: dict[tuple[str, tuple[Any, ...]], Upsert] = {}
+        self._high: dict[TopicPartition, int] = {}
+        self._confirmed: list[Upsert] = []
+
+    def open(self, loaded: Loaded, starts: Mapping[TopicPartition, int], known: Known, now_ms: int) -> None:
+        """Become the committed state. ``starts``: the first offset retention has left of each input.
+
+        A task without a manifest numbers its transactions from ``now_ms`` on: should the state topic be lost, the
+        rows made again must win over those of the life before, which made fewer than one transaction a millisecond.
+        Raises DeliveryError when input was deleted before it was read.
+        """
+        manifest = loaded.manifest
+        for tp, start in starts.items():
+            at = start if manifest is None else manifest.offsets.get(tp, start)
+            if at < start:
+                raise DeliveryError(
+                    f"task {self.task}: {tp[0]}[{tp[1]}] starts at {start}, but was read to {at} only: retention has "
+                    f"deleted {start - at} offsets. Raise the retention; to go on without them, delete the task's "
+                    "records on the state topic"
+                )
+            self.next[tp] = at
+        if manifest is None:
+            self.manifest = Manifest(task=self.task, sequence=now_ms)
+        else:
+            self._high = dict(manifest.high)
+            self.activations = dict(manifest.activations)
+            self.manifest = Manifest(
+                task=self.task,
+                epoch=manifest.epoch + 1,
+                sequence=manifest.sequence,
+                pieces=manifest.pieces,
+                garbage=manifest.garbage,
+            )
+            self.core.activate(known(self.activations.get("models", 0)))
+        self.core.restore(loaded.pieces, manifest)
+
+    def fresh(self, tp: TopicPartition, records: Sequence[Record]) -> list[Record]:
+        """Which of these, consecutive on ``tp``, the core is to get; they count as read from now on."""
+        high, at = self._high.get(tp, 0), self.next[tp]
+        fresh = [r for r in records if disposition(at, high, r.offset) is not Disposition.SKIP]
+        self.next[tp] = max(at, records[-1].offset + 1)
+        return fresh
+
+    @property
+    def rereading(self) -> bool:
+        """Rows the core gave back to the log at recovery are still to be read: its state is not the manifest's yet."""
+        return any(at < self._high.get(tp, 0) for tp, at in self.next.items())
+
+    @property
+    def has_confirmed(self) -> bool:
+        """The warehouse has confirmed rows that no transaction has taken into account."""
+        return bool(self._confirmed)
+
+    @property
+    def offsets(self) -> dict[TopicPartition, int]:
+        """The last manifest's offsets, for lag display."""
+        return {tp: at for tp, at in self.manifest.offsets.items() if tp in self.next}
+
+    def confirmed(self, sent: Sequence[Upsert]) -> None:
+        """The warehouse has these rows. Only noted: the core hears of it with the next ``plan``."""
+        for upsert in sent:
+            key = (upsert.table, upsert.key)
+            if (waiting := self.outbox.get(key)) is not None and waiting.version <= upsert.version:
+                del self.outbox[key]
+        self._confirmed += sent
+
+    def take_confirmed(self) -> list[Upsert]:
+        """What was confirmed since the last call, for ``plan``."""
+        confirmed, self._confirmed = self._confirmed, []
+        return confirmed
+
+    def plan(self, confirmed: Sequence[Upsert]) -> Transaction:
+        """Everything applied since the last one as the next transaction. Drains the core: commit it, or end."""
+        core = self.core
+        if confirmed:
+            core.confirm(confirmed)
+        outs = core.outputs()
+        changed = core.changed_pieces()
+        positions = core.positions()
+        return plan(
+            self.manifest,
+            outs=outs,
+            changed=changed,
+            offsets={tp: positions.get(tp, at) for tp, at in self.next.items()},
+            high=self.next,
+            watermarks=core.watermarks(),
+            activations=self.activations,
+        )
+
+    def committed(self, transaction: Transaction) -> list[Upsert]:
+        """``transaction`` is durable. What is to be offered to the warehouse."""
+        self.manifest = transaction.manifest
+        self.core.committed(self.manifest.sequence)
+        return self.core.upserts()
+
+    def offer(self, upserts: Sequence[Upsert]) -> None:
+        """Put rows into the outbox, in the place of older values."""
+        for upsert in upserts:
+            self.outbox[(upsert.table, upsert.key)] = upsert

@@ -1,0 +1,104 @@
+"""A task's bookkeeping: where it reads on, what it refuses, and whose rows win."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from schemas.contracts import ModelRecord
+from schemas.errors import DeliveryError
+from streams.core.delivery import Loaded, Manifest, Out, Record, TopicPartition, Upsert
+from streams.core.ledger import Ledger
+
+TP = ("predictions", 0)
+
+
+class Counter:
+    """A core whose state is how many records it has seen."""
+
+    stage = "join"
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.held: list[Upsert] = []
+        self.sequence = 0
+
+    def apply(self, records: Sequence[Record], now_ms: int) -> None:
+        self.seen += len(records)
+
+    def outputs(self) -> list[Out]:
+        return []
+
+    def changed_pieces(self) -> dict[str, bytes | None]:
+        return {"seen": str(self.seen).encode()}
+
+    def restore(self, pieces: Mapping[str, bytes], manifest: Manifest | None) -> None:
+        self.seen = int(pieces.get("seen", b"0"))
+        self.sequence = manifest.sequence if manifest else 0
+
+    def positions(self) -> dict[TopicPartition, int]:
+        return {}
+
+    def watermarks(self) -> dict[str, int]:
+        return {}
+
+    def committed(self, sequence: int) -> None:
+        self.sequence = sequence
+
+    def upserts(self) -> list[Upsert]:
+        return [Upsert("t", ("k",), ("k", self.seen, self.sequence), self.sequence)]
+
+    def confirm(self, sent: Sequence[Upsert]) -> None:
+        self.held += sent
+
+    def activate(self, records: Sequence[ModelRecord]) -> None:
+        """It needs none."""
+
+
+def _opened(loaded: Loaded, start: int = 0, now_ms: int = 1_000) -> Ledger:
+    ledger = Ledger("join/0", Counter())
+    ledger.open(loaded, {TP: start}, lambda before: [], now_ms)
+    return ledger
+
+
+def _commit(ledger: Ledger) -> Manifest:
+    transaction = ledger.plan(ledger.take_confirmed())
+    ledger.offer(ledger.committed(transaction))
+    return transaction.manifest
+
+
+def test_rows_made_again_after_the_state_was_lost_win_over_those_before() -> None:
+    """A task without a manifest numbers from the clock on, past all its earlier life made."""
+    first = _opened(Loaded(None, {}), now_ms=5_000)
+    for _ in range(40):
+        before = _commit(first)
+    again = _opened(Loaded(None, {}), now_ms=6_000)
+    assert _commit(again).sequence > before.sequence
+    assert next(iter(again.outbox.values())).version > next(iter(first.outbox.values())).version
+
+
+def test_a_restored_task_goes_on_counting() -> None:
+    """The clock plays no part once there is a manifest."""
+    manifest = _commit(_opened(Loaded(None, {})))
+    successor = _opened(Loaded(manifest, {"seen": b"0"}), now_ms=99_999)
+    assert _commit(successor).sequence == manifest.sequence + 1
+    assert successor.manifest.epoch == manifest.epoch + 1
+
+
+def test_input_deleted_before_it_was_read_is_an_error() -> None:
+    """Silence would be a loss."""
+    manifest = Manifest(task="join/0", sequence=3, offsets={TP: 4}, high={TP: 4})
+    with pytest.raises(DeliveryError, match="deleted 2 offsets"):
+        _opened(Loaded(manifest, {}), start=6)
+
+
+def test_a_confirmation_of_an_older_value_leaves_the_newer_in_the_outbox() -> None:
+    """Changed again while it was on its way."""
+    ledger = _opened(Loaded(None, {}))
+    _commit(ledger)
+    sent = list(ledger.outbox.values())
+    _commit(ledger)
+    ledger.confirmed(sent)
+    assert [u.version for u in ledger.outbox.values()] == [ledger.manifest.sequence]
+    assert ledger.has_confirmed
