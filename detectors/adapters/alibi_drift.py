@@ -6,8 +6,8 @@ independent rows and short, so none of these pages. After an alarm the window be
 restart the whole detector.
 
 ``cvm-online`` takes the reference's quantiles as its sample. ``fet-online`` reads what is 0 or 1: on ``features`` whether a
-value is missing, on ``loss`` whether the decision was wrong; a reference without a single one is taken to have one, since
-the library's test of an event that never happens alarms by lot. The other two read rows without a null and need torch.
+value is missing, on ``loss`` whether the decision was wrong; a rate below two in the expected run is taken to be that, since
+the library decides ties by lot and so alarms about events that never happen. The other two read rows without a null and need torch.
 
 Ross and Adams, "Two nonparametric control charts for detecting arbitrary distribution changes", 2012 (CVM); Ross, Tasoulis
 and Adams, "Sequential monitoring of a Bernoulli sequence when the pre-change parameter is unknown", 2012 (FET); Gretton et
@@ -29,6 +29,7 @@ calibrated and memoryless false detection rates", 2022 (their thresholds).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -175,7 +176,8 @@ class FetOnlineSpec(OnlineSpec):
         rows = min(reading.rows, _REFERENCE_ROWS_MAX)
         if reading.reference is None or rows < 2:
             return None
-        ones = min(max(1, round(reading.reference * rows)), rows - 1)
+        least = math.ceil(2 * rows / self.expected_run_rows)
+        ones = min(max(least, round(reading.reference * rows)), rows - 1)
         sample = np.arange(rows) < ones
 
         def make() -> Any:

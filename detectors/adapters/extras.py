@@ -27,12 +27,12 @@ def imported(module: str, name: str, install: str) -> Any:
         raise ConfigurationError(f"{module} has no {name} ({error}); install it: {install}") from error
 
 
-def classes(module: str, base: type, install: str) -> dict[str, Any]:
-    """The subclasses of ``base`` in ``module``, by name. Raises ConfigurationError when it cannot be imported."""
+def classes(module: str, base: tuple[type, ...], install: str) -> dict[str, Any]:
+    """The subclasses of any ``base`` in ``module``, by name. Raises ConfigurationError when it cannot be imported."""
     return {
         name: kind
         for name, kind in vars(module_of(module, install)).items()
-        if isinstance(kind, type) and issubclass(kind, base) and kind is not base
+        if isinstance(kind, type) and issubclass(kind, base) and kind not in base
     }
 
 

@@ -120,7 +120,7 @@ class RiverAnomalySpec(RiverOutlierSpec):
 
     def _class(self) -> Any:
         base = imported("river.anomaly.base", "AnomalyDetector", INSTALL)
-        found = classes("river.anomaly", base, INSTALL)
+        found = classes("river.anomaly", (base,), INSTALL)
         if self.name in found and self.name not in _UNFIT:
             return found[self.name]
         reason = _UNFIT.get(self.name, "river has no such detector without a target")

@@ -34,6 +34,9 @@ from schemas.errors import ConfigurationError
 from schemas.verdicts import Family
 
 INSTALL = "pip install river"
+#: river's base classes of detectors that read numbers, and of those that read errors.
+_OF_VALUES = ("DriftDetector", "DriftAndWarningDetector")
+_OF_ERRORS = ("BinaryDriftDetector", "BinaryDriftAndWarningDetector")
 
 
 class ColumnAlarmSpec(AlarmSpec):
@@ -158,9 +161,10 @@ class RiverDriftSpec(ColumnAlarmSpec):
 
     def _class(self) -> tuple[Any, bool]:
         """The class, and whether it reads errors."""
-        base = imported("river.base", "DriftDetector", INSTALL)
-        found = {name: (kind, False) for name, kind in classes("river.drift", base, INSTALL).items()}
-        found |= {name: (kind, True) for name, kind in classes("river.drift.binary", base, INSTALL).items()}
+        values = tuple(imported("river.base", name, INSTALL) for name in _OF_VALUES)
+        errors = tuple(imported("river.base", name, INSTALL) for name in _OF_ERRORS)
+        found = {name: (kind, False) for name, kind in classes("river.drift", values, INSTALL).items()}
+        found |= {name: (kind, True) for name, kind in classes("river.drift.binary", errors, INSTALL).items()}
         if self.name not in found:
             raise ValueError(f"river has no drift detector {self.name!r}; it has: {', '.join(sorted(found))}")
         return found[self.name]
