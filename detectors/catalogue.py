@@ -109,7 +109,8 @@ def options(kind: str) -> list[Option]:
     return [
         Option(
             name,
-            _type(field, schema.get("$defs", {})),
+            _type(field, schema.get("$defs", {}))
+            + (", or text like 6h" if "parse_duration_ms" in repr(spec.model_fields[name]) else ""),
             field.get("default"),
             name in required,
             field.get("description", ""),
