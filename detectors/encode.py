@@ -89,8 +89,8 @@ class Encoder:
     def _by_rank(self, values: Floats) -> Floats:
         out = np.empty(values.shape)
         for at, (places, scores) in enumerate(self._knots):
-            column = values[:, at]
-            out[:, at] = np.where(np.isfinite(column), np.interp(column, places, scores), 0.0)
+            out[:, at] = np.interp(values[:, at], places, scores)
+        out[~np.isfinite(values)] = 0.0
         return out
 
     def _by_size(self, values: Floats) -> Floats:

@@ -59,7 +59,7 @@ class MmdSpec(MovingSpec):
     """Options of ``mmd``."""
 
     kind: ClassVar[str] = "mmd"
-    cost_ns: ClassVar[int] = 1_600
+    cost_ns: ClassVar[int] = 1_700
     state_size: ClassVar[str] = (
         "four numbers a random feature and a column: 5 kB for 10 columns, 29 kB for 768"
     )
