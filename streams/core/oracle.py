@@ -7,13 +7,14 @@ incremental, nothing is fast. Tests hold the pipeline to it after any order, cut
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from schemas.contracts import Feature, ModelContract
+from schemas.contracts import Feature, ModelContract, Reference
 from schemas.rows import (
     CALIBRATION_BINS,
     LATENCY_GAMMA,
@@ -62,10 +63,19 @@ class Expected:
     too_late: int = 0
 
 
-def expected(contract: ModelContract, steps: Iterable[Step], partition: int = 0) -> Expected:
-    """What is to be known after ``steps``, in the order in which one partition's task sees them."""
+def expected(
+    contract: ModelContract,
+    steps: Iterable[Step],
+    partition: int = 0,
+    references: Mapping[str, Reference] | None = None,
+) -> Expected:
+    """What is to be known after ``steps``, in the order in which one partition's task sees them.
+
+    ``references``: those of the versions that have one; the borders of their histograms are its quantiles.
+    """
     monitoring = contract.monitoring
     counted: list[Prediction] = []
+    of_id: dict[str, list[Prediction]] = {}
     waiting: dict[str, list[Event]] = {}
     clock = {"predictions": BEGINNING_MS, "feedback": BEGINNING_MS}
     duplicates = too_late = 0
@@ -89,11 +99,7 @@ def expected(contract: ModelContract, steps: Iterable[Step], partition: int = 0)
             waiting = {i: held for i, held in alive.items() if held}
         elif step.kind == "prediction":
             start_ms = event["event_time_ms"] // monitoring.window * monitoring.window
-            same = [
-                p
-                for p in counted
-                if not settled(p.start_ms) and p.event["prediction_id"] == event["prediction_id"]
-            ]
+            same = [p for p in of_id.get(event["prediction_id"], []) if not settled(p.start_ms)]
             if settled(start_ms):
                 too_late += 1
             elif any(_identity(p.event) == _identity(event) for p in same):
@@ -107,12 +113,9 @@ def expected(contract: ModelContract, steps: Iterable[Step], partition: int = 0)
                 elif event["prediction_id"] in waiting:
                     one.labels = [w for w in waiting.pop(event["prediction_id"]) if in_horizon(w, one)]
                 counted.append(one)
+                of_id.setdefault(event["prediction_id"], []).append(one)
         else:
-            same = [
-                p
-                for p in counted
-                if not settled(p.start_ms) and p.event["prediction_id"] == event["prediction_id"]
-            ]
+            same = [p for p in of_id.get(event["prediction_id"], []) if not settled(p.start_ms)]
             held = waiting.get(event["prediction_id"], [])
             for p in same:
                 if in_horizon(event, p) and (not p.labels or event["revision"] > p.labels[-1]["revision"]):
@@ -121,7 +124,7 @@ def expected(contract: ModelContract, steps: Iterable[Step], partition: int = 0)
             if not same and in_time and (not held or held[-1]["revision"] < event["revision"]):
                 waiting[event["prediction_id"]] = [*held, event]
 
-    tables = _tables(contract, counted, clock["predictions"], settled, partition)
+    tables = _tables(contract, counted, clock["predictions"], settled, partition, references or {})
     outcomes = [
         (p.event["prediction_id"], p.event["version"], p.event["role"], p.labels[-1]["label"])
         for p in counted
@@ -136,6 +139,7 @@ def _tables(
     watermark_ms: int,
     settled: Callable[[int], bool],
     partition: int,
+    references: Mapping[str, Reference],
 ) -> dict[str, dict[Key, Key]]:
     monitoring = contract.monitoring
     tables: dict[str, dict[Key, Key]] = {"window_counts": {}, "window_features": {}, "window_outcomes": {}}
@@ -148,7 +152,8 @@ def _tables(
         tables["window_outcomes"][key] = _outcomes(contract, rows, closed, settled(start_ms))
         if not segment:
             for feature in contract.features:
-                tables["window_features"][(*key, feature.name)] = _feature(contract, feature, rows)
+                edges = _edges(contract, feature, references.get(version))
+                tables["window_features"][(*key, feature.name)] = _feature(feature, rows, edges)
     return tables
 
 
@@ -205,7 +210,23 @@ def _counts(contract: ModelContract, rows: list[Prediction], closed: bool) -> Ke
     )
 
 
-def _feature(contract: ModelContract, feature: Feature, rows: list[Prediction]) -> Key:
+def _edges(contract: ModelContract, feature: Feature, reference: Reference | None) -> list[float]:
+    """Borders of a numeric feature's histogram: every n-th of the reference's quantiles, or the range in equal parts."""
+    bins, low, high = contract.monitoring.histogram_bins, feature.low, feature.high
+    column = reference.columns.get(feature.name) if reference is not None else None
+    if column is not None and len(column.quantiles) > 1:
+        found = []
+        for at in range(1, bins):
+            below, part = divmod(at * (len(column.quantiles) - 1) / bins, 1.0)
+            left, right = column.quantiles[int(below)], column.quantiles[int(below) + (part > 0)]
+            found.append(left + (right - left) * part)
+        return sorted(set(found))
+    if low is not None and high is not None:
+        return [low + (high - low) / bins * at for at in range(1, bins)]
+    return []
+
+
+def _feature(feature: Feature, rows: list[Prediction], edges: list[float]) -> Key:
     values = [p.event["features"].get(feature.name) for p in rows]
     known = [v for v in values if v is not None]
     missing = len(values) - len(known)
@@ -217,11 +238,7 @@ def _feature(contract: ModelContract, feature: Feature, rows: list[Prediction]) 
         )  # fmt: skip
     low, high = feature.low, feature.high
     invalid = sum((low is not None and v < low) or (high is not None and v > high) for v in known)
-    edges: list[float] = []
-    if low is not None and high is not None:
-        bins = contract.monitoring.histogram_bins
-        edges = [low + (high - low) / bins * at for at in range(1, bins)]
-    places = Counter(sum(edge <= v for edge in edges) for v in known)
+    places = Counter(bisect_right(edges, v) for v in known)
     histogram = [places[at] for at in range(len(edges) + 1)]
     total = sum(round(v * MICRO) for v in known)
     least, most = min(known, default=math.inf), max(known, default=-math.inf)
