@@ -15,7 +15,9 @@ costs then grows with the columns by one product with ``project`` weights, and s
 shifts of 0.2 to 0.3 in all: the same median delay). A change of few columns among many is for ``drift-e``.
 
 It lies when the reference's sample does not show the seasons of the stream: rows of one hour are alike, and every hour
-differs from the mean of the year. Of a null it knows only that the value is like the column's middle.
+differs from the mean of the year. Half a year of real flights against its own sample, in time order: 19 alarms where six
+were promised, and none when shuffled. For the same reason it is deaf to what is smaller than the usual difference between
+two days. Of a null it knows only that the value is like the column's middle.
 
 >>> import numpy as np
 >>> from detectors.base import Context, Rows
