@@ -17,7 +17,7 @@ sample's own error by heart and win on it for ever. The pairs come from a permut
 used up: until then the bound is exact for rows that are exchangeable with the reference, afterwards it holds as far as the
 zone is greater than the error of the half. (``effect_min`` 0.02 is a shift of about 0.2 standard deviations.)
 It lies when rows of a time-ordered stream are taken for exchangeable with a year of reference, for every hour can be told:
-on half a year of real flights in time order, against their own sample, it says drift after an hour and stays there;
+on half a year of real flights in time order, against their own sample, it says drift within hours and stays there;
 shuffled, it never does. It is for streams without seasons, and for naming what differs.
 
 Encoded columns beyond ``project`` (embeddings; fewer where the sample is short) are projected to random directions.
