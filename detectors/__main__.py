@@ -239,6 +239,45 @@ def check(file: Annotated[Path, typer.Argument(help="A contract, YAML or JSON.")
         raise ConfigurationError(f"{file}: " + "\n".join(faults))
 
 
+@app.command()
+def calibrate(
+    file: Annotated[Path, typer.Argument(help="JSON: {contract, version}; version may be null.")],
+    history: Annotated[Path | None, typer.Option(help="CSV of the model's history, free of drift.")] = None,
+    time: Annotated[str | None, typer.Option(help="Its column of times.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure false alarms. What every detector of a model promises, beside what it does on data without drift."""
+    from detectors import promises
+    from detectors.calibrate import duration
+    from detectors.tables import read_csv
+    from schemas.contracts import ModelContract, ModelVersion
+
+    try:
+        data = json.loads(file.read_text())
+        contract = ModelContract.model_validate(data["contract"])
+        version = None if data.get("version") is None else ModelVersion.model_validate(data["version"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigurationError(f"{file}: not a contract and its version: {error}") from error
+    table = None if history is None else read_csv(history)
+    found = promises.measure(contract, version, table, time, seed)
+    if as_json:
+        typer.echo(json.dumps(promises.as_json(found), indent=1))
+        return
+    of = "its history" if version is None else f"version {version.version}"
+    budget = contract.monitoring.false_pages
+    typer.echo(
+        f"{contract.model}, reference: {of}; at most {budget.max:g} false pages in {duration(budget.per)}, shared by "
+        "the detectors that can page\n"
+    )
+    _console().print(promises.printed(found))
+    typer.echo(
+        "Alarms in the time that was run over, and the exact 95 % interval of the time between them. Resampled rows: "
+        "drawn one by one;\nresampled days: whole days, so that autocorrelation shows; time order: rows held out of "
+        "the reference, as they came."
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; its exit code: 0, 1 with one line that says what is wrong, 2 for a wrong call."""
     given = sys.argv[1:] if arguments is None else arguments

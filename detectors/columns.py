@@ -1,10 +1,11 @@
-"""Which columns a detector of a contract reads: asked by the monitor that feeds it and by the tools that try it."""
+"""What a detector of a contract is given: asked by the monitor that feeds it and by the tools that try it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 
 from detectors.base import STREAM_COLUMNS, Context, Spec
+from detectors.registry import spec_for
 from schemas.contracts import DetectorConfig, Feature, ModelContract, Reference
 from schemas.errors import ConfigurationError
 
@@ -44,6 +45,24 @@ def columns_read(
         )
     names, codes, places = zip(*chosen, strict=True)
     return names, codes, places
+
+
+def share_of_budget(contract: ModelContract) -> float:
+    """Each detector's part of the model's budget of false pages: one over those that spend it.
+
+    The others can only warn or ticket, or state facts, or keep an error rate of their own (the judge of a canary). With
+    every part kept, the sum over the detectors that page stays within the budget (expectations add up, whatever the
+    dependence).
+    """
+    return 1 / max(1, sum(_spend(contract)))
+
+
+def _spend(contract: ModelContract) -> Iterable[bool]:
+    for config in contract.monitoring.detectors:
+        try:
+            yield spec_for(config).spends_budget
+        except (ConfigurationError, ImportError):
+            yield False
 
 
 def context_of(

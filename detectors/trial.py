@@ -88,8 +88,8 @@ def try_kind(
     something. Raises ConfigurationError naming the file, line and column, or the option, that cannot be read.
     """
     notes: list[str] = []
-    table = _ordered(table, time, row_ms, notes)
-    reference = None if reference is None else _ordered(reference, time, row_ms, notes)
+    table = ordered(table, time, row_ms, notes)
+    reference = None if reference is None else ordered(reference, time, row_ms, notes)
     source, cut = (reference, len(reference)) if reference is not None else (table, reference_rows)
     if reference is None and cut > len(table) // 2:
         cut = len(table) // 2
@@ -101,7 +101,7 @@ def try_kind(
     contract = _contract(kind, stream, options, features, false_pages)
     (config,) = contract.monitoring.detectors
     spec = spec_for(config)
-    made = _reference(source, cut, contract, stream, named, time, row_ms)
+    made = reference_from(source, cut, contract, stream, named, time, row_ms)
     context = context_of(contract, config, spec, reference=made, version="file", seed=seed)
     dropped = [f.name for f in features if f.name not in context.columns]
     if dropped:
@@ -109,7 +109,7 @@ def try_kind(
     if time is None:
         notes.append(f"no column of times: one row every {duration(row_ms)}")
     start = cut if reference is None else 0
-    values = np.column_stack([_column(table, name, contract, stream, named) for name in context.columns])
+    values = np.column_stack([column_of(table, name, contract, stream, named) for name in context.columns])
     group, identity = _pairs(table, stream)
     rows = Rows.of(values, times(table, time, row_ms), identity, group).take(slice(start, None))
     spec, standing = calibrated(spec, context)
@@ -119,7 +119,8 @@ def try_kind(
     )
 
 
-def _ordered(table: Table, time: str | None, row_ms: int, notes: list[str]) -> Table:
+def ordered(table: Table, time: str | None, row_ms: int, notes: list[str]) -> Table:
+    """The rows in order of time; a note when they were not."""
     order = np.argsort(times(table, time, row_ms), kind="stable")
     if (np.diff(order) == 1).all():
         return table
@@ -131,7 +132,8 @@ def _features(
     table: Table, cut: int, stream: Stream, columns: Sequence[str], time: str | None, notes: list[str]
 ) -> tuple[Feature, ...]:
     """What the file's columns are. Contracts need a feature, so a stream without any gets an unread one."""
-    own = {*STREAM_COLUMNS.get(stream, ()), "identity", "group", time}
+    # What a model answered and what came of it is no input of its.
+    own = {*STREAM_COLUMNS.get(stream, ()), "score", "label", "loss", "identity", "group", time}
     if columns:
         chosen = list(columns)
     elif stream in ("features", "predictions"):
@@ -165,13 +167,16 @@ def _contract(
         raise ConfigurationError(f"columns cannot be features: {error}") from error
 
 
-def _column(
+def column_of(
     table: Table, name: str, contract: ModelContract, stream: Stream, named: Mapping[str, str]
 ) -> Floats:
-    """A column of the stream as numbers, ``(n,)``."""
+    """A column of the stream as numbers, ``(n,)``; ``named``: what the file calls it, where that is another name.
+
+    Raises ConfigurationError when the file has no such column, or a value in it that is no number.
+    """
     declared = {f.name: f for f in contract.features}
     if name in declared:
-        return _coded(table, declared[name])
+        return coded(table, declared[name])
     written = named.get(name, name)
     if written in table.texts:
         return numbers(table, written)
@@ -188,13 +193,14 @@ def _column(
     )
 
 
-def _coded(table: Table, declared: Feature) -> Floats:
+def coded(table: Table, declared: Feature) -> Floats:
+    """A feature's column as the monitor codes it: a category as its place in the contract, null as NaN."""
     if declared.kind == "numeric":
         return numbers(table, declared.name)
     return code_column(declared, np.array(table.column(declared.name), object))
 
 
-def _reference(
+def reference_from(
     table: Table,
     cut: int,
     contract: ModelContract,
