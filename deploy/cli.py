@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from deploy.commands import documents, local, remote, services
+from deploy.commands import chaos, documents, local, remote, services
 from deploy.commands.common import Commands
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
 )
 
 for _command in (
-    local.demo, local.up, local.down, local.status, local.logs,
+    local.demo, local.up, local.down, local.status, local.logs, chaos.chaos,
     remote.deployments, remote.deploy, remote.rollback, remote.promote, remote.pause, remote.resume, remote.retrain,
     documents.schemas, documents.metrics,
     services.config, services.topics, services.migrate,

@@ -48,7 +48,7 @@ def up(
         input_partitions=partitions,
         say=lambda service, text: _say(console, service, text),
     )
-    _interruptible()
+    interruptible()
     try:
         platform.start()
         console.print(
@@ -66,7 +66,7 @@ def up(
         raise PlatformError(platform.failure)
 
 
-def _interruptible() -> None:
+def interruptible() -> None:
     """The first request to stop interrupts what is going on; later ones change nothing, so that stopping ends."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -214,7 +214,7 @@ def demo(
         input_partitions=partitions,
         kill=kills,
     )
-    _interruptible()
+    interruptible()
     try:
         raise typer.Exit(run_demo(options, Console()))
     except KeyboardInterrupt:

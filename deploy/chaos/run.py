@@ -1,0 +1,347 @@
+"""``driftline chaos``: the whole loop under load, broken on purpose, then held against an exact offline computation.
+
+The run is over when nothing is on its way any more; only then are logs and tables read. It passes when every figure,
+outcome, verdict, decision, answer and copy is what it must be, and when something happened at all: a run without an
+alarm, a retrain or a fault proves nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import clickhouse_connect
+import httpx
+import msgspec
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from deploy.chaos.actual import Topics, read_aggregates, read_logs, read_topics
+from deploy.chaos.check import Checked, check
+from deploy.chaos.faults import Injector, Say
+from deploy.chaos.load import HEADER_BAD, HORIZON_MS, Load
+from deploy.chaos.model import DIRECT, SCORED, first_versions
+from deploy.chaos.probe import Probe, wait_for
+from deploy.chaos.schedule import Fault, schedule
+from deploy.demo.watch import LoopWatch
+from deploy.local.children import PROJECT_ROOT
+from deploy.local.platform import STATE_FILE, Platform
+from deploy.models import publish_records
+from deploy.registry import Registry
+from schemas.clock import ENVIRONMENT, wall_ms
+from schemas.errors import DriftlineError, PlatformError
+from schemas.signing import Signer
+
+#: The world turns over after this share of the run.
+DRIFT_SHARE = 0.35
+#: At the end event time goes on by this much: every window is closed and final, every rollout over.
+AFTER_MS = HORIZON_MS + 120_000
+DRAIN_S = 180.0
+QUIET_S = 4.0
+OFFLINE_S = 900.0
+RESTARTS_MAX = 60
+_SCORED_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class ChaosOptions:
+    """What ``driftline chaos`` was asked for."""
+
+    minutes: float = 5.0
+    seed: int = 7
+    events_per_s: float = 300.0
+    report: Path = Path("chaos-report.json")
+    data_dir: Path | None = None
+    keep: bool = False
+    input_partitions: int = 4
+
+
+def run_chaos(options: ChaosOptions, say: Say) -> int:
+    """Run, compare, report. Returns the exit status: 0 only if everything is equal."""
+    faults = schedule(options.seed, options.minutes)
+    report: dict[str, Any] = {
+        "seed": options.seed,
+        "minutes": options.minutes,
+        "events_per_s": options.events_per_s,
+        "schedule": [fault.document() for fault in faults],
+        "passed": False,
+    }
+    _write(options.report, report)
+    say("chaos", f"seed {options.seed}: {len(faults)} faults in {options.minutes:g} minutes")
+    for fault in faults:
+        say("chaos", str(fault))
+    own = options.data_dir is None
+    data_dir = Path(tempfile.mkdtemp(prefix="driftline-chaos-")) if own else options.data_dir
+    assert data_dir is not None
+    try:
+        report |= _Run(options, faults, data_dir, say).play()
+    except DriftlineError as error:
+        report["failures"] = [str(error)]
+    report["passed"] = not report["failures"]
+    _write(options.report, report)
+    for failure in report["failures"]:
+        say("chaos", f"FAILED {failure}")
+    say("chaos", f"{'passed' if report['passed'] else 'failed'}; the report: {options.report}")
+    if own and report["passed"] and not options.keep:
+        shutil.rmtree(data_dir, ignore_errors=True)
+    elif own:
+        say("chaos", f"data and logs are kept in {data_dir}")
+    return 0 if report["passed"] else 1
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    path.write_text(json.dumps(report, indent=1, default=str) + "\n")
+
+
+class _Run:
+    """One run over one data directory."""
+
+    def __init__(self, options: ChaosOptions, faults: list[Fault], data_dir: Path, say: Say) -> None:
+        self._options = options
+        self._faults = faults
+        self._say = say
+        self._clock_file = data_dir.resolve() / "clock-offset"
+        self._platform = Platform(
+            data_dir,
+            input_partitions=options.input_partitions,
+            restarts_max=RESTARTS_MAX,
+            environment={
+                "DRIFTLINE_MONITOR__TICK_INTERVAL": "200ms",
+                "DRIFTLINE_MONITOR__TICK_DELAY": "1s",
+                "DRIFTLINE_MONITOR__COMMIT_INTERVAL": "200ms",
+                "DRIFTLINE_ARCHIVE__FLUSH_INTERVAL": "200ms",
+                ENVIRONMENT: str(self._clock_file),
+            },
+            say=say,
+        )
+
+    def play(self) -> dict[str, Any]:
+        """Everything between starting and stopping the platform; the report's figures."""
+        with self._platform as platform:
+            watch = LoopWatch(platform.kafka, alive=lambda: platform.failure)
+            watch.start()
+            try:
+                self._deploy(watch)
+                return self._play(watch)
+            finally:
+                watch.stop()
+
+    def _play(self, watch: LoopWatch) -> dict[str, Any]:
+        options, platform = self._options, self._platform
+        seconds = 60 * options.minutes
+        load = Load(platform.kafka, options.seed, options.events_per_s, DRIFT_SHARE * seconds)
+        probe = Probe(platform, watch, lambda: load.requests, _SCORED_SHARE * options.events_per_s)
+        injector = Injector(platform, probe, self._clock_file, self._say)
+        probe.start()
+        began = time.monotonic()
+        load.start()
+        breaking = threading.Thread(target=injector.run, args=(self._faults, began), daemon=True)
+        breaking.start()
+        try:
+            platform.wait(max(0.0, began + seconds - time.monotonic()))
+            load.finish()
+            breaking.join(DRAIN_S)
+            loaded_s = time.monotonic() - began
+            problems = self._drain(load, probe, watch)
+            drained_s = time.monotonic() - began - loaded_s
+        finally:
+            injector.end()
+            probe.stop()
+        self._say("chaos", f"load of {loaded_s:.0f} s, drained {drained_s:.1f} s later; comparing")
+        topics = read_topics(platform.kafka)
+        problems += self._archived(topics)
+        expected = self._offline()
+        checked = check(
+            expected,
+            topics,
+            read_aggregates(platform.clickhouse),
+            read_logs(platform.clickhouse),
+            options.input_partitions,
+        )
+        return self._report(load, injector, topics, expected, checked, problems) | {
+            "load_s": round(loaded_s, 1),
+            "drain_s": round(drained_s, 1),
+        }
+
+    def _deploy(self, watch: LoopWatch) -> None:
+        """Version 1 of both models, through the registry and the controller's API."""
+        platform = self._platform
+        registry = Registry(platform.registry, Signer.create(platform.signing_key))
+        publish_records(platform.kafka, first_versions(registry, self._options.seed, wall_ms()))
+        for model in (DIRECT, SCORED):
+            body = {"by": "chaos", "version": "1", "steps": [], "event_time_ms": wall_ms()}
+            response = httpx.post(f"{platform.api_url}/v1/deployments/{model}/deploy", json=body, timeout=30)
+            if response.status_code != 202:
+                raise PlatformError(f"deploying {model}: {response.status_code} {response.text}")
+        watch.wait(lambda: all(_stable(watch, model) for model in (DIRECT, SCORED)), 60, "the first versions")
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def _drain(self, load: Load, probe: Probe, watch: LoopWatch) -> list[str]:
+        """Wait until nothing is on its way any more; what did not come to rest is a problem by itself."""
+        platform = self._platform
+        problems = []
+
+        def until(what: str, condition: Any, timeout_s: float = DRAIN_S) -> None:
+            if not wait_for(condition, timeout_s, lambda: platform.failure):
+                problems.append(platform.failure or f"{what}: not within {timeout_s:.0f} s")
+
+        until(
+            "all processes up", lambda: all(platform.ready(name) for name in ("kafka", *platform.restarted))
+        )
+        until("an answer to every request", lambda: probe.open_requests <= 0)
+        end_ms = wall_ms() + AFTER_MS
+        load.tick(end_ms)
+        until("the end of time at the loop's other end", lambda: watch.watermark_ms >= end_ms)
+        quiet = _Quiet(watch)
+        until("the end of trainings and rollouts", quiet)
+        until("the warehouse to have every aggregate", self._clean)
+        return problems
+
+    def _clean(self) -> bool:
+        """Whether no task of the monitor has a row the warehouse has not confirmed."""
+        state = json.loads((self._platform.data_dir / STATE_FILE).read_text())
+        try:
+            with urllib.request.urlopen(state["metrics"]["monitor"], timeout=5) as response:
+                text = response.read().decode()
+        except OSError:
+            return False
+        waiting = re.findall(r"^driftline_warehouse_dirty\{[^}]*\} (\S+)", text, re.MULTILINE)
+        return bool(waiting) and not any(float(value) for value in waiting)
+
+    def _archived(self, topics: Topics) -> list[str]:
+        """Wait until the archive has passed the last record of every topic it copies."""
+        ends: dict[tuple[str, int], int] = {}
+        for topic, messages in topics.items():
+            for message in messages:
+                ends[topic, message.partition] = message.offset + 1
+
+        def passed() -> bool:
+            try:
+                with clickhouse_connect.get_client(**self._platform.clickhouse.client()) as client:
+                    rows = client.query(
+                        "SELECT topic, partition, max(next_offset) FROM archive_progress GROUP BY ALL"
+                    )
+            except (ClickHouseError, OSError):
+                return False
+            reached = {(topic, partition): next_offset for topic, partition, next_offset in rows.result_rows}
+            copied = {topic for topic, _ in reached}
+            return bool(copied) and all(
+                reached.get(tp, 0) >= end for tp, end in ends.items() if tp[0] in copied
+            )
+
+        done = wait_for(passed, DRAIN_S, lambda: self._platform.failure)
+        return [] if done else [f"the archive did not reach the end of its topics in {DRAIN_S:.0f} s"]
+
+    def _offline(self) -> dict[str, Any]:
+        """The document of ``python -m streams.offline``, in a process of its own: this package knows no monitor."""
+        out = self._platform.data_dir / "offline.msgpack"
+        done = subprocess.run(
+            [sys.executable, "-m", "streams.offline", str(out), "--garbage", HEADER_BAD],
+            env=os.environ | self._platform.environment(),
+            cwd=PROJECT_ROOT,
+            capture_output=True,
+            text=True,
+            timeout=OFFLINE_S,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise PlatformError(f"the offline computation failed: {done.stderr.strip()[-2_000:]}")
+        document: dict[str, Any] = msgspec.msgpack.decode(out.read_bytes(), strict=False)
+        return document
+
+    def _report(
+        self,
+        load: Load,
+        injector: Injector,
+        topics: Topics,
+        expected: dict[str, Any],
+        checked: Checked,
+        problems: list[str],
+    ) -> dict[str, Any]:
+        kinds = Counter(json.loads(m.value)["type"] for m in topics["control"])
+        seen = {
+            "signals": sum(not m.headers for m in topics["signals"]),
+            "alerts": len(topics["alerts"]),
+            "commands": {kind: times for kind, times in sorted(kinds.items()) if kind != "tick"},
+            "revisions": len(topics["deployments"]),
+            "dead_letters": len(topics["dead-letters"]),
+            "duplicates": expected["duplicates"],
+            "sent_on": len(expected["sent_on"]),
+            "outcomes": len(expected["outcomes"]),
+        }
+        failures = [
+            *problems,
+            *(f"{what}: {times} differences" for what, times in sorted(checked.differing.items())),
+        ]
+        failures += [f"nothing happened: no {name}" for name in ("signals", "alerts") if not seen[name]]
+        if not kinds["retrain"]:
+            failures.append("nothing happened: the drift led to no retrain")
+        if expected["too_late"]:
+            failures.append(
+                f"{expected['too_late']} predictions came after their window was final: the machine was too slow for "
+                "this load, and what is exact then hangs on the order of two topics"
+            )
+        return {
+            "failures": failures,
+            "sent": dict(sorted(load.sent.items())),
+            "seen": seen,
+            "compared": dict(sorted(checked.compared.items())),
+            "differing": dict(sorted(checked.differing.items())),
+            "examples": checked.examples,
+            "faults": [injected.document() for injected in injector.done],
+            "caught_up_s": _recoveries(injector),
+            "restarted": {name: times for name, times in self._platform.restarted.items() if times},
+        }
+
+
+class _Quiet:
+    """Whether for some seconds nobody has decided, trained or routed anything."""
+
+    def __init__(self, watch: LoopWatch) -> None:
+        self._watch = watch
+        self._mark: tuple[int, ...] = ()
+        self._since_s = 0.0
+
+    def __call__(self) -> bool:
+        watch = self._watch
+        mark = (
+            len(watch.commands),
+            len(watch.decisions),
+            len(watch.alerts),
+            sum(map(len, watch.deployments.values())),
+        )
+        if mark != self._mark or any(watch.training_open(model) for model in (DIRECT, SCORED)):
+            self._mark, self._since_s = mark, time.monotonic()
+        return time.monotonic() - self._since_s >= QUIET_S
+
+
+def _stable(watch: LoopWatch, model: str) -> bool:
+    deployment = watch.newest(model)
+    return deployment is not None and deployment.stable is not None
+
+
+def _recoveries(injector: Injector) -> dict[str, dict[str, float]]:
+    """Seconds until caught up, by kind and target: how many, the median, the longest."""
+    found: dict[str, list[float]] = {}
+    for injected in injector.done:
+        if injected.caught_up_s is not None:
+            found.setdefault(f"{injected.fault.kind} {injected.fault.target}", []).append(
+                injected.caught_up_s
+            )
+    return {
+        name: {"times": len(s), "median": round(statistics.median(s), 2), "longest": round(max(s), 2)}
+        for name, s in sorted(found.items())
+    }
