@@ -82,12 +82,12 @@ class Segments:
 
     def categories_of(self, segments: Sequence[tuple[str, ...]]) -> NDArray[np.int32]:
         """The same of what :meth:`of_rows` said; null where a label was given under another contract."""
-        coded: dict[tuple[str, ...], list[int]] = {}
-        for row in segments:
-            if row not in coded:
-                coded[row] = [next((of[s] for s in row if s in of), SEGMENT_NULL) for of in self._category]
-        table = np.array([coded[row] for row in segments], np.int32)
-        return table.reshape(len(segments), len(self._category))
+        place: dict[tuple[str, ...], int] = {}
+        places = np.fromiter((place.setdefault(row, len(place)) for row in segments), np.int64, len(segments))
+        coded = [
+            [next((of[s] for s in row if s in of), SEGMENT_NULL) for of in self._category] for row in place
+        ]
+        return np.array(coded, np.int32).reshape(len(place), len(self._category))[places]
 
 
 def _sums(member: Ints, cells: int, values: NDArray[Any]) -> list[int]:
