@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from deploy.commands import chaos, documents, local, remote, services
+from deploy.commands import chaos, detectors, documents, local, remote, services
 from deploy.commands.common import Commands
 
 app = typer.Typer(
@@ -26,6 +26,8 @@ for _command in (
     services.monitor, services.archive, services.controller, services.scorer, services.trainer, services.notifier,
 ):  # fmt: skip
     app.command()(_command)
+app.command(context_settings=detectors.PASSED_ON)(detectors.detectors)
+app.command()(detectors.calibrate)
 app.add_typer(documents.contract, name="contract")
 
 

@@ -239,7 +239,7 @@ def check(file: Annotated[Path, typer.Argument(help="A contract, YAML or JSON.")
         raise ConfigurationError(f"{file}: " + "\n".join(faults))
 
 
-@app.command()
+@app.command(hidden=True)  # people write `driftline calibrate`
 def calibrate(
     file: Annotated[Path, typer.Argument(help="JSON: {contract, version}; version may be null.")],
     history: Annotated[Path | None, typer.Option(help="CSV of the model's history, free of drift.")] = None,

@@ -35,11 +35,11 @@ from schemas.verdicts import State
 How = Literal["rows", "days", "order"]
 HOW: tuple[How, ...] = ("rows", "days", "order")
 #: Work of one run, and of one search for a knob, by the specs' own figures of cost.
-RUN_NS = 500_000_000
+RUN_NS = 250_000_000
 SEARCH_NS = 2_000_000_000
 _EVALUATIONS = 12
 #: A run is at least so long, however dear the detector, and never longer than the second.
-_ROWS_MIN, _ROWS_MAX = 1_000, 1_000_000
+_ROWS_MIN, _ROWS_MAX = 1_000, 500_000
 #: A knob is set for this many times the budgeted run length: fit and check are both counts of rare events.
 _MARGIN = 2
 #: Alarms aimed at where the budget itself is out of reach, so that the rate extrapolated from is not one chance event.

@@ -1,7 +1,4 @@
-"""``python -m streams monitor|archive``: one process of the monitoring half, configured by environment and file.
-
-``python -m streams check FILE`` says whether the detectors of a contract can be built, down to their options.
-"""
+"""``python -m streams monitor|archive``: one process of the monitoring half, configured by environment and file."""
 
 from __future__ import annotations
 
@@ -9,9 +6,8 @@ import argparse
 import asyncio
 import logging
 import sys
-from pathlib import Path
 
-from schemas.errors import ConfigurationError, DriftlineError
+from schemas.errors import DriftlineError
 from schemas.observability import configure_logs
 from schemas.settings import ArchiveSettings, MonitorSettings
 
@@ -22,34 +18,13 @@ _TALKATIVE = ("faust", "mode", "aiokafka")
 def main(arguments: list[str] | None = None) -> int:
     """Run the named process; its exit code: 0 told to stop, 2 wrong settings, 70 unexpected."""
     parser = argparse.ArgumentParser(prog="python -m streams", description=__doc__)
-    parser.add_argument("process", choices=("monitor", "archive", "check"))
-    parser.add_argument("file", nargs="?", type=Path, help="a contract, for check")
-    options = parser.parse_args(arguments)
-    process = options.process
-    if (process == "check") != (options.file is not None):
-        parser.error("check takes a FILE, the others take none")
+    parser.add_argument("process", choices=("monitor", "archive"))
+    process = parser.parse_args(arguments).process
     try:
-        if process == "check":
-            return _check(options.file)
         return _monitor() if process == "monitor" else _archive()
     except DriftlineError as error:
         print(f"{process}: {error}", file=sys.stderr)  # noqa: T201  # logs may not be set up yet
         return 2
-
-
-def _check(file: Path) -> int:
-    from detectors.registry import spec_for
-    from schemas.contracts import load_contract
-
-    faults = []
-    for config in load_contract(file).monitoring.detectors:
-        try:
-            spec_for(config)
-        except ConfigurationError as error:
-            faults.append(str(error))
-    if faults:
-        raise ConfigurationError(f"{file}: " + "\n".join(faults))
-    return 0
 
 
 def _monitor() -> int:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from deploy.commands.common import Commands
+from deploy.commands.detectors import check_detectors
 
 contract = typer.Typer(cls=Commands, no_args_is_help=True, help="Model contracts: check and apply.")
 File = Annotated[Path, typer.Argument(help="The contract, YAML or JSON.")]
@@ -52,26 +53,13 @@ def metrics() -> None:
         typer.echo(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
 
 
-def _check_detectors(file: Path) -> None:
-    """Detectors are the monitor's: it is asked, as a process, whether it can build them."""
-    import subprocess
-    import sys
-
-    from schemas.errors import ContractError
-
-    command = [sys.executable, "-m", "streams", "check", str(file)]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    if asked.returncode != 0:
-        raise ContractError(asked.stderr.strip().removeprefix("check: "))
-
-
 @contract.command("check")
 def check(file: File) -> None:
     """Say what is wrong with a contract and where, without touching anything."""
     from schemas.contracts import load_contract
 
     loaded = load_contract(file)
-    _check_detectors(file)
+    check_detectors(file)
     typer.echo(
         f"{file}: model {loaded.model}, revision {loaded.revision}, {len(loaded.features)} features, "
         f"{len(loaded.monitoring.detectors)} detectors, {len(loaded.policy.rules)} rules, hash {loaded.hash[:12]}"
@@ -86,7 +74,7 @@ def apply(file: File) -> None:
     from schemas.settings import ServiceSettings
 
     loaded = load_contract(file)
-    _check_detectors(file)
+    check_detectors(file)
     kafka = ServiceSettings.load().kafka
     publish_records(kafka, [ModelRecord(contract=loaded)])
     typer.echo(
