@@ -62,7 +62,7 @@ class RiskSpec(Spec):
 
     kind: ClassVar[str] = "risk-e"
     streams: ClassVar[Mapping[Stream, Family]] = {"loss": Family.CONCEPT}
-    cost_ns: ClassVar[int] = 100
+    cost_ns: ClassVar[int] = 60
     state_size: ClassVar[str] = "a dozen numbers, and two for each open block"
     sees: ClassVar[str] = "a lasting rise of the loss above the reference's, whatever caused it"
     blind_to: ClassVar[str] = (

@@ -1,9 +1,9 @@
 """What the adapters of alibi-detect share: how it is imported, seeded, run without end, and calibrated once.
 
 An extra: its licence is BUSL 1.1, production use needs one of its own. Nothing of it is imported unless a contract names
-one of these kinds, and nothing that is on by default needs them. Two habits of the library are mended here: it draws from
-numpy's global generator, so it is lent one of its own each time; and it keeps every value and statistic it has seen, so
-all but what its tests look back at is dropped after each row.
+one of these kinds, and nothing that is on by default needs them. Two habits of the library are mended here: it calibrates
+with draws from numpy's global generator, which is lent a seed and given back; and it keeps every value and statistic it has
+seen, so all but what its tests look back at is dropped after each row.
 """
 
 from __future__ import annotations
@@ -49,10 +49,9 @@ class OnlineMachine:
         self._seed = seed
         self._window_rows = window_rows
         self._made: Any = None
-        self._random: Any = None
 
     def update(self, value: Any) -> Level:
-        """Take a number, or a row of numbers."""
+        """Take a number, or a row of numbers. Nothing is drawn at random once the thresholds stand."""
         if self._made is None:
             with seeded(self._seed):
                 self._made = self._make()

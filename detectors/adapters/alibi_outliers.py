@@ -49,7 +49,7 @@ class AlibiIsolationForestSpec(OutlierSpec):
     """Options of ``alibi-isolation-forest``."""
 
     kind: ClassVar[str] = "alibi-isolation-forest"
-    cost_ns: ClassVar[int] = 60_000
+    cost_ns: ClassVar[int] = 50_000
     state_size: ClassVar[str] = "the window's counts and worst events; without a reference its first rows"
     sees: ClassVar[str] = (
         "events that lie apart from all others, also between clusters, whatever the columns' scales"
@@ -113,7 +113,7 @@ class AlibiMahalanobisSpec(Spec):
 
     kind: ClassVar[str] = "alibi-mahalanobis"
     streams: ClassVar[Mapping[Stream, Family]] = {"features": Family.OUTLIER}
-    cost_ns: ClassVar[int] = 30_000
+    cost_ns: ClassVar[int] = 18_000
     state_size: ClassVar[str] = "a mean and a covariance, not kept over a restart"
     sees: ClassVar[str] = "events far from the bulk, correlations included"
     blind_to: ClassVar[str] = "outliers that lie between two clusters; a slow change, which it learns"

@@ -5,7 +5,7 @@ river's decisions and a state that can be stored. Any other detector of river is
 and ``params``; river's objects have no stable form, so that one starts to learn again after a restart, and says so.
 
 ADWIN's bound and Page-Hinkley's threshold are for values of about [0, 1], so those two read the ranks of a column's values
-in the reference where there is one (``ranks: false`` for the values as they are).
+in the reference where there is one (``ranks: false`` for the values as they are). Costs are of a row of one column.
 
 >>> import numpy as np
 >>> from detectors.base import Context, Rows
@@ -90,7 +90,7 @@ class PageHinkleySpec(RankedSpec):
     """Options of ``page-hinkley``."""
 
     kind: ClassVar[str] = "page-hinkley"
-    cost_ns: ClassVar[int] = 700
+    cost_ns: ClassVar[int] = 800
     state_size: ClassVar[str] = "six numbers a column, and the last hundred values"
     sees: ClassVar[str] = "changes of a column's mean"
     blind_to: ClassVar[str] = "changes that leave the mean where it was"
@@ -111,7 +111,7 @@ class KswinSpec(ColumnAlarmSpec):
     """Options of ``kswin``."""
 
     kind: ClassVar[str] = "kswin"
-    cost_ns: ClassVar[int] = 50_000
+    cost_ns: ClassVar[int] = 43_000
     state_size: ClassVar[str] = "window_size numbers and 2.5 KB a column"
     sees: ClassVar[str] = "any change of a column's distribution against its own recent past"
     blind_to: ClassVar[str] = "changes slower than its window"
@@ -136,7 +136,7 @@ class RiverDriftSpec(ColumnAlarmSpec):
     """Options of ``river-drift``: a class of ``river.drift`` or, for errors of the loss stream, ``river.drift.binary``."""
 
     kind: ClassVar[str] = "river-drift"
-    cost_ns: ClassVar[int] = 4_000
+    cost_ns: ClassVar[int] = 2_700
     state_size: ClassVar[str] = "river's, not kept over a restart"
     sees: ClassVar[str] = "what the named detector sees"
     blind_to: ClassVar[str] = "what the named detector is blind to"

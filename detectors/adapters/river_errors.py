@@ -48,7 +48,7 @@ class DdmSpec(ErrorAlarmSpec):
     """Options of ``ddm``."""
 
     kind: ClassVar[str] = "ddm"
-    cost_ns: ClassVar[int] = 800
+    cost_ns: ClassVar[int] = 900
     sees: ClassVar[str] = "an error rate that rises well above the lowest it has had"
     blind_to: ClassVar[str] = (
         "errors that grow slowly over a long stream; a loss that grows while decisions stay right"
@@ -66,7 +66,7 @@ class EddmSpec(ErrorAlarmSpec):
     """Options of ``eddm``."""
 
     kind: ClassVar[str] = "eddm"
-    cost_ns: ClassVar[int] = 600
+    cost_ns: ClassVar[int] = 450
     sees: ClassVar[str] = "errors that come closer to each other, also gradually"
     blind_to: ClassVar[str] = (
         "a loss that grows while decisions stay right; it alarms often without any change"
@@ -92,7 +92,7 @@ class HddmASpec(ErrorAlarmSpec):
     """Options of ``hddm-a``."""
 
     kind: ClassVar[str] = "hddm-a"
-    cost_ns: ClassVar[int] = 1_600
+    cost_ns: ClassVar[int] = 1_000
     sees: ClassVar[str] = "a sudden rise of the error rate"
     blind_to: ClassVar[str] = (
         "slow rises, which the next kind sees; a loss that grows while decisions stay right"
