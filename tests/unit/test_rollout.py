@@ -278,6 +278,17 @@ def test_an_expired_command_is_not_obeyed(expires: int, outcome: Outcome) -> Non
     assert play.ask(RollbackRequested, version="2", expires_ms=expires).outcome is outcome
 
 
+def test_a_training_that_ends_after_its_request_expired_is_over() -> None:
+    """Its version is not deployed, and the next retrain is accepted; found by a chaos run."""
+    play = promoted()
+    assert play.ask(RetrainRequested, version="2", request_id="t1").outcome is Outcome.ACCEPTED
+    play.time_ms = 100 * DAY
+    finished = {"retrain_id": "t1", "outcome": "registered", "version": "3", "expires_ms": DAY}
+    assert play.ask(TrainingFinished, **finished).outcome is Outcome.EXPIRED
+    assert (play.now.training, play.now.candidate) == (None, None)
+    assert play.ask(RetrainRequested, version="2").outcome is Outcome.ACCEPTED
+
+
 def test_a_request_that_was_answered_is_passed_over() -> None:
     """The same id a second time: no revision, no action."""
     play = canary()
