@@ -197,6 +197,7 @@ class _Run:
         def until(what: str, condition: Any, timeout_s: float = DRAIN_S) -> None:
             if not wait_for(condition, timeout_s, lambda: platform.failure):
                 problems.append(platform.failure or f"{what}: not within {timeout_s:.0f} s")
+                self._say("chaos", f"FAILED {problems[-1]}")
 
         until(
             "all processes up", lambda: all(platform.ready(name) for name in ("kafka", *platform.restarted))

@@ -9,9 +9,14 @@ import typer
 
 from schemas.errors import ConfigurationError
 
+#: After an hour the broker compacts the history of transactions that decisions are explained with.
+MINUTES_MAX = 50.0
+
 
 def chaos(
-    minutes: Annotated[float, typer.Option(help="How long the load runs and faults are injected.")] = 5.0,
+    minutes: Annotated[
+        float, typer.Option(help="How long the load runs and faults are injected, at most 50.")
+    ] = 5.0,
     seed: Annotated[int, typer.Option(help="Decides what is broken, when and in which order.")] = 7,
     report: Annotated[Path, typer.Option(help="Where the JSON report goes.")] = Path("chaos-report.json"),
     events_per_s: Annotated[
@@ -31,8 +36,8 @@ def chaos(
     the same things in the same order; the schedule is printed first. Exit status 0 only when nothing is lost and
     nothing is twice.
     """
-    if minutes <= 0 or events_per_s <= 0:
-        raise ConfigurationError("--minutes and --events-per-s must be above 0")
+    if not 0 < minutes <= MINUTES_MAX or events_per_s <= 0:
+        raise ConfigurationError(f"--minutes is above 0 and at most {MINUTES_MAX:g}, --events-per-s above 0")
     if data_dir is not None and data_dir.expanduser().exists() and any(data_dir.expanduser().iterdir()):
         raise ConfigurationError(f"--data-dir {data_dir}: a chaos run needs a directory that is new or empty")
 

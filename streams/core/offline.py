@@ -152,19 +152,19 @@ def decisions(
     context: StageContext,
 ) -> Documents:
     """What a policy task writes by topic, as :func:`settled` documents: the explanation that fits ``actual``, or where
-    none does, one that does not. ``manifests``: all of the task's, in order. Raises DeliveryError when one is missing."""
+    none does, one that does not. ``manifests``: all of the task's since its first, in order. Raises DeliveryError when one
+    in between is missing."""
     core = policy.PolicyCore(context, lambda message: message)
     core.activate(models)
     ways = [_Way(core)]
     source = ("signals", context.partition)
-    at, seen, sequence = 0, 0, 0
-    for manifest in manifests:
-        if manifest.sequence != sequence + 1:
+    at, seen = 0, 0
+    for before, manifest in zip((None, *manifests), manifests, strict=False):
+        if before is not None and manifest.sequence != before.sequence + 1:
             raise DeliveryError(
-                f"{context.task}: manifest {manifest.sequence} follows {sequence}: the history was compacted, the run "
-                "was too long to be explained"
+                f"{context.task}: manifest {manifest.sequence} follows {before.sequence}: a transaction is missing, or "
+                "the state topic was compacted meanwhile"
             )
-        sequence = manifest.sequence
         end, known = manifest.high.get(source, at), manifest.activations.get("deployments", seen)
         rows = [r for r in signals if at <= r.offset < end]
         news = [r for r in deployments if seen <= r.offset < known]
