@@ -38,6 +38,10 @@ _LOGS = {
 _EVENTS = {"predictions": "prediction_log", "feedback": "label_log"}
 #: Types on ``control`` that ask for nothing.
 _FACTS = frozenset({"tick", "analysis", "scorer"})
+#: The controller names the rule as the actor of what it does for it; these kinds are the policy's own.
+_POLICY_DECISIONS = frozenset(
+    {"alert-opened", "alert-raised", "alert-resolved", "retrain-requested", "rollback-requested"}
+)
 _MOMENTARY = ("recorded_ms", "signature", "key_id")
 
 
@@ -227,6 +231,8 @@ def _policy_task(topic: str, document: Mapping[str, Any], partitions: int) -> st
         source = ControlTick.model_validate(document).source
         return source if source.startswith("policy/") else None
     by = str(document.get("issued_by") if topic == "control" else document.get("actor"))
+    if topic == "decisions" and document["kind"] not in _POLICY_DECISIONS:
+        return None
     if topic == "alerts" or document.get("type") == "analysis" or by.startswith("policy/"):
         return f"policy/{partition_of(str(document['model']).encode(), partitions)}"
     return None

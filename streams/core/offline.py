@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -29,6 +28,10 @@ Row = tuple[Any, ...]
 Documents = dict[str, list[dict[str, Any]]]
 #: What a document says of the moment it was written and not of what was decided.
 MOMENTARY = ("recorded_ms", "signature", "key_id")
+#: The controller names the rule as the actor of what it does for it; these kinds are the policy's own.
+POLICY_DECISIONS = frozenset(
+    {"alert-opened", "alert-raised", "alert-resolved", "retrain-requested", "rollback-requested"}
+)
 _BATCH = 1_000
 #: So many explanations of what was written are kept side by side, and so many are tried for one transaction.
 _WAYS_MAX = 64
@@ -216,11 +219,8 @@ def writer(topic: str, document: Mapping[str, Any], partitions: int) -> int | No
         source = str(document["source"])
         return int(source.removeprefix("policy/")) if source.startswith("policy/") else None
     by = document.get("issued_by") if topic == "control" else document.get("actor")
+    if topic == "decisions" and document["kind"] not in POLICY_DECISIONS:
+        return None
     if topic == "alerts" or document.get("type") == "analysis" or str(by).startswith("policy/"):
         return partition_of(str(document["model"]).encode(), partitions)
     return None
-
-
-def repeated(values: Iterable[Any]) -> list[Any]:
-    """What stands more than once."""
-    return [value for value, times in Counter(values).items() if times > 1]
