@@ -52,7 +52,7 @@ contracts: setup ## import-linter: who may import whom
 	@$(BIN)/lint-imports
 
 unit: setup ## unit tests, laws, properties, examples in docstrings: no broker, no engine
-	@$(PYTEST) -q -m "not integration and not bench" --doctest-modules schemas detectors streams deploy tests $(ARGS)
+	@$(PYTEST) -q -n auto -m "not integration and not bench" --doctest-modules schemas detectors streams deploy tests $(ARGS)
 
 integration: setup ## tests on a real Kafka and a real ClickHouse engine, in one process
 	@$(PYTEST) -q -m "integration and not bench" tests $(ARGS)
