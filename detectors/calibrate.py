@@ -49,7 +49,7 @@ _OFTEN = 8
 #: Beyond so many promised run lengths a longer run says little more.
 _PROMISES = 8
 #: Bounds of the search in factors: of ten for a probability, of two for any other knob.
-_LAX, _STRICT, _STEP_MIN = -16.0, 32.0, 0.25
+_LAX, _STRICT, _STEP_MIN = -16.0, 32.0, 0.125
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +253,27 @@ def _fit(spec: Spec, knob: str, context: Context) -> _Fit:
     told += f", {later_alarms} in {duration(later_ms)} in time order"
     if max(time_ms, later_ms) < budget:
         told += f"; unverified beyond {duration(max(time_ms, later_ms))}"
-    pages = met and later_alarms <= later_ms / budget
+    # A kind whose pages are not counted against the budget may not send any, however well it was fitted.
+    pages = met and later_alarms <= later_ms / budget and spec.spends_budget
     return _Fit(value, Standing("resampled", budget, later_ms, later_alarms, pages, told))
+
+
+@dataclass(frozen=True, slots=True)
+class _Count:
+    """A run that was ended after more than ``cap`` alarms."""
+
+    alarms: int
+    rows: int
+    cap: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Edge:
+    """``rate``: alarms a row at ``lax``, where there were enough to count."""
+
+    strict: float
+    lax: float | None
+    rate: float
 
 
 class _Search:
@@ -275,26 +294,26 @@ class _Search:
         # A threshold that follows from the budget starts the search where the budget puts it.
         self._own: float = spec.build(context).verdict.threshold if own is None else own
         self._probability = is_probability(spec, knob)
-        self._known: dict[float, tuple[int, int]] = {}
+        self._known: dict[float, _Count] = {}
 
     def value(self) -> tuple[float | None, str]:
         """The knob's value and how it was found; None when no value of it is known to give the run length."""
         promises = self._rows / self._budget_rows
         if promises >= _ALARMS_SEEN:
-            found = self._laxest(math.floor(promises / _MARGIN))
-            return (None, "kept, no value fits") if found is None else (self._at(found), "fitted")
-        near = self._laxest(_ALARMS_SEEN)
-        if near is None or near <= _LAX:
+            fitting = self._edge(math.floor(promises / _MARGIN))
+            return (None, "kept, no value fits") if fitting is None else (self._at(fitting.strict), "fitted")
+        near = self._edge(_ALARMS_SEEN)
+        if near is None or near.lax is None:
             return None, "kept, its rate cannot be measured on so few rows"
-        times = self._budget_rows * _MARGIN * _ALARMS_SEEN / self._rows
+        times = self._budget_rows * _MARGIN * near.rate
         if self._probability:
-            found = near + math.log10(times)
+            found = near.lax + math.log10(times)
         else:
-            often = self._laxest(_OFTEN * _ALARMS_SEEN)
-            if often is None or often >= near:
+            often = self._edge(_OFTEN * _ALARMS_SEEN)
+            if often is None or often.lax is None or often.rate <= near.rate:
                 return None, "kept, its rate does not fall with it"
-            slope = (self._at(near) - self._at(often)) / math.log(_OFTEN)
-            found = math.log2((self._at(near) + slope * math.log(times)) / self._own)
+            slope = (self._at(near.lax) - self._at(often.lax)) / math.log(often.rate / near.rate)
+            found = math.log2((self._at(near.lax) + slope * math.log(times)) / self._own)
         # Never laxer than the kind's own default on the word of an extrapolation.
         return self._at(max(found, 0.0)), f"extrapolated from {self._rows:,} rows"
 
@@ -305,25 +324,27 @@ class _Search:
 
     def _quiet(self, strictness: float, most: int) -> bool:
         """Whether a run has at most ``most`` alarms; a value that the spec refuses is too lax or strict enough."""
-        count, cap = self._known.get(strictness, (0, -1))
-        if count <= cap or count > most:
-            return count <= most
-        spec = with_knob(self._spec, self._knob, self._at(strictness))
-        if spec is None:
-            return strictness > 0
-        rows = resampled_rows(self._source, self._rows, self._context.seed)
-        count = alarms_in(spec.build(self._context), rows, most)[2]
-        self._known[strictness] = (count, most)
-        return count <= most
+        known = self._known.get(strictness)
+        if known is None or known.cap < known.alarms <= most:
+            spec = with_knob(self._spec, self._knob, self._at(strictness))
+            if spec is None:
+                return strictness > 0
+            rows = resampled_rows(self._source, self._rows, self._context.seed)
+            read, _, alarms = alarms_in(spec.build(self._context), rows, most)
+            known = self._known[strictness] = _Count(alarms, read, most)
+        return known.alarms <= most
 
-    def _laxest(self, most: int) -> float | None:
-        """The laxest strictness, to a step, with at most ``most`` alarms; None when there is none, ``_LAX`` when all."""
+    def _edge(self, most: int) -> _Edge | None:
+        """Between which strictnesses, a step apart, a run goes from more than ``most`` alarms to at most so many.
+
+        None when no strictness has so few; its ``lax`` is None when all have.
+        """
         lax = strict = 0.0
         step = 1.0
         if self._quiet(0.0, most):
             while self._quiet(lax, most):
                 if lax <= _LAX:
-                    return _LAX
+                    return _Edge(lax, None, 0.0)
                 strict, lax, step = lax, max(_LAX, lax - step), step * 2
         else:
             while not self._quiet(strict, most):
@@ -336,4 +357,5 @@ class _Search:
                 strict = middle
             else:
                 lax = middle
-        return strict
+        known = self._known.get(lax)  # none: the spec refuses what is laxer
+        return _Edge(strict, None, 0.0) if known is None else _Edge(strict, lax, known.alarms / known.rows)

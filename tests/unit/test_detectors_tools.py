@@ -17,7 +17,7 @@ from scipy import stats
 
 from detectors import __main__ as tool
 from detectors import calibrate, catalogue, promises
-from detectors.base import DAY_MS, Change, Context, Detector, Rows, Spec, Standing, Stream, undecided
+from detectors.base import DAY_MS, Change, Context, Detector, Rows, Spec, Stream, undecided
 from detectors.history import History, held_out, history, resampled_days, resampled_rows
 from detectors.plot import Picture, Point, svg, terminal
 from detectors.registry import KINDS, spec_class
@@ -42,6 +42,7 @@ class BeyondSpec(Spec):
     sees: ClassVar[str] = "large values"
     blind_to: ClassVar[str] = "all else"
     knob: ClassVar[str | None] = "limit"
+    pages: ClassVar[bool] = True
     limit: float = 1.0
 
     def at(self) -> float:
@@ -156,13 +157,14 @@ def test_shorter_than_the_promise_is_unverified() -> None:
     assert not calibrate.Realised("order", 100, 5 * DAY_MS, 1, 30 * DAY_MS).holds
 
 
-def test_whole_days_keep_what_rows_lose() -> None:
+def test_whole_days_keep_what_rows_lose(monkeypatch: pytest.MonkeyPatch) -> None:
     """Days differ in level: a windowed test alarms on resampled days and not on resampled rows."""
+    monkeypatch.setattr(calibrate, "RUN_NS", 10_000_000)
     rng = np.random.default_rng(2)
     values = np.repeat(rng.normal(scale=1.0, size=80), 25) + rng.normal(scale=0.5, size=2_000)
     given = context(values, 3_000, row_ms=DAY_MS // 25)
     source = source_of(given)
-    kind = spec_class("psi")()
+    kind = spec_class("cusum")()
     rows = calibrate.realised(kind, given, source, "rows", None)
     days = calibrate.realised(kind, given, source, "days", None)
     assert rows is not None and days is not None
@@ -205,11 +207,11 @@ def rate_of(limit: float) -> float:
 
 def test_a_threshold_is_fitted_to_the_budget() -> None:
     """With rows enough the realised rate is at most the budget's, and not below a tenth of it."""
-    spec, standing = calibrate.calibrated(BeyondSpec(), context(NORMAL, 300))
+    spec, standing = calibrate.calibrated(BeyondSpec(), context(NORMAL, 100))
     assert isinstance(spec, BeyondSpec)
-    assert 1 / 3_000 < rate_of(spec.limit) < 1 / 300
+    assert 1 / 1_000 < rate_of(spec.limit) < 1 / 100
     assert standing.basis == "resampled" and standing.pages, standing.note
-    assert standing.promised_ms == 300 * MINUTE_MS and standing.verified_ms > 900 * MINUTE_MS
+    assert standing.promised_ms == 100 * MINUTE_MS and standing.verified_ms > 900 * MINUTE_MS
 
 
 def test_a_probability_is_extrapolated_where_rows_are_too_few() -> None:
@@ -396,7 +398,7 @@ def test_a_crossing_is_not_averaged_away() -> None:
     """One row above the threshold among a thousand fills its column of the picture to the top."""
     points = [Point(at, "stable", 9.0 if at == 500 else 1.0, 8.0) for at in range(1_000)]
     top = terminal(Picture("", points, [500], 0, 999), width=50).splitlines()[0]
-    assert top.rstrip().endswith("█") and top.count("█") == 1
+    assert top.count("█") == 1
 
 
 # -- the contract's promises ------------------------------------------------------------------------------------------
@@ -416,12 +418,14 @@ HARM = DetectorConfig(name="harm", kind="loss-above-promise", stream="loss", opt
 
 def test_promises_of_a_contract_on_its_history(shifted: Path) -> None:
     """Each run is there; the shift in the held-out half shows in time order only; a missing column is that detector's."""
-    found = promises.measure(contract_of(PSI, HARM), None, read_csv(shifted), "at")
+    cusum = PSI.model_copy(update={"kind": "cusum"})
+    found = promises.measure(contract_of(cusum, HARM), None, read_csv(shifted), "at")
     inputs, harm = found
     assert [run.how for run in inputs.runs] == ["rows", "days", "order"]
-    assert inputs.runs[2].alarms == 1 and not inputs.pages
+    rows, _, order = inputs.runs
+    assert order.alarms / order.time_ms > 10 * rows.alarms / rows.time_ms and not inputs.pages
     assert not harm.runs and "no 'score'" in harm.note
-    assert json.loads(json.dumps(promises.as_json(found)))[0]["runs"][2]["alarms"] == 1
+    assert json.loads(json.dumps(promises.as_json(found)))[0]["runs"][2]["alarms"] > 0
 
 
 def test_promises_of_a_version_need_no_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
