@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +11,14 @@ from typing import Any
 def say(
     figure: str, value: float, unit: str, baseline: str | None = None, ratio: float | None = None, **more: Any
 ) -> None:
-    """One figure on standard output."""
+    """One figure on standard output; what is not known is null."""
     line = {"figure": figure, "value": round(value, 3), "unit": unit, "baseline": baseline,
             "ratio": None if ratio is None else round(ratio, 3)}  # fmt: skip
-    print(json.dumps(line | more), flush=True)
+    print(json.dumps({name: _known(of) for name, of in (line | more).items()}), flush=True)
+
+
+def _known(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -185,7 +185,7 @@ def subjects(world: World) -> list[Subject]:
 
     return [
         logarithmic("drift-e", lambda k: ours(k, True), (100, 300, 1_000, 3_000), rows=300_000),
-        logarithmic("drift-e, no joint bets", lambda k: ours(k, False), (20, 50, 100, 300, 1_000), rows=400_000),
+        logarithmic("drift-e, no joint bets", lambda k: ours(k, False), (30, 100, 300, 1_000, 3_000), rows=400_000),
         logarithmic("adwin", lambda k: Ours(AdwinSpec(delta=k), numbers, NUMERIC), (0.05, 0.01, 2e-3, 4e-4, 1e-4, 2e-5, 4e-6), rows=60_000, dear=3),
         logarithmic("kswin", lambda k: Ours(KswinSpec(alpha=k), numbers, NUMERIC), (1e-3, 3e-4, 1e-4, 3e-5), rows=12_000, dear=12),
         Subject("page-hinkley", lambda k: Ours(PageHinkleySpec(threshold=k), numbers, NUMERIC), (3.0, 5.0, 8.0, 12.0, 18.0), rows=150_000),

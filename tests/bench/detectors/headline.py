@@ -29,7 +29,6 @@ COLUMNS = 10
 BEFORE = 1_000
 AFTER = 2_500
 GOAL = 1.25
-_THRESHOLDS = (3.0, 3.5, 4.0, 4.5, 5.0)
 _ROWS = 250_000
 #: A reference known exactly, and one as a release has it.
 REFERENCES = {"exact": 10**8, "100,000 rows": 10**5}
@@ -42,12 +41,14 @@ def threshold(shift: float, at: float) -> float:
         while True:
             yield rng.normal(size=(200, COLUMNS)) + at
 
-    points = []
-    for level in _THRESHOLDS:
-        length, alarms = run_length(Llr(mean_steps(shift, ZONE), level), source, _ROWS)
+    points: list[tuple[float, float, float]] = []
+    for level in np.arange(3.0, 30.0, 0.75):
+        length, alarms = run_length(Llr(mean_steps(shift, ZONE), float(level)), source, _ROWS)
+        if alarms < 50:
+            break
         # Short runs are no longer exponential, rare alarms no longer counted well.
-        if alarms >= 50 and length > 150:
-            points.append((level, np.log(length), np.sqrt(alarms)))
+        if length > 200:
+            points.append((float(level), float(np.log(length)), float(np.sqrt(alarms))))
     x, y, weight = (np.array(part) for part in zip(*points, strict=True))
     slope, offset = np.polyfit(x, y, 1, w=weight)
     return float((np.log(RUN) - offset) / slope)

@@ -166,21 +166,26 @@ def calibrated(subject: Subject, source: Source, target: float) -> Calibrated:
     points: list[tuple[float, float, float]] = []
     for knob in subject.grid:
         length, alarms = run_length(subject.make(knob), source, subject.rows)
-        if alarms >= 3 and length > 50:
-            points.append((subject.scale(knob), float(np.log(length)), float(np.sqrt(alarms))))
         if alarms < 3:
             break
-    if len(points) >= 2:
-        x, y, weight = (np.array(part) for part in zip(*points, strict=True))
-        # The knobs nearest to the target: no family is linear for ever.
-        near = np.argsort(np.abs(y - np.log(target)), kind="stable")[:4]
-        slope, offset = np.polyfit(x[near], y[near], 1, w=weight[near])
-        knob = subject.unscale(float((np.log(target) - offset) / slope)) if slope else subject.grid[0]
-    else:
-        knob = subject.grid[0]
+        points.append((subject.scale(knob), float(np.log(length)), float(np.sqrt(alarms))))
+    knob = subject.grid[0] if len(points) < 2 else subject.unscale(_solved(points, float(np.log(target))))
     player = subject.make(knob)
     realised, alarms = run_length(player, source, 2 * subject.rows, seed=1)
     return Calibrated(subject, player, knob, realised, alarms)
+
+
+def _solved(points: list[tuple[float, float, float]], target: float) -> float:
+    """Where a line through the points nearest to ``target`` reaches it, at most one step of the grid beyond them."""
+    x, y, weight = (np.array(part) for part in zip(*points, strict=True))
+    # No family is linear for ever.
+    near = np.argsort(np.abs(y - target), kind="stable")[:3]
+    slope, offset = np.polyfit(x[near], y[near], 1, w=weight[near])
+    stricter = np.sign(x[-1] - x[0])
+    if slope * stricter <= 0:
+        return float(x[near[0]])
+    step = abs(x[-1] - x[-2])
+    return float(np.clip((target - offset) / slope, x.min() - step, x.max() + step))
 
 
 @dataclass(frozen=True, slots=True)
