@@ -1,9 +1,11 @@
 """Does what the schedule says to real processes, and measures how long each recovery takes.
 
 A quota that fills up is played with the kernel's file-size limit, set on the running process from outside (``prlimit``, no
-privileges needed): every write to a file under its directory fails until the limit is lifted, as on a full disk, while the
-disk itself and everybody else on the machine are left alone. The error is EFBIG and not ENOSPC; the broker treats both as
-a failed disk and ends itself, ClickHouse refuses the insert.
+privileges needed): every write to a file fails until the limit is lifted, as on a full disk, while the disk itself and
+everybody else on the machine are left alone. The error is EFBIG and not ENOSPC; the broker treats both as a failed disk
+and ends itself. The warehouse's quota is left out: with writes refused in this way the embedded engine commits merged
+parts whose files are empty and cannot read its own tables any more, which nobody above it can mend; another way to fill
+a directory without privileges, and without filling the machine's disk, was not found.
 """
 
 from __future__ import annotations

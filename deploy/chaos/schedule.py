@@ -41,7 +41,6 @@ _PACK: tuple[tuple[Kind, str, int], ...] = (
     ("stop", "kafka", 1),
     ("stop", "warehouse", 1),
     ("quota", "kafka", 1),
-    ("quota", "warehouse", 2),
     ("clock", "all", 2),
 )
 #: After the broker was broken everything else has to come back first, or the run would show one long outage.

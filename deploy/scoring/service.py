@@ -7,6 +7,7 @@ any instruction leaves exactly one answer a request: what it had not committed i
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from typing import Any
@@ -35,11 +36,14 @@ EXIT_UNEXPECTED = 70
 _IDLE_S = 0.02
 _HOUSEKEEPING_MS = 1_000
 _COMMIT_TRIES = 5
+#: One turn of the loop waits for the broker for half a minute at most; beyond this it hangs, and will for ever.
+STUCK_S = 45.0
 _DAY_MS = 86_400_000
 
 
 def run(settings: ScorerSettings, stop: threading.Event | None = None, metrics: Metrics | None = None) -> int:
     """Score until told to stop. Returns the process's exit status: 0, or 70 after an error it could not go on from."""
+    own = stop is None
     if stop is None:
         configure_logs(settings)
         stop = stop_event()
@@ -47,6 +51,8 @@ def run(settings: ScorerSettings, stop: threading.Event | None = None, metrics: 
     serve_metrics(metrics, settings)
     try:
         scorer = Scorer(settings, metrics)
+        if own:
+            threading.Thread(target=_end_if_stuck, args=(scorer, stop), name="watchdog", daemon=True).start()
         try:
             scorer.run(stop)
         finally:
@@ -55,6 +61,16 @@ def run(settings: ScorerSettings, stop: threading.Event | None = None, metrics: 
         log.exception("the scorer cannot go on; requests it had not answered are still in the topic")
         return EXIT_UNEXPECTED
     return 0
+
+
+def _end_if_stuck(scorer: Scorer, stop: threading.Event) -> None:
+    """End the process when its loop no longer turns: a transaction whose broker was killed in its middle can hang in
+    the client for good. What was not committed is read again by the next start, so ending is always safe."""
+    while not stop.wait(1.0):
+        turned_s = scorer.turned_s
+        if turned_s is not None and time.monotonic() - turned_s > STUCK_S:
+            log.critical("the loop has not turned for %.0f s: ending, to be started again", STUCK_S)
+            os._exit(EXIT_UNEXPECTED)
 
 
 def check(settings: ScorerSettings) -> str:
@@ -87,6 +103,8 @@ class Scorer:
             section.batch_rows_max, section.batch_deadline
         )
         self._moved = False
+        #: When the loop last came around; None before it runs.
+        self.turned_s: float | None = None
         self._reports = Producer(kafka.producer())
         self._listener = Listener(kafka, self._core, engine, metrics, self.report, verifier)
         name = f"{kafka.topic_prefix}driftline-scorer-{section.instance}"
@@ -112,6 +130,7 @@ class Scorer:
         log.info("scorer %s is ready", self._settings.scorer.instance, extra={"event": "ready"})
         next_ms = 0
         while not stop.is_set():
+            self.turned_s = time.monotonic()
             self._listener.apply_pending()
             self._gather()
             if self._batch.wait_ms(time.perf_counter() * 1_000) == 0:
