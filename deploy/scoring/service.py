@@ -6,6 +6,7 @@ any instruction leaves exactly one answer a request: what it had not committed i
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import threading
@@ -70,6 +71,7 @@ def _end_if_stuck(scorer: Scorer, stop: threading.Event) -> None:
         turned_s = scorer.turned_s
         if turned_s is not None and time.monotonic() - turned_s > STUCK_S:
             log.critical("the loop has not turned for %.0f s: ending, to be started again", STUCK_S)
+            faulthandler.dump_traceback()
             os._exit(EXIT_UNEXPECTED)
 
 
