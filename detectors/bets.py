@@ -96,7 +96,7 @@ def _padded(log_e: Floats) -> Floats:
 def _location(
     levels: Levels, zone: float, scale_zone: float, delta: float
 ) -> list[tuple[str, float, Floats]]:
-    if not len(levels.cuts):
+    if not len(levels.edges):
         return []
     above = ndtr(ndtri(at_most(1 - levels.below_min, levels.rows, delta)) + zone)
     below = ndtr(ndtri(at_most(levels.below_max, levels.rows, delta)) + zone)

@@ -46,6 +46,7 @@ from scipy.special import chdtri, stdtrit
 from detectors.base import Change, Context, Detector, Rows, Spec, Standing, Stream, pack, undecided, unpack
 from detectors.blocks import BlockState, BlockSums
 from detectors.evidence import next_state, run_length_ms, threshold_ms
+from detectors.levels import Coder
 from detectors.transform import column_reference
 from schemas.bins import Binning
 from schemas.contracts import DurationMs
@@ -75,7 +76,7 @@ class DriftEBlocksSpec(Spec):
 
     kind: ClassVar[str] = "drift-e-blocks"
     streams: ClassVar[Mapping[Stream, Family]] = {"features": Family.INPUT, "score": Family.PREDICTION}
-    cost_ns: ClassVar[int] = 400
+    cost_ns: ClassVar[int] = 150
     state_size: ClassVar[str] = "nine numbers a facet, and one for each bin of each column and open block"
     sees: ClassVar[str] = (
         "lasting shifts of location, spread, categories, missing values beyond what blocks do by themselves"
@@ -147,7 +148,7 @@ class DriftEBlocks:
         self._threshold_ms = threshold_ms(self._run_ms)
         self._names: list[str] = []
         self._places: list[int] = []
-        self._binnings: list[Binning] = []
+        binnings: list[Binning] = []
         facets: list[_Facet] = []
         history: list[NDArray[np.int64]] = []
         for place, name in enumerate(context.columns):
@@ -163,10 +164,10 @@ class DriftEBlocks:
             history += [blocks] * len(made)
             self._names.append(name)
             self._places.append(place)
-            self._binnings.append(binning)
+            binnings.append(binning)
         self._facets = facets
-        sizes = [binning.size for binning in self._binnings]
-        self._offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self._coder = Coder(binnings)
+        self._offsets = np.append(self._coder.offsets, self._coder.total)
         self._fit(history)
         self.reset()
 
@@ -225,10 +226,9 @@ class DriftEBlocks:
 
     def update(self, rows: Rows) -> list[Change]:
         if self._names:
-            cells = np.empty((len(rows), len(self._names)), np.int64)
-            for at, (place, binning) in enumerate(zip(self._places, self._binnings, strict=True)):
-                cells[:, at] = binning.codes(rows.values[:, place]) + self._offsets[at]
-            self._blocks.count(rows.time_ms, rows.sign, cells)
+            whole = len(self._places) == rows.values.shape[1]
+            cells = self._coder.codes(rows.values if whole else rows.values[:, self._places])
+            self._blocks.count(rows.time_ms, rows.sign, cells.astype(np.int64))
         return []
 
     def advance(self, time_ms: int) -> list[Change]:

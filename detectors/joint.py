@@ -30,11 +30,11 @@ _WEIGHT_UNIT = 1024
 class Joint:
     """Made columns of the numeric columns of a coder. ``names``, ``levels``: one for each made column, maybe none."""
 
-    def __init__(self, coder: Coder, sample: Floats) -> None:
+    def __init__(self, coder: Coder[Levels], sample: Floats) -> None:
         self.names: tuple[str, ...] = ()
         self.levels: tuple[Levels, ...] = ()
         self._numeric = [
-            at for at, column in enumerate(coder.columns) if column.numeric and len(column.cuts) > 1
+            at for at, column in enumerate(coder.columns) if column.numeric and len(column.edges) > 1
         ]
         if len(self._numeric) < 2 or len(sample) < SAMPLE_MIN:
             return

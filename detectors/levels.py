@@ -9,6 +9,7 @@ rows tie between two stored quantiles; :func:`at_most` adds the reference's own 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +26,15 @@ _CUTS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.4
          0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)  # fmt: skip
 #: Blocks with fewer values are coded by bisection, larger ones by comparing with one cut of all columns at a time.
 _FEW_VALUES = 512
+#: So many values are coded at a time that what is compared stays in the processor's cache.
+_CACHED_VALUES = 65_536
 
 
 class Levels:
     """The levels of one column.
 
-    ``size``: number of levels, missing included as the last. Numeric: ``cuts (c,)`` ascending, level j holds values in
-    ``[cuts[j-1], cuts[j])``; ``below_min``, ``below_max (c,)`` bound the reference's share below each cut. Categorical:
+    ``size``: number of levels, missing included as the last. Numeric: ``edges (c,)`` ascending, level j holds values in
+    ``[edges[j-1], edges[j])``; ``below_min``, ``below_max (c,)`` bound the reference's share below each cut. Categorical:
     ``shares (size-1,)``. ``rows``: reference rows that were not missing; ``missing``: its share of missing ones.
     """
 
@@ -39,13 +42,13 @@ class Levels:
         self.rows = column.rows
         self.missing = min(1.0, max(0.0, column.missing))
         self.numeric = not column.shares
-        self.cuts = self.below_min = self.below_max = np.empty(0)
+        self.edges = self.below_min = self.below_max = np.empty(0)
         self._binning: Binning | None = None
         if self.numeric:
-            self.cuts, self.below_min, self.below_max = _cuts(
+            self.edges, self.below_min, self.below_max = _cuts(
                 np.asarray(column.quantiles, np.float64), discrete
             )
-            self.size = len(self.cuts) + 2
+            self.size = len(self.edges) + 2
         else:
             self._binning = Binning(column)
             self.shares = self._binning.shares
@@ -62,15 +65,31 @@ class Levels:
         """Level of each value, shape ``(n,)``; what is no finite number is missing."""
         if self._binning is not None:
             return self._binning.codes(values).astype(np.int32)
-        found = np.searchsorted(self.cuts, values, "right").astype(np.int32)
+        found = np.searchsorted(self.edges, values, "right").astype(np.int32)
         found[~np.isfinite(values)] = self.size - 1
         return found
 
 
-class Coder:
-    """Codes whole rows: column j's level plus ``offsets[j]``, so that one table holds all columns' levels."""
+class Cut(Protocol):
+    """A column cut into ``size`` cells, the last for missing: by ``edges`` if ``numeric``, else as ``codes`` says."""
 
-    def __init__(self, columns: Sequence[Levels]) -> None:
+    @property
+    def size(self) -> int: ...
+    @property
+    def numeric(self) -> bool: ...
+    @property
+    def edges(self) -> Floats: ...
+    def codes(self, values: Floats) -> NDArray[Any]:
+        """Cell of each value, shape ``(n,)``; a value on an edge belongs to the cell above."""
+
+
+C = TypeVar("C", bound=Cut)
+
+
+class Coder(Generic[C]):
+    """Codes whole rows: column j's cell plus ``offsets[j]``, so that one table holds all columns' cells."""
+
+    def __init__(self, columns: Sequence[C]) -> None:
         sizes = [column.size for column in columns]
         self.columns = tuple(columns)
         self.offsets = (
@@ -79,11 +98,11 @@ class Coder:
         self.total = int(sum(sizes))
         self._numeric = np.array([at for at, column in enumerate(columns) if column.numeric], np.intp)
         self._others = [at for at, column in enumerate(columns) if not column.numeric]
-        depth = max((len(columns[at].cuts) for at in self._numeric), default=0)
+        depth = max((len(columns[at].edges) for at in self._numeric), default=0)
         # Padding is NaN: nothing compares with it, so no level is counted.
         self._grid = np.full((depth, len(self._numeric)), np.nan)
         for place, at in enumerate(self._numeric):
-            self._grid[: len(columns[at].cuts), place] = columns[at].cuts
+            self._grid[: len(columns[at].edges), place] = columns[at].edges
         self._missing = np.array([columns[at].size - 1 for at in self._numeric], np.uint8)
 
     def codes(self, values: Floats) -> Codes:
@@ -95,17 +114,25 @@ class Coder:
         else:
             for at in self._others:
                 out[:, at] = self.columns[at].codes(values[:, at])
-            # Columns as rows: the inner loop then runs over many values and one cut.
-            numeric = np.ascontiguousarray((values[:, self._numeric] if self._others else values).T)
-            levels = np.zeros(numeric.shape, np.uint8)
-            reached = np.empty(numeric.shape, np.bool_)
-            for cut in self._grid:
-                np.greater_equal(numeric, cut[:, None], out=reached)
-                levels += reached.view(np.uint8)
-            np.copyto(levels, self._missing[:, None], where=~np.isfinite(numeric))
-            out[:, self._numeric] = levels.T
+            step = max(32, _CACHED_VALUES // max(1, values.shape[1]))
+            for start in range(0, len(values), step):
+                self._compare(values[start : start + step], out[start : start + step])
         out += self.offsets
         return out
+
+    def _compare(self, values: Floats, out: Codes) -> None:
+        """Count the edges that each value has reached. Columns as rows: the inner loop runs over many values and one edge."""
+        numeric = np.ascontiguousarray((values[:, self._numeric] if self._others else values).T)
+        levels = np.zeros(numeric.shape, np.uint8)
+        reached = np.empty(numeric.shape, np.bool_)
+        for edge in self._grid:
+            np.greater_equal(numeric, edge[:, None], out=reached)
+            levels += reached.view(np.uint8)
+        np.copyto(levels, self._missing[:, None], where=~np.isfinite(numeric))
+        if self._others:
+            out[:, self._numeric] = levels.T
+        else:
+            out[:] = levels.T
 
 
 def at_most(share: Floats, rows: int, delta: float) -> Floats:

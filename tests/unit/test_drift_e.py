@@ -64,13 +64,13 @@ def test_no_bet_grows_at_the_edge_of_the_zone(shift: float, scale: float) -> Non
     """A known normal column moved by the zone, or spread by the scale zone: every bet is fair, some just so."""
     levels = Levels(ColumnReference(rows=10**9, quantiles=NORMAL))
     bets = bets_on(levels, 0.07, 0.07, 0.01)
-    upto = stats.norm.cdf((np.append(levels.cuts, np.inf) - shift) / scale)
+    upto = stats.norm.cdf((np.append(levels.edges, np.inf) - shift) / scale)
     means = np.append(np.diff(upto, prepend=0.0), 0.0) @ np.exp(bets.table * UNIT)
     assert means.max() <= 1.0
     if abs(shift) == 0.07:
         assert means.max() > 0.999
     if scale != 1.03:
-        further = stats.norm.cdf((np.append(levels.cuts, np.inf) - 3 * shift) / scale**3)
+        further = stats.norm.cdf((np.append(levels.edges, np.inf) - 3 * shift) / scale**3)
         assert (np.append(np.diff(further, prepend=0.0), 0.0) @ np.exp(bets.table * UNIT)).max() > 1.0
 
 
@@ -82,7 +82,7 @@ def test_the_references_own_error_is_in_the_null() -> None:
         quantiles = tuple(float(q) for q in np.quantile(x, np.linspace(0, 1, 101)))
         levels = Levels(ColumnReference(rows=500, quantiles=quantiles))
         bets = bets_on(levels, 0.07, 0.07, delta)
-        upto = stats.norm.cdf(np.append(levels.cuts, np.inf) - 0.07)
+        upto = stats.norm.cdf(np.append(levels.edges, np.inf) - 0.07)
         unfair += (np.append(np.diff(upto, prepend=0.0), 0.0) @ np.exp(bets.table * UNIT)).max() > 1.0
     assert unfair <= 200 * delta
 
