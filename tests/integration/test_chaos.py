@@ -1,0 +1,41 @@
+"""A short chaos run: processes die and stop under load, and every figure is what it must be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deploy.chaos.run import ChaosOptions, run_chaos
+from deploy.chaos.schedule import schedule
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
+MINUTES, SEED = 0.4, 23
+
+
+def test_nothing_is_lost_and_nothing_is_twice(tmp_path: Path) -> None:
+    """The monitor among others is killed; aggregates, outcomes, verdicts, decisions, answers and copies are exact."""
+    said: list[str] = []
+    options = ChaosOptions(
+        minutes=MINUTES,
+        seed=SEED,
+        events_per_s=250,
+        report=tmp_path / "report.json",
+        data_dir=tmp_path / "data",
+        input_partitions=2,
+    )
+    status = run_chaos(options, lambda service, text: said.append(f"{service}: {text}"))
+    report = json.loads(options.report.read_text())
+    assert status == 0, (report["failures"], report.get("examples"), said[-30:])
+    assert report["schedule"] == [fault.document() for fault in schedule(SEED, MINUTES)]
+    assert report["restarted"]["monitor"] >= 1
+    assert report["differing"] == {}
+    assert (
+        min(report["compared"][name] for name in ("window_counts", "window_features", "window_outcomes"))
+        > 100
+    )
+    assert report["compared"]["outcomes"] > 3_000
+    assert report["seen"]["dead_letters"] == report["sent"]["garbage"] > 0
+    assert report["seen"]["duplicates"] > 0 and report["seen"]["sent_on"] > 0
+    assert report["seen"]["commands"]["retrain"] >= 1
