@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,10 +64,21 @@ def test_a_command_exists_with_its_options(command: str) -> None:
     """Each command has help, and the help names every option that the README gives it."""
     for words in calls(command):
         names = [word for word in words if not word.startswith("-")]
-        result = CliRunner().invoke(app, [*names, "--help"])
-        assert result.exit_code == 0, result.output
+        status, output = helped(names)
+        assert status == 0, output
         for option in set(words) - set(names):
-            assert re.search(rf"(^|\s){re.escape(option)}\b", result.output), (option, result.output)
+            assert re.search(rf"(^|\s){re.escape(option)}\b", output), (option, output)
+
+
+def helped(names: list[str]) -> tuple[int, str]:
+    """Exit status and help of a command; detectors are another process, whose output no runner in this one sees."""
+    if names[0] == "detectors":
+        asked = subprocess.run(
+            [sys.executable, "-m", *names, "--help"], capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        return asked.returncode, asked.stdout + asked.stderr
+    result = CliRunner().invoke(app, [*names, "--help"])
+    return result.exit_code, result.output
 
 
 def test_the_readme_names_commands_at_all() -> None:
