@@ -63,6 +63,7 @@ coverage: setup ## all tests, with lines and branches not reached
 
 bench: setup ## figures, one JSON line each
 	@$(BIN)/python -m tests.bench $(ARGS)
+	@$(BIN)/python -m tests.bench.detectors
 
 up: setup ## start Kafka, ClickHouse and every service here
 	@$(BIN)/driftline up $(ARGS)

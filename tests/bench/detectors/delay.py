@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -234,18 +235,19 @@ def one_world(world: World, repeats: int) -> str:
 def _oracle_row(world: World, repeats: int) -> list[object]:
     row: list[object] = ["oracle CUSUM", "each"]
     for name in world.changes:
-        steps = world.oracles.get(name)
-        if steps is None:
+        if name not in world.oracles:
             row.append("")
             continue
         subject = Subject(
-            name,
-            lambda k, steps=steps: Llr(lambda x: steps(x[:, :-1]), k),
-            (3.0, 4.0, 5.0, 6.0, 7.0),
-            rows=300_000,
-        )  # type: ignore[misc]
+            name, partial(_oracle, world.oracles[name]), (3.0, 4.0, 5.0, 6.0, 7.0), rows=300_000
+        )
         row.append(_cell(world, "oracle", fitted(subject, world).player, name, repeats))
     return row
+
+
+def _oracle(steps: Callable[[Floats], Floats], threshold: float) -> Player:
+    """Over the numeric columns."""
+    return Llr(lambda x: steps(x[:, :-1]), threshold)
 
 
 def _cell(world: World, subject: str, player: Player, name: str, repeats: int) -> str:

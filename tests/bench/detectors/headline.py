@@ -67,7 +67,7 @@ def streams(shift: float, moved: int) -> Callable[[np.random.Generator], Floats]
 
 def candidates() -> list[tuple[str, Player]]:
     """``drift-e`` as it comes and in variants, at the promised run."""
-    found = []
+    found: list[tuple[str, Player]] = []
     for title, rows in REFERENCES.items():
         sampled = sample_reference(COLUMNS, np.random.default_rng(1))
         columns = {

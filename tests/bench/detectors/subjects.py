@@ -169,22 +169,26 @@ def calibrated(subject: Subject, source: Source, target: float) -> Calibrated:
         if alarms < 3:
             break
         points.append((subject.scale(knob), float(np.log(length)), float(np.sqrt(alarms))))
-    knob = subject.grid[0] if len(points) < 2 else subject.unscale(_solved(points, float(np.log(target))))
-    player = subject.make(knob)
-    realised, alarms = run_length(player, source, 2 * subject.rows, seed=1)
+    knob = subject.grid[0]
+    # Once more with what the first answer turned out to be: few alarms are a poor guide.
+    for seed in (1, 2):
+        if len(points) >= 2:
+            knob = subject.unscale(_solved(points, float(np.log(target))))
+        player = subject.make(knob)
+        realised, alarms = run_length(player, source, 2 * subject.rows, seed=seed)
+        points.append((subject.scale(knob), float(np.log(realised)), float(np.sqrt(max(1, alarms)))))
     return Calibrated(subject, player, knob, realised, alarms)
 
 
 def _solved(points: list[tuple[float, float, float]], target: float) -> float:
     """Where a line through the points nearest to ``target`` reaches it, at most one step of the grid beyond them."""
     x, y, weight = (np.array(part) for part in zip(*points, strict=True))
+    step, stricter = abs(x[1] - x[0]), np.sign(x[1] - x[0])
     # No family is linear for ever.
     near = np.argsort(np.abs(y - target), kind="stable")[:3]
     slope, offset = np.polyfit(x[near], y[near], 1, w=weight[near])
-    stricter = np.sign(x[-1] - x[0])
     if slope * stricter <= 0:
         return float(x[near[0]])
-    step = abs(x[-1] - x[-2])
     return float(np.clip((target - offset) / slope, x.min() - step, x.max() + step))
 
 
