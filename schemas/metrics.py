@@ -33,6 +33,10 @@ METRICS: dict[str, Metric] = {
         # Monitor: labels and windows
         Metric("driftline_pending_predictions", "gauge", "Predictions in the hot join index.", ("partition",)),
         Metric("driftline_pending_labels", "gauge", "Labels waiting for their prediction.", ("partition",)),
+        Metric("driftline_hot_index_bytes", "gauge", "Memory of the hot join index, estimated; monitor.hot_index_bytes_max over all partitions bounds it.", ("partition",)),
+        Metric("driftline_hot_index_covers_ms", "gauge", "Event time from the oldest prediction in the hot join index to now.", ("partition",)),
+        Metric("driftline_unlabelled_predictions", "gauge", "Predictions whose window was settled before a label came; exact, in the state.", ("partition", "model")),
+        Metric("driftline_evicted_predictions", "gauge", "Predictions that had to leave the hot join index unlabelled; exact, in the state.", ("partition", "model")),
         Metric("driftline_labels_total", "counter", "Labels by what became of them.", ("outcome",)),
         Metric("driftline_late_rows_total", "counter", "Rows later than their window's allowed lateness.", ("model",)),
         Metric("driftline_too_late_rows_total", "counter", "Rows of windows that are settled: in the log, in no figure.", ("model",)),

@@ -4,13 +4,20 @@ An entry leaves when its window is settled; until then duplicates are known, one
 prediction, and a higher revision replaces a lower one. State is a log: what one commit added, settled and left waiting
 is one piece; eight neighbours of one size are merged into one, so a row is rewritten a few times in its life, however
 long the index is. The class hides how entries are held, so that a more compact index can take its place.
+
+Memory is bounded in bytes: what came first goes first, and of an evicted prediction a fingerprint of eight bytes stays
+until its window is settled, so that its duplicate is still no second prediction. Its label finds nobody. Pieces are not
+rewritten for that: one number says which entries are evicted, and a restored index makes fingerprints of their rows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import heapq
+from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,12 +25,18 @@ import msgspec
 from schemas.codecs import Label
 from schemas.errors import StateCorrupt
 
-JOIN_SCHEMA = 4
+JOIN_SCHEMA = 5
+#: Fields were added at the end since, with defaults.
+_SCHEMAS_READ = (4, 5)
 #: This many neighbouring pieces of one level become one of the next.
 MERGE_FAN = 8
 NO_REVISION = -1
 PREFIX = "join/rows/"
-
+#: Measured (CPython 3.11, 64 bit), without the text of the prediction's id: an entry, a fingerprint.
+ENTRY_BYTES, FINGERPRINT_BYTES = 410, 90
+BYTES_MAX = 2**62
+#: Of the heap by which waiting labels leave, so much may be of labels that have left otherwise.
+_STALE_MIN = 1_024
 
 #: Revision, label, label time of one label.
 Told = tuple[int, float, int]
@@ -98,6 +111,17 @@ class JoinCounts:
     dropped: int = 0
     unlabelled: int = 0
     duplicate_predictions: int = 0
+    evicted: int = 0
+    forgotten: int = 0
+
+
+class ModelCounts(msgspec.Struct, array_like=True):
+    """Since the task's first start, of one model. ``unlabelled``: predictions whose window was settled before a label
+    came. ``evicted``: those that had to leave without one; ``labelled``: that had one when they left or were settled."""
+
+    unlabelled: int = 0
+    evicted: int = 0
+    labelled: int = 0
 
 
 class _Kind(NamedTuple):
@@ -139,6 +163,13 @@ class _Body(msgspec.Struct, array_like=True):
     rows: list[_Row]
     settled: list[tuple[int, tuple[Told, ...]]]
     waits: list[Label]
+    #: Fingerprints of evicted entries, eight bytes each, by kind.
+    gone: list[tuple[int, bytes]] = []
+    #: Entries with smaller numbers, of this piece or one before, are evicted.
+    first_number: int = 0
+
+
+_Gone = dict[WindowKey, "array[int]"]
 
 
 @dataclass(slots=True)
@@ -147,21 +178,32 @@ class _Piece:
     added: list[Entry]
     settled: list[Entry]
     waits: list[Label]
+    gone: _Gone = field(default_factory=dict)
+    #: How many of ``added``, from the front, are evicted.
+    evicted: int = 0
 
 
 class JoinIndex:
-    """Bounded by ``early_max`` waiting labels; entries are bounded by the label horizon and what memory is given."""
+    """Bounded by ``early_max`` waiting labels and ``bytes_max`` for the rest; see ``evict``."""
 
-    def __init__(self, early_max: int) -> None:
+    def __init__(self, early_max: int, bytes_max: int = BYTES_MAX) -> None:
         self.early_max = early_max
+        self.bytes_max = bytes_max
         self.counts = JoinCounts()
+        #: By model, exact: stored by whoever stores the index.
+        self.totals: dict[str, ModelCounts] = {}
         self._entries: dict[str, dict[str, Entry | list[Entry]]] = {}
-        self._windows: dict[WindowKey, list[Entry]] = {}
+        self._windows: dict[WindowKey, deque[Entry]] = {}
         self._early: dict[tuple[str, str], list[Label]] = {}
         self._early_count = 0
         self._early_order: dict[str, list[tuple[int, str]]] = {}
+        self._ordered = 0
         self._next_number = 0
+        self._first_number = 0
         self._size = 0
+        self._entry_bytes = 0
+        self._gone: dict[WindowKey, set[int]] = {}
+        self._gone_count = 0
         self._now = _Piece(0, [], [], [])
         self._pieces: dict[int, _Piece] = {}
         self._next_piece = 0
@@ -174,6 +216,18 @@ class JoinIndex:
         """Labels that wait for their prediction."""
         return self._early_count
 
+    @property
+    def bytes_held(self) -> int:
+        """About how much memory entries and fingerprints take. Labels that wait are bounded by their number: if they
+        drove entries out, the labels of those would wait too and drive out more."""
+        return self._entry_bytes + self._gone_count * FINGERPRINT_BYTES
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """Event time of the entry that would be evicted next: how far back the index reaches."""
+        firsts = [group[0] for group in self._windows.values() if group]
+        return min(firsts, key=lambda entry: entry.number).event_time_ms if firsts else None
+
     def add(self, entry: Entry, horizon_ms: int) -> list[Settled] | None:
         """Take a prediction in: what labels that were known before it did, or None when it is no new one.
 
@@ -181,6 +235,9 @@ class JoinIndex:
         alone it would depend on which input was read first.
         """
         model, prediction_id = entry.window.model, entry.prediction_id
+        if self._gone_count and fingerprint(entry) in self._gone.get(entry.window, ()):
+            self.counts.duplicate_predictions += 1
+            return None
         table = self._entries.get(model)
         if table is None:
             table = self._entries[model] = {}
@@ -199,18 +256,14 @@ class JoinIndex:
         last_ms = entry.window.end_ms + horizon_ms
         entry.number = self._next_number
         self._next_number += 1
-        self._size += 1
         self._now.added.append(entry)
-        window = self._windows.get(entry.window)
-        if window is None:
-            window = self._windows[entry.window] = []
-        window.append(entry)
+        self._hold(entry)
         if known is not None:
             return [self._give(entry, told) for told in known.told if told[2] <= last_ms]
         labels = self._early.pop((model, prediction_id), None) if self._early else None
         if labels is None:
             return []
-        self._early_count -= len(labels)
+        self._left(labels)
         in_time = [label for label in labels if label.label_time_ms <= last_ms]
         self.counts.joined += int(bool(in_time))
         self.counts.beyond += len(labels) - len(in_time)
@@ -274,6 +327,89 @@ class JoinIndex:
         self._early_count += 1
         order = self._early_order.setdefault(label.model, [])
         heapq.heappush(order, (label.label_time_ms, label.prediction_id))
+        self._ordered += 1
+
+    def _left(self, labels: list[Label]) -> None:
+        """``labels`` wait no longer. The heap is made anew when most of it is of labels that have left."""
+        self._early_count -= len(labels)
+        if self._ordered > 2 * self._early_count + _STALE_MIN:
+            self._early_order = {}
+            for (model, prediction_id), held in self._early.items():
+                order = self._early_order.setdefault(model, [])
+                order += [(label.label_time_ms, prediction_id) for label in held]
+            for order in self._early_order.values():
+                heapq.heapify(order)
+            self._ordered = self._early_count
+
+    def _hold(self, entry: Entry) -> None:
+        self._size += 1
+        self._entry_bytes += ENTRY_BYTES + len(entry.prediction_id)
+        window = self._windows.get(entry.window)
+        if window is None:
+            window = self._windows[entry.window] = deque()
+        window.append(entry)
+
+    def _let_go(self, entry: Entry) -> None:
+        """Take an entry out of the table; its window's queue is the caller's."""
+        table = self._entries[entry.window.model]
+        held = table[entry.prediction_id]
+        if isinstance(held, list) and len(held) > 1:
+            table[entry.prediction_id] = [e for e in held if e is not entry]
+        else:
+            del table[entry.prediction_id]
+        self._size -= 1
+        self._entry_bytes -= ENTRY_BYTES + len(entry.prediction_id)
+
+    def _total(self, model: str) -> ModelCounts:
+        total = self.totals.get(model)
+        if total is None:
+            total = self.totals[model] = ModelCounts()
+        return total
+
+    def evict(self) -> None:
+        """Bring ``bytes_held`` under the bound: entries go in the order in which they came, each leaving its fingerprint;
+        when there are none left, the fingerprints of the oldest window go, and its duplicates count twice."""
+        if self.bytes_held <= self.bytes_max:
+            return
+        for piece in [*self._pieces.values(), self._now]:
+            while piece.evicted < len(piece.added) and self.bytes_held > self.bytes_max:
+                entry = piece.added[piece.evicted]
+                piece.evicted += 1
+                self._first_number = entry.number + 1
+                window = self._windows.get(entry.window)
+                if window and window[0] is entry:
+                    window.popleft()
+                    self._evicted(entry, piece)
+            if piece.evicted:
+                del piece.added[: piece.evicted]
+                piece.evicted = 0
+            if self.bytes_held <= self.bytes_max:
+                return
+        for key in sorted(self._gone, key=lambda window: window.end_ms):
+            if self.bytes_held <= self.bytes_max:
+                return
+            self.counts.forgotten += self._forget(key)
+
+    def _evicted(self, entry: Entry, piece: _Piece) -> None:
+        self._let_go(entry)
+        mark = fingerprint(entry)
+        piece.gone.setdefault(entry.window, array("Q")).append(mark)
+        self._gone.setdefault(entry.window, set()).add(mark)
+        self._gone_count += 1
+        self.counts.evicted += 1
+        total = self._total(entry.window.model)
+        if entry.revision == NO_REVISION:
+            total.evicted += 1
+        else:
+            total.labelled += 1
+
+    def _forget(self, window: WindowKey) -> int:
+        count = len(self._gone.pop(window, ()))
+        self._gone_count -= count
+        if count:
+            for piece in (*self._pieces.values(), self._now):
+                piece.gone.pop(window, None)
+        return count
 
     def expire(self, floor_ms: Mapping[str, int], oldest_ms: Mapping[str, int]) -> None:
         """Let go of what time has passed. ``floor_ms``: by model, windows that end by then are settled.
@@ -281,19 +417,19 @@ class JoinIndex:
         ``oldest_ms``: by model, labels older than this no longer wait.
         """
         for window in [w for w in self._windows if w.end_ms <= floor_ms.get(w.model, w.start_ms)]:
-            table = self._entries[window.model]
             for entry in self._windows.pop(window):
-                held = table[entry.prediction_id]
-                if isinstance(held, list) and len(held) > 1:
-                    table[entry.prediction_id] = [e for e in held if e is not entry]
-                else:
-                    del table[entry.prediction_id]
-                self._size -= 1
-                self.counts.unlabelled += int(entry.revision == NO_REVISION)
+                self._let_go(entry)
+                unlabelled = entry.revision == NO_REVISION
+                self.counts.unlabelled += int(unlabelled)
+                total = self._total(window.model)
+                total.unlabelled += int(unlabelled)
+                total.labelled += int(not unlabelled)
+            self._forget(window)
         for model, order in self._early_order.items():
             oldest = oldest_ms.get(model)
             while oldest is not None and order and order[0][0] < oldest:
                 _, prediction_id = heapq.heappop(order)
+                self._ordered -= 1
                 labels = self._early.pop((model, prediction_id), [])
                 if stay := [label for label in labels if label.label_time_ms >= oldest]:
                     self._early[(model, prediction_id)] = stay
@@ -310,7 +446,7 @@ class JoinIndex:
         """What was added, settled and left waiting since the last call, as one new piece; merged and dropped ones."""
         changed: dict[str, bytes | None] = {}
         now, self._now = self._now, _Piece(0, [], [], [])
-        if now.added or now.settled or now.waits:
+        if now.added or now.settled or now.waits or now.gone:
             self._pieces[self._next_piece] = now
             written = self._next_piece
             self._next_piece += 1
@@ -320,6 +456,7 @@ class JoinIndex:
                     [e for n in run for e in self._pieces[n].added],
                     [e for n in run for e in self._pieces[n].settled],
                     [w for n in run for w in self._pieces[n].waits],
+                    _merged([self._pieces[n].gone for n in run]),
                 )
                 for number in run:
                     del self._pieces[number]
@@ -341,8 +478,10 @@ class JoinIndex:
 
     def _alive(self, piece: _Piece) -> bool:
         """Whether restoring needs it. The first live row answers, and what is dead in front of it is let go of."""
+        if any(window in self._windows for window in piece.gone):
+            return True
         for rows in (piece.added, piece.settled):
-            while rows and rows[-1].window not in self._windows:
+            while rows and not self._held(rows[-1]):
                 rows.pop()
             if rows:
                 return True
@@ -350,16 +489,20 @@ class JoinIndex:
             piece.waits.pop()
         return bool(piece.waits)
 
+    def _held(self, entry: Entry) -> bool:
+        return entry.number >= self._first_number and entry.window in self._windows
+
     def _waiting(self, label: Label) -> bool:
         return any(held is label for held in self._early.get((label.model, label.prediction_id), ()))
 
     def _encode(self, piece: _Piece) -> bytes:
-        piece.added = [e for e in piece.added if e.window in self._windows]
+        piece.added = [e for e in piece.added if self._held(e)]
         own = {e.number for e in piece.added}
-        others = {e.number: e for e in piece.settled if e.number not in own and e.window in self._windows}
+        others = {e.number: e for e in piece.settled if e.number not in own and self._held(e)}
         piece.settled = list(others.values())
         piece.waits = [w for w in piece.waits if self._waiting(w)]
         settled = [(e.number, e.told) for e in piece.settled]
+        piece.gone = {window: marks for window, marks in piece.gone.items() if window in self._windows}
         kinds: dict[_Kind, int] = {}
         rows = [
             _Row(
@@ -381,20 +524,38 @@ class JoinIndex:
             )
             for e in piece.added
         ]
-        body = _Body(JOIN_SCHEMA, self._next_number, piece.level, list(kinds), rows, settled, piece.waits)
+        gone = [
+            (kinds.setdefault(_Kind(window, "", 0, ()), len(kinds)), marks.tobytes())
+            for window, marks in piece.gone.items()
+        ]
+        body = _Body(
+            JOIN_SCHEMA,
+            self._next_number,
+            piece.level,
+            list(kinds),
+            rows,
+            settled,
+            piece.waits,
+            gone,
+            self._first_number,
+        )
         return msgspec.msgpack.encode(body)
 
     def restore(
         self, pieces: Mapping[str, bytes], floor_ms: Mapping[str, int], oldest_ms: Mapping[str, int]
     ) -> None:
         """Become what ``pieces`` hold, but for what ``expire`` had let go of. Raises StateCorrupt."""
+        numbers = sorted(int(name.removeprefix(PREFIX)) for name in pieces if name.startswith(PREFIX))
+        bodies = {n: _decode(f"{PREFIX}{n}", pieces[f"{PREFIX}{n}"]) for n in numbers}
+        self._first_number = max((body.first_number for body in bodies.values()), default=0)
         entries: dict[int, Entry] = {}
-        for number in sorted(int(name.removeprefix(PREFIX)) for name in pieces if name.startswith(PREFIX)):
-            body = _decode(f"{PREFIX}{number}", pieces[f"{PREFIX}{number}"])
+        keys: dict[WindowKey, WindowKey] = {}
+        for number, body in bodies.items():
             self._next_number = max(self._next_number, body.next_number)
             self._next_piece = number + 1
             settled = []
-            added = _entries(body)
+            rows = _entries(body)
+            added = [entry for entry in rows if entry.number >= self._first_number]
             entries |= {entry.number: entry for entry in added}
             for at, told in body.settled:
                 if (held := entries.get(at)) is not None and held.revision <= told[-1][0]:
@@ -405,8 +566,17 @@ class JoinIndex:
                 late = wait.label_time_ms < oldest_ms.get(wait.model, wait.label_time_ms)
                 if not late and (known is None or known[-1].revision < wait.revision):
                     self._keep(wait)
-            self._pieces[number] = _Piece(body.level, added, settled, body.waits)
-        keys: dict[WindowKey, WindowKey] = {}
+            marks = _merged([{body.kinds[kind].window: array("Q", data)} for kind, data in body.gone])
+            for entry in rows[: len(rows) - len(added)]:
+                marks.setdefault(entry.window, array("Q")).append(fingerprint(entry))
+            alive = {w: held for w, held in marks.items() if w.end_ms > floor_ms.get(w.model, w.start_ms)}
+            for window, held_marks in alive.items():
+                self._windows.setdefault(window, deque())
+                known_marks = self._gone.setdefault(keys.setdefault(window, window), set())
+                self._gone_count -= len(known_marks)
+                known_marks.update(held_marks)
+                self._gone_count += len(known_marks)
+            self._pieces[number] = _Piece(body.level, added, settled, body.waits, alive)
         for entry in (entries[at] for at in sorted(entries)):
             if entry.window.end_ms <= floor_ms.get(entry.window.model, entry.window.start_ms):
                 continue
@@ -417,10 +587,23 @@ class JoinIndex:
                 table[entry.prediction_id] = entry
             else:
                 table[entry.prediction_id] = [*(there if isinstance(there, list) else [there]), entry]
-            self._windows.setdefault(entry.window, []).append(entry)
-            self._size += 1
+            self._hold(entry)
             # Its label is in the entry: a piece written before it came still shows it waiting.
-            self._early_count -= len(self._early.pop((entry.window.model, entry.prediction_id), ()))
+            self._left(self._early.pop((entry.window.model, entry.prediction_id), []))
+
+
+def fingerprint(entry: Entry) -> int:
+    """64 bits of an identity: two of a million in one window are alike once in thirty million windows."""
+    text = f"{entry.prediction_id}\0{entry.version}\0{entry.role}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _merged(parts: list[_Gone]) -> _Gone:
+    merged: _Gone = {}
+    for part in parts:
+        for window, marks in part.items():
+            merged.setdefault(window, array("Q")).extend(marks)
+    return merged
 
 
 def _entries(body: _Body) -> list[Entry]:
@@ -451,7 +634,7 @@ def _entries(body: _Body) -> list[Entry]:
 
 def _decode(name: str, data: bytes) -> _Body:
     # An array's header and its first item, a small number, are one byte each: no need to decode twice to see it.
-    if data[1:2] != bytes([JOIN_SCHEMA]):
+    if data[1:2] not in map(bytes, ([schema] for schema in _SCHEMAS_READ)):
         raise StateCorrupt(
             f"piece {name}: schema {data[1:2].hex() or 'missing'}, this code reads {JOIN_SCHEMA:02x}"
         )

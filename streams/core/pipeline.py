@@ -39,11 +39,13 @@ from schemas.events import (
 from schemas.ids import RowId, identities, murmur2_many, partitions_of
 from streams.core.counting import OutcomeArrays, Segments
 from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
-from streams.core.join import Entry, JoinIndex, Settled, WindowKey, drain
+from streams.core.join import Entry, JoinIndex, ModelCounts, Settled, WindowKey, drain
 from streams.core.observe import Addresses, cut, outcome_block, prediction_block
 from streams.core.windows import Windows
 
-META_SCHEMA = 2
+META_SCHEMA = 3
+#: Fields were added at the end since, with defaults.
+_META_SCHEMAS_READ = (2, 3)
 DEAD_LETTER_BYTES_MAX = 262_144
 #: The share of bad messages is judged over at least this many.
 BAD_WINDOW_ROWS = 1_000
@@ -87,7 +89,9 @@ class JoinCore:
         self._references: dict[str, dict[str, Reference]] = {}
         self._decoder = PredictionDecoder(())
         self._windows = Windows(context.partition)
-        self._index = JoinIndex(context.settings.monitor.early_labels_max)
+        limits = context.settings.monitor
+        # A worker may come to own every partition.
+        self._index = JoinIndex(limits.early_labels_max, limits.hot_index_bytes_max // context.partitions)
         self._meta = _Meta()
         self._meta_changed = True
         self._outs: list[Out] = []
@@ -131,6 +135,7 @@ class JoinCore:
                     run = []
                 run.append(record)
         self._run(run)
+        self._index.evict()
 
     def _run(self, records: list[Record]) -> None:
         self._opened = None
@@ -412,7 +417,7 @@ class JoinCore:
         pieces = self._windows.changed_pieces() | self._index.changed_pieces()
         if self._meta_changed:
             m = self._meta
-            values = [m.prediction_ms, m.feedback_ms, m.judged, m.bad, m.floor_ms]
+            values = [m.prediction_ms, m.feedback_ms, m.judged, m.bad, m.floor_ms, self._index.totals]
             pieces["meta"] = msgspec.msgpack.encode([META_SCHEMA, *values])
             self._meta_changed = False
         return pieces
@@ -423,9 +428,11 @@ class JoinCore:
         self._sequence = manifest.sequence
         if "meta" in pieces:
             schema, *values = msgspec.msgpack.decode(pieces["meta"])
-            if schema != META_SCHEMA:
+            if schema not in _META_SCHEMAS_READ:
                 raise StateCorrupt(f"piece meta: schema {schema}, this code reads {META_SCHEMA}")
-            self._meta = _Meta(*values)
+            self._meta = _Meta(*values[:5])
+            if schema > 2:
+                self._index.totals = msgspec.convert(values[5], dict[str, ModelCounts])
         self._index.restore(pieces, self._meta.floor_ms, self._oldest_waiting_ms())
         self._windows.restore(pieces)
 
@@ -465,6 +472,13 @@ class JoinCore:
         self._windows.late = {}
         yield "driftline_pending_predictions", partition, len(self._index)
         yield "driftline_pending_labels", partition, self._index.early
+        yield "driftline_hot_index_bytes", partition, self._index.bytes_held
+        if (oldest_ms := self._index.oldest_ms) is not None:
+            yield "driftline_hot_index_covers_ms", partition, max(0, self._meta.prediction_ms - oldest_ms)
+        for model, total in self._index.totals.items():
+            own = partition | {"model": model}
+            yield "driftline_unlabelled_predictions", own, total.unlabelled
+            yield "driftline_evicted_predictions", own, total.evicted
         yield "driftline_open_windows", partition, len(self._windows)
 
 

@@ -147,8 +147,12 @@ class Log:
         for tp, slots in transaction.slots.items():
             self._mark(tp, slots, Fate.ABORTED)
 
+    def is_newest(self, producer: str, epoch: int) -> bool:
+        """Whether nobody has initialised ``producer`` since."""
+        return self._epochs[producer] == epoch
+
     def _check(self, producer: str, epoch: int) -> None:
-        if self._epochs[producer] != epoch:
+        if not self.is_newest(producer, epoch):
             raise Fenced(f"{producer}: epoch {epoch}, now {self._epochs[producer]}")
 
     def _mark(self, tp: TopicPartition, slots: list[Slot], fate: Fate) -> None:

@@ -19,10 +19,21 @@ from schemas.events import HEADER_KIND, DeadLetter
 from schemas.ids import ROLES, RowId
 from streams.core.archive import log_rows
 from streams.core.delivery import Record, TopicPartition, load
+from streams.core.join import ModelCounts
 from streams.core.pipeline import JoinCore
 from tests.simulation.log import Log
 from tests.simulation.process import STAGES, Run, Warehouse, sink
-from tests.simulation.world import END_MS, INPUTS, PARTITIONS, Message, expected, messages, observed, ticks
+from tests.simulation.world import (
+    CONTRACT,
+    END_MS,
+    INPUTS,
+    PARTITIONS,
+    Message,
+    expected,
+    messages,
+    observed,
+    ticks,
+)
 
 WORKERS = 2
 #: The drain after the chaos must come to rest within this many rounds.
@@ -272,6 +283,11 @@ class Simulation:
         assert isinstance(core, JoinCore)
         return core
 
+    def totals(self, partition: int) -> tuple[int, int, int]:
+        """Predictions that left the index with a label, without one when they were settled, evicted without one."""
+        total = self.core(partition)._index.totals.get(CONTRACT.model, ModelCounts())
+        return total.labelled, total.unlabelled, total.evicted
+
     def check(self) -> None:
         """Nothing lost, nothing twice, every figure equal to the oracle's. Raises AssertionError."""
         told: Counter[tuple[str, str, str]] = Counter()
@@ -359,13 +375,20 @@ class Simulation:
         assert self.archived == rows, "the archive"
 
     def check_bounds(self) -> None:
-        """After ``settle_all`` nothing is held in memory or state but a few numbers."""
+        """After ``settle_all``: every prediction left with a label or was counted as unlabelled, and nothing is held."""
+        for partition in range(PARTITIONS):
+            wanted = expected(partition, self.history("join", partition)).predictions
+            labelled = sum(bool(p.labels) for p in wanted)
+            assert self.totals(partition) == (labelled, len(wanted) - labelled, 0)
+        self.check_empty()
+
+    def check_empty(self) -> None:
+        """Nothing is held in memory or state but a few numbers."""
         for partition in range(PARTITIONS):
             core, run = self.core(partition), self._by_task[("join", partition)]
             held = {name: value for name, _, value in core.measurements() if not name.endswith("_total")}
-            assert held["driftline_pending_predictions"] == 0
-            assert held["driftline_pending_labels"] == 0
-            assert held["driftline_open_windows"] == 0
+            for name in ("pending_predictions", "pending_labels", "open_windows", "hot_index_bytes"):
+                assert held[f"driftline_{name}"] == 0, name
             assert set(run.ledger.manifest.pieces) <= {"meta"}, run.ledger.manifest.pieces
             assert not run.ledger.outbox
 
