@@ -173,7 +173,8 @@ def decisions(
         news = [r for r in deployments if seen <= r.offset < known]
         ways = _explained(ways, rows, news, actual)
         at, seen = end, known
-    return ways[0].written
+    # A way that wrote less than was written has fitted so far, and is none.
+    return next((way.written for way in ways if way.written == actual), ways[0].written)
 
 
 def _explained(ways: list[_Way], rows: list[Record], news: list[Record], actual: Documents) -> list[_Way]:
