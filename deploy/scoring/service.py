@@ -38,7 +38,7 @@ _IDLE_S = 0.02
 _HOUSEKEEPING_MS = 1_000
 _COMMIT_TRIES = 5
 #: One turn of the loop waits for the broker for half a minute at most; beyond this it hangs, and will for ever.
-STUCK_S = 45.0
+STUCK_S = 35.0
 _DAY_MS = 86_400_000
 
 
