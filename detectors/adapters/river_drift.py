@@ -71,6 +71,7 @@ class AdwinSpec(RankedSpec):
     """Options of ``adwin``."""
 
     kind: ClassVar[str] = "adwin"
+    knob: ClassVar[str | None] = "delta"
     cost_ns: ClassVar[int] = 2_000
     state_size: ClassVar[str] = "about 3 KB a column"
     sees: ClassVar[str] = "changes of a column's mean, sudden or gradual"
@@ -90,6 +91,7 @@ class PageHinkleySpec(RankedSpec):
     """Options of ``page-hinkley``."""
 
     kind: ClassVar[str] = "page-hinkley"
+    knob: ClassVar[str | None] = "threshold"
     cost_ns: ClassVar[int] = 800
     state_size: ClassVar[str] = "six numbers a column, and the last hundred values"
     sees: ClassVar[str] = "changes of a column's mean"
@@ -111,6 +113,7 @@ class KswinSpec(ColumnAlarmSpec):
     """Options of ``kswin``."""
 
     kind: ClassVar[str] = "kswin"
+    knob: ClassVar[str | None] = "alpha"
     cost_ns: ClassVar[int] = 43_000
     state_size: ClassVar[str] = "window_size numbers and 2.5 KB a column"
     sees: ClassVar[str] = "any change of a column's distribution against its own recent past"

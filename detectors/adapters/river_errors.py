@@ -48,6 +48,7 @@ class DdmSpec(ErrorAlarmSpec):
     """Options of ``ddm``."""
 
     kind: ClassVar[str] = "ddm"
+    knob: ClassVar[str | None] = "drift_threshold"
     cost_ns: ClassVar[int] = 900
     sees: ClassVar[str] = "an error rate that rises well above the lowest it has had"
     blind_to: ClassVar[str] = (
@@ -66,6 +67,7 @@ class EddmSpec(ErrorAlarmSpec):
     """Options of ``eddm``."""
 
     kind: ClassVar[str] = "eddm"
+    knob: ClassVar[str | None] = "beta"
     cost_ns: ClassVar[int] = 450
     sees: ClassVar[str] = "errors that come closer to each other, also gradually"
     blind_to: ClassVar[str] = (
@@ -92,6 +94,7 @@ class HddmASpec(ErrorAlarmSpec):
     """Options of ``hddm-a``."""
 
     kind: ClassVar[str] = "hddm-a"
+    knob: ClassVar[str | None] = "drift_confidence"
     cost_ns: ClassVar[int] = 1_000
     sees: ClassVar[str] = "a sudden rise of the error rate"
     blind_to: ClassVar[str] = (
