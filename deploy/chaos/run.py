@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -17,27 +16,25 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import clickhouse_connect
 import httpx
 import msgspec
-from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from deploy.chaos.actual import Topics, read_aggregates, read_logs, read_topics
 from deploy.chaos.check import Checked, check
+from deploy.chaos.drain import DRAIN_S, archived, drain
 from deploy.chaos.faults import Injector, Say
-from deploy.chaos.load import HEADER_BAD, HORIZON_MS, Load
+from deploy.chaos.load import HEADER_BAD, Load
 from deploy.chaos.model import DIRECT, SCORED, first_versions
-from deploy.chaos.probe import Probe, wait_for
+from deploy.chaos.probe import Probe
 from deploy.chaos.schedule import Fault, schedule
 from deploy.demo.watch import LoopWatch
 from deploy.local.children import PROJECT_ROOT
-from deploy.local.platform import STATE_FILE, Platform
+from deploy.local.platform import Platform
 from deploy.models import publish_records
 from deploy.registry import Registry
 from schemas.clock import ENVIRONMENT, wall_ms
@@ -46,10 +43,6 @@ from schemas.signing import Signer
 
 #: The world turns over after this share of the run.
 DRIFT_SHARE = 0.35
-#: At the end event time goes on by this much: every window is closed and final, every rollout over.
-AFTER_MS = HORIZON_MS + 120_000
-DRAIN_S = 120.0
-QUIET_S = 4.0
 OFFLINE_S = 900.0
 RESTARTS_MAX = 60
 _SCORED_SHARE = 0.25
@@ -156,14 +149,14 @@ class _Run:
             load.finish()
             breaking.join(DRAIN_S)
             loaded_s = time.monotonic() - began
-            problems = self._drain(load, probe, watch)
+            problems = drain(platform, load, probe, watch, self._say)
             drained_s = time.monotonic() - began - loaded_s
         finally:
             injector.end()
             probe.stop()
         self._say("chaos", f"load of {loaded_s:.0f} s, drained {drained_s:.1f} s later; comparing")
         topics = read_topics(platform.kafka)
-        problems += self._archived(topics)
+        problems += archived(platform, topics)
         expected = self._offline()
         checked = check(
             expected,
@@ -188,69 +181,6 @@ class _Run:
             if response.status_code != 202:
                 raise PlatformError(f"deploying {model}: {response.status_code} {response.text}")
         watch.wait(lambda: all(_stable(watch, model) for model in (DIRECT, SCORED)), 60, "the first versions")
-
-    # -- the end --------------------------------------------------------------------------------------------------
-
-    def _drain(self, load: Load, probe: Probe, watch: LoopWatch) -> list[str]:
-        """Wait until nothing is on its way any more; what did not come to rest is a problem by itself."""
-        platform = self._platform
-        problems: list[str] = []
-
-        def until(what: str, condition: Any, timeout_s: float = DRAIN_S) -> None:
-            # What comes to rest after something that did not says nothing.
-            if not problems and not wait_for(condition, timeout_s, lambda: platform.failure):
-                problems.append(platform.failure or f"{what}: not within {timeout_s:.0f} s")
-                self._say("chaos", f"FAILED {problems[-1]}")
-
-        until(
-            "all processes up", lambda: all(platform.ready(name) for name in ("kafka", *platform.restarted))
-        )
-        until("an answer to every request", lambda: probe.open_requests <= 0)
-        # Rows found astray are sent on; their second way must be behind them when the end of time is told.
-        now_ms = wall_ms()
-        until("the loop to take in all of the load", lambda: watch.watermark_ms >= now_ms)
-        end_ms = wall_ms() + AFTER_MS
-        load.tick(end_ms)
-        until("the end of time at the loop's other end", lambda: watch.watermark_ms >= end_ms)
-        quiet = _Quiet(watch)
-        until("the end of trainings and rollouts", quiet)
-        until("the warehouse to have every aggregate", self._clean)
-        return problems
-
-    def _clean(self) -> bool:
-        """Whether no task of the monitor has a row the warehouse has not confirmed."""
-        state = json.loads((self._platform.data_dir / STATE_FILE).read_text())
-        try:
-            with urllib.request.urlopen(state["metrics"]["monitor"], timeout=5) as response:
-                text = response.read().decode()
-        except OSError:
-            return False
-        waiting = re.findall(r"^driftline_warehouse_dirty\{[^}]*\} (\S+)", text, re.MULTILINE)
-        return bool(waiting) and not any(float(value) for value in waiting)
-
-    def _archived(self, topics: Topics) -> list[str]:
-        """Wait until the archive has passed the last record of every topic it copies."""
-        ends: dict[tuple[str, int], int] = {}
-        for topic, messages in topics.items():
-            for message in messages:
-                ends[topic, message.partition] = message.offset + 1
-
-        def passed() -> bool:
-            try:
-                with clickhouse_connect.get_client(**self._platform.clickhouse.client()) as client:
-                    rows = client.query(
-                        "SELECT topic, partition, max(next_offset) FROM archive_progress GROUP BY ALL"
-                    )
-            except (ClickHouseError, OSError):
-                return False
-            reached = {(topic, partition): next_offset for topic, partition, next_offset in rows.result_rows}
-            copied = {topic for topic, _ in reached}
-            return bool(copied) and all(
-                reached.get(tp, 0) >= end for tp, end in ends.items() if tp[0] in copied
-            )
-
-        done = wait_for(passed, DRAIN_S, lambda: self._platform.failure)
-        return [] if done else [f"the archive did not reach the end of its topics in {DRAIN_S:.0f} s"]
 
     def _offline(self) -> dict[str, Any]:
         """The document of ``python -m streams.offline``, in a process of its own: this package knows no monitor."""
@@ -312,27 +242,6 @@ class _Run:
             "caught_up_s": _recoveries(injector),
             "restarted": {name: times for name, times in self._platform.restarted.items() if times},
         }
-
-
-class _Quiet:
-    """Whether for some seconds nobody has decided, trained or routed anything."""
-
-    def __init__(self, watch: LoopWatch) -> None:
-        self._watch = watch
-        self._mark: tuple[int, ...] = ()
-        self._since_s = 0.0
-
-    def __call__(self) -> bool:
-        watch = self._watch
-        mark = (
-            len(watch.commands),
-            len(watch.decisions),
-            len(watch.alerts),
-            sum(map(len, watch.deployments.values())),
-        )
-        if mark != self._mark or any(watch.training_open(model) for model in (DIRECT, SCORED)):
-            self._mark, self._since_s = mark, time.monotonic()
-        return time.monotonic() - self._since_s >= QUIET_S
 
 
 def _stable(watch: LoopWatch, model: str) -> bool:
