@@ -201,7 +201,10 @@ def calibrated(spec: Spec, context: Context) -> tuple[Spec, Standing]:
     if key in context.cache:
         fit = msgspec.json.decode(context.cache[key], type=_Fit)
     else:
-        fit = _fit(spec, knob, context)
+        try:
+            fit = _fit(spec, knob, context)
+        except Exception as error:  # noqa: BLE001 - a library's detector may raise anything
+            fit = _Fit(None, Standing(note=f"could not be calibrated: {type(error).__name__}: {error}"[:500]))
         context.cache[key] = msgspec.json.encode(fit)
     return (spec if fit.value is None else with_knob(spec, knob, fit.value) or spec), fit.standing
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 
-from detectors.base import Change, Context, Standing
+from detectors.base import Change, Standing
+from detectors.calibrate import calibrated
+from detectors.columns import columns_read, context_of, share_of_budget
 from detectors.registry import spec_for
 from schemas.contracts import DetectorConfig, ModelContract, ModelVersion
 from schemas.ids import content_hash
 from schemas.verdicts import Family, SignalChanged, State
 from streams.core.detect_state import Key, Running, config_hash
-from streams.core.ordering import columns_read, stream_columns
-from streams.core.standings import in_words, share_of_budget, standing_key
+from streams.core.standings import in_words, standing_key
 
 
 def build(
@@ -28,23 +29,22 @@ def build(
     ``version``: its record, None while it is not known; ``cache``: where calibrations are kept.
     """
     spec = spec_for(config)
-    names, codes, places = columns_read(contract, config, spec)
-    of_columns = dict(stream_columns(contract, config.stream))
-    context = Context(
-        columns=names,
-        categories=codes,
-        stream=config.stream,
+    _, _, places = columns_read(contract, config, spec)
+    context = context_of(
+        contract,
+        config,
+        spec,
         reference=None if version is None else version.reference,
         version=key[1],
-        false_pages=contract.monitoring.false_pages,
         share=share_of_budget(contract),
         seed=seed,
-        features={name: found for name in names if (found := of_columns[name]) is not None},
         trained_to_ms=None if version is None else version.trained_to_ms,
         cache=cache,
     )
     hashes = config_hash(config, context), standing_key(spec, context)
-    return Running(config, spec, context, spec.build(context), role, places, *hashes)
+    # A knob is fitted to the budget here; the configuration, and so its hash, is what the owner wrote.
+    fitted, _ = calibrated(spec, context)
+    return Running(config, spec, context, fitted.build(context), role, places, *hashes)
 
 
 def signal_of(

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from detectors.base import Change, Rows, Standing
+from detectors.columns import share_of_budget
 from schemas.blocks import ObservationBlock, decode_block
 from schemas.codecs import STATUSES
 from schemas.contracts import DetectorConfig, ModelContract, ModelRecord, ModelVersion
@@ -46,7 +47,7 @@ from streams.core.ordering import (
     readable,
     row_address,
 )
-from streams.core.standings import share_of_budget, standing_of
+from streams.core.standings import standing_of
 
 #: Versions of a model whose detectors are kept; the one unseen for longest goes first.
 VERSIONS_MAX = 8

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import STREAM_COLUMNS, Rows, Spec
+from detectors.base import Rows
 from schemas.blocks import SEGMENT_NULL, ObservationBlock
 from schemas.codecs import STATUSES
-from schemas.contracts import DetectorConfig, Feature, ModelContract
-from schemas.errors import ConfigurationError
+from schemas.contracts import Feature, ModelContract
 from schemas.ids import RowId
 
 _OK = STATUSES.index("ok")
@@ -64,17 +63,6 @@ def column_values(stream: str, block: ObservationBlock) -> NDArray[np.float64]:
             return np.column_stack([block.score, block.label, block.loss, segments])
 
 
-def stream_columns(contract: ModelContract, stream: str) -> list[tuple[str, Feature | None]]:
-    """Names of a stream's columns in order, and the contract's feature where a column is one."""
-    columns: list[tuple[str, Feature | None]] = [(name, None) for name in STREAM_COLUMNS.get(stream, ())]
-    if stream in ("features", "predictions"):
-        columns += [(feature.name, feature) for feature in contract.features]
-    elif stream == "loss":
-        of = {feature.name: feature for feature in contract.features}
-        columns += [(name, of[name]) for name in contract.monitoring.segments]
-    return columns
-
-
 def coding(contract: ModelContract) -> tuple[tuple[Feature, ...], tuple[tuple[Feature, int], ...]]:
     """How a block's features and segments are coded: the features; those of segments, with how many values they show."""
     of, most = {feature.name: feature for feature in contract.features}, contract.monitoring.segments_max
@@ -96,31 +84,6 @@ def readable(
     if segments_before != segments or block.segments.shape != shape:
         block = replace(block, segments=np.full(shape, SEGMENT_NULL, np.int32))
     return block
-
-
-def columns_read(
-    contract: ModelContract, config: DetectorConfig, spec: Spec
-) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
-    """Names, numbers of categories (0: numeric) and places of the columns a detector reads of its stream.
-
-    Raises ConfigurationError when none is left: no feature has the name, or only categorical ones for a detector that
-    reads numbers.
-    """
-    columns = [
-        (name, 0 if feature is None or feature.kind == "numeric" else len(feature.categories) + 1)
-        for name, feature in stream_columns(contract, config.stream)
-    ]
-    chosen = [
-        (name, categories, place)
-        for place, (name, categories) in enumerate(columns)
-        if (name in config.columns or "*" in config.columns) and not (spec.numeric_only and categories)
-    ]
-    if not chosen:
-        raise ConfigurationError(
-            f"detector {config.name}: no column of stream {config.stream} is left to read"
-        )
-    names, codes, places = zip(*chosen, strict=True)
-    return names, codes, places
 
 
 def detector_rows(block: ObservationBlock, values: NDArray[np.float64], group: NDArray[np.int8]) -> Rows:

@@ -6,43 +6,22 @@ under the hash of everything it depends on. A kind that breaks here does not pag
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import MutableMapping
 
 import msgspec
 
 from detectors.base import Context, Spec, Standing
-from detectors.calibrate import duration
-from detectors.registry import spec_for
-from schemas.contracts import ModelContract
-from schemas.errors import ConfigurationError
+from detectors.calibrate import calibrated, duration
 from schemas.ids import content_hash
 
 
-def share_of_budget(contract: ModelContract) -> float:
-    """Each detector's part of the model's budget of false pages: one over those that spend it.
-
-    The others can only warn or ticket, or state facts, or keep an error rate of their own (the judge of a canary). With
-    every part kept, the sum over the detectors that page stays within the budget (expectations add up, whatever the
-    dependence).
-    """
-    return 1 / max(1, sum(_spend(contract)))
-
-
-def _spend(contract: ModelContract) -> Iterable[bool]:
-    for config in contract.monitoring.detectors:
-        try:
-            yield spec_for(config).spends_budget
-        except (ConfigurationError, ImportError):
-            yield False
-
-
 def standing_of(spec: Spec, context: Context, key: str, cache: MutableMapping[str, bytes]) -> Standing:
-    """``spec.standing(context)``, from ``cache`` when it was asked for under the same ``standing_key`` before."""
+    """What ``calibrated`` knows of ``spec``, from ``cache`` when it was asked for under the same ``standing_key`` before."""
     held = cache.get(key)
     if held is not None:
         return msgspec.msgpack.decode(held, type=Standing)
     try:
-        found = spec.standing(context)
+        _, found = calibrated(spec, context)
     except Exception as error:  # noqa: BLE001 - a library's detector may raise anything
         found = Standing(
             note=f"its false alarms could not be worked out: {type(error).__name__}: {error}"[:500]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from detectors.base import Context, Standing
+from detectors.columns import columns_read, share_of_budget
 from detectors.registry import spec_for
 from schemas.blocks import BLOCK_SCHEMA, ObservationBlock, decode_block, encode_block
 from schemas.contracts import DetectorConfig, FalsePages, Feature
@@ -21,8 +22,8 @@ from schemas.events import HEADER_KIND, Tick
 from schemas.verdicts import Family, SignalChanged, State
 from streams.core.delivery import Record
 from streams.core.detect import VERSIONS_MAX, DetectCore
-from streams.core.ordering import column_values, columns_read, merged
-from streams.core.standings import in_words, share_of_budget, standing_key, standing_of
+from streams.core.ordering import column_values, merged
+from streams.core.standings import in_words, standing_key, standing_of
 from tests.support_detect import (
     HOUR,
     T0,
@@ -417,6 +418,7 @@ def test_a_signal_says_how_far_its_promise_was_verified() -> None:
 class _Slow(type(spec_for(detector("adwin")))):  # type: ignore[misc]
     """Counts how often it is asked for its standing."""
 
+    knob: ClassVar[str | None] = None
     asked: ClassVar[int] = 0
 
     def standing(self, context: Context) -> Standing:
