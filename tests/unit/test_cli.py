@@ -69,7 +69,8 @@ def test_every_command_explains_itself() -> None:
     top = run("--help")
     assert top.exit_code == 0
     for name in (*SERVICES, "up", "down", "status", "logs", "demo", "topics", "migrate", "config", "schemas", "metrics",
-                 "contract", "deployments", "deploy", "rollback", "promote", "pause", "resume", "retrain"):  # fmt: skip
+                 "contract", "deployments", "deploy", "rollback", "promote", "pause", "resume", "retrain",
+                 "detectors", "calibrate"):  # fmt: skip
         assert any(
             line.split()[:1] == [name] and len(line.split()) > 1 for line in top.stdout.splitlines()
         ), name
@@ -162,6 +163,23 @@ def test_metrics_prints_the_whole_list() -> None:
     rows = run("metrics").stdout.splitlines()
     assert len(rows) == len(METRICS) + 2
     assert all(row.count("|") == rows[0].count("|") for row in rows)
+
+
+def test_detectors_are_asked_of_the_package_that_has_them() -> None:
+    """All arguments go on to it: a name shows one kind, its exit status is the command's."""
+    command = [sys.executable, "-m", "deploy.cli", "detectors"]
+    shown = subprocess.run(
+        [*command, "psi", "--json"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert json.loads(shown.stdout)["kind"] == "psi"
+    wrong = subprocess.run([*command, "nothing"], capture_output=True, text=True, check=False, timeout=60)
+    assert wrong.returncode == 1 and wrong.stderr.startswith("error: no detector of kind 'nothing'")
+
+
+def test_calibrate_needs_something_to_measure(tmp_path: Path) -> None:
+    """A contract file has no version, so a history is asked for; a missing contract is named."""
+    assert "--file names a CSV" in error_of(run("calibrate", str(CONTRACT)))
+    assert "missing.yaml" in error_of(run("calibrate", str(tmp_path / "missing.yaml")))
 
 
 def test_contract_check(tmp_path: Path) -> None:
