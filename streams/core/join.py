@@ -12,7 +12,6 @@ rewritten for that: one number says which entries are evicted, and a restored in
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from array import array
 from collections import deque
@@ -23,69 +22,29 @@ from typing import Any, NamedTuple
 import msgspec
 
 from schemas.codecs import Label
-from schemas.errors import StateCorrupt
+from streams.core.join_state import (
+    NO_REVISION,
+    Entry,
+    Gone,
+    Told,
+    WindowKey,
+    decode_piece,
+    encode_piece,
+    fingerprint,
+    merged,
+)
 
-JOIN_SCHEMA = 5
-#: Fields were added at the end since, with defaults.
-_SCHEMAS_READ = (4, 5)
+__all__ = ["Entry", "JoinIndex", "ModelCounts", "Settled", "WindowKey", "drain"]
+
+
 #: This many neighbouring pieces of one level become one of the next.
 MERGE_FAN = 8
-NO_REVISION = -1
 PREFIX = "join/rows/"
 #: Measured (CPython 3.11, 64 bit), without the text of the prediction's id: an entry, a fingerprint.
 ENTRY_BYTES, FINGERPRINT_BYTES = 410, 90
 BYTES_MAX = 2**62
 #: Of the heap by which waiting labels leave, so much may be of labels that have left otherwise.
 _STALE_MIN = 1_024
-
-#: Revision, label, label time of one label.
-Told = tuple[int, float, int]
-
-
-class WindowKey(NamedTuple):
-    """One window of one model."""
-
-    model: str
-    start_ms: int
-    window_ms: int
-
-    @property
-    def end_ms(self) -> int:
-        return self.start_ms + self.window_ms
-
-
-class Entry(msgspec.Struct, gc=False):
-    """One prediction in the index. ``score`` NaN: it has none. ``revision`` -1: no label yet.
-
-    ``earlier``: the labels that were replaced. Whoever comes late is told all of them in turn, so that what detectors
-    see does not depend on which input was read first.
-    """
-
-    prediction_id: str
-    window: WindowKey
-    version: str
-    role: int
-    event_time_ms: int
-    score: float
-    latency_ms: float
-    status: int
-    segments: tuple[str, ...]
-    partition: int
-    offset: int
-    row: int
-    identity: int
-    number: int = 0
-    revision: int = NO_REVISION
-    label: float = 0.0
-    label_time_ms: int = 0
-    earlier: tuple[Told, ...] = ()
-
-    @property
-    def told(self) -> tuple[Told, ...]:
-        """All labels so far, oldest first."""
-        if self.revision == NO_REVISION:
-            return ()
-        return (*self.earlier, (self.revision, self.label, self.label_time_ms))
 
 
 class Settled(NamedTuple):
@@ -124,61 +83,13 @@ class ModelCounts(msgspec.Struct, array_like=True):
     labelled: int = 0
 
 
-class _Kind(NamedTuple):
-    """What many entries share."""
-
-    window: WindowKey
-    version: str
-    role: int
-    segments: tuple[str, ...]
-
-
-class _Row(msgspec.Struct, array_like=True, gc=False):
-    """An entry as stored: flat, so that reading a million back takes seconds. ``kind``: place in the piece's kinds."""
-
-    prediction_id: str
-    kind: int
-    event_time_ms: int
-    score: float
-    latency_ms: float
-    status: int
-    partition: int
-    offset: int
-    row: int
-    identity: int
-    number: int
-    revision: int
-    label: float
-    label_time_ms: int
-    earlier: tuple[Told, ...]
-
-
-class _Body(msgspec.Struct, array_like=True):
-    """A piece as stored. ``settled``: (number, all labels so far) of entries of earlier pieces."""
-
-    schema: int
-    next_number: int
-    level: int
-    kinds: list[_Kind]
-    rows: list[_Row]
-    settled: list[tuple[int, tuple[Told, ...]]]
-    waits: list[Label]
-    #: Fingerprints of evicted entries, eight bytes each, by kind.
-    gone: list[tuple[int, bytes]] = []
-    #: Entries with smaller numbers, of this piece or one before, are evicted.
-    first_number: int = 0
-
-
-_Gone = dict[WindowKey, "array[int]"]
-
-
 @dataclass(slots=True)
 class _Piece:
     level: int
     added: list[Entry]
     settled: list[Entry]
     waits: list[Label]
-    gone: _Gone = field(default_factory=dict)
+    gone: Gone = field(default_factory=dict)
     #: How many of ``added``, from the front, are evicted.
     evicted: int = 0
 
@@ -451,18 +362,18 @@ class JoinIndex:
             written = self._next_piece
             self._next_piece += 1
             while (run := self._run()) is not None:
-                merged = _Piece(
+                whole = _Piece(
                     self._pieces[run[0]].level + 1,
                     [e for n in run for e in self._pieces[n].added],
                     [e for n in run for e in self._pieces[n].settled],
                     [w for n in run for w in self._pieces[n].waits],
-                    _merged([self._pieces[n].gone for n in run]),
+                    merged([self._pieces[n].gone for n in run]),
                 )
                 for number in run:
                     del self._pieces[number]
                     changed[f"{PREFIX}{number}"] = None
                 written = run[0]
-                self._pieces[written] = merged
+                self._pieces[written] = whole
             changed[f"{PREFIX}{written}"] = self._encode(self._pieces[written])
         for number, piece in list(self._pieces.items()):
             if not self._alive(piece):
@@ -503,50 +414,22 @@ class JoinIndex:
         piece.waits = [w for w in piece.waits if self._waiting(w)]
         settled = [(e.number, e.told) for e in piece.settled]
         piece.gone = {window: marks for window, marks in piece.gone.items() if window in self._windows}
-        kinds: dict[_Kind, int] = {}
-        rows = [
-            _Row(
-                e.prediction_id,
-                kinds.setdefault(_Kind(e.window, e.version, e.role, e.segments), len(kinds)),
-                e.event_time_ms,
-                e.score,
-                e.latency_ms,
-                e.status,
-                e.partition,
-                e.offset,
-                e.row,
-                e.identity,
-                e.number,
-                e.revision,
-                e.label,
-                e.label_time_ms,
-                e.earlier,
-            )
-            for e in piece.added
-        ]
-        gone = [
-            (kinds.setdefault(_Kind(window, "", 0, ()), len(kinds)), marks.tobytes())
-            for window, marks in piece.gone.items()
-        ]
-        body = _Body(
-            JOIN_SCHEMA,
+        return encode_piece(
             self._next_number,
+            self._first_number,
             piece.level,
-            list(kinds),
-            rows,
+            piece.added,
             settled,
             piece.waits,
-            gone,
-            self._first_number,
+            piece.gone,
         )
-        return msgspec.msgpack.encode(body)
 
     def restore(
         self, pieces: Mapping[str, bytes], floor_ms: Mapping[str, int], oldest_ms: Mapping[str, int]
     ) -> None:
         """Become what ``pieces`` hold, but for what ``expire`` had let go of. Raises StateCorrupt."""
         numbers = sorted(int(name.removeprefix(PREFIX)) for name in pieces if name.startswith(PREFIX))
-        bodies = {n: _decode(f"{PREFIX}{n}", pieces[f"{PREFIX}{n}"]) for n in numbers}
+        bodies = {n: decode_piece(f"{PREFIX}{n}", pieces[f"{PREFIX}{n}"]) for n in numbers}
         self._first_number = max((body.first_number for body in bodies.values()), default=0)
         entries: dict[int, Entry] = {}
         keys: dict[WindowKey, WindowKey] = {}
@@ -554,7 +437,7 @@ class JoinIndex:
             self._next_number = max(self._next_number, body.next_number)
             self._next_piece = number + 1
             settled = []
-            rows = _entries(body)
+            rows = body.entries()
             added = [entry for entry in rows if entry.number >= self._first_number]
             entries |= {entry.number: entry for entry in added}
             for at, told in body.settled:
@@ -566,7 +449,7 @@ class JoinIndex:
                 late = wait.label_time_ms < oldest_ms.get(wait.model, wait.label_time_ms)
                 if not late and (known is None or known[-1].revision < wait.revision):
                     self._keep(wait)
-            marks = _merged([{body.kinds[kind].window: array("Q", data)} for kind, data in body.gone])
+            marks = merged([{body.kinds[kind].window: array("Q", data)} for kind, data in body.gone])
             for entry in rows[: len(rows) - len(added)]:
                 marks.setdefault(entry.window, array("Q")).append(fingerprint(entry))
             alive = {w: held for w, held in marks.items() if w.end_ms > floor_ms.get(w.model, w.start_ms)}
@@ -590,58 +473,6 @@ class JoinIndex:
             self._hold(entry)
             # Its label is in the entry: a piece written before it came still shows it waiting.
             self._left(self._early.pop((entry.window.model, entry.prediction_id), []))
-
-
-def fingerprint(entry: Entry) -> int:
-    """64 bits of an identity: two of a million in one window are alike once in thirty million windows."""
-    text = f"{entry.prediction_id}\0{entry.version}\0{entry.role}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _merged(parts: list[_Gone]) -> _Gone:
-    merged: _Gone = {}
-    for part in parts:
-        for window, marks in part.items():
-            merged.setdefault(window, array("Q")).extend(marks)
-    return merged
-
-
-def _entries(body: _Body) -> list[Entry]:
-    return [
-        Entry(
-            r.prediction_id,
-            (kind := body.kinds[r.kind]).window,
-            kind.version,
-            kind.role,
-            r.event_time_ms,
-            r.score,
-            r.latency_ms,
-            r.status,
-            kind.segments,
-            r.partition,
-            r.offset,
-            r.row,
-            r.identity,
-            r.number,
-            r.revision,
-            r.label,
-            r.label_time_ms,
-            r.earlier,
-        )
-        for r in body.rows
-    ]
-
-
-def _decode(name: str, data: bytes) -> _Body:
-    # An array's header and its first item, a small number, are one byte each: no need to decode twice to see it.
-    if data[1:2] not in map(bytes, ([schema] for schema in _SCHEMAS_READ)):
-        raise StateCorrupt(
-            f"piece {name}: schema {data[1:2].hex() or 'missing'}, this code reads {JOIN_SCHEMA:02x}"
-        )
-    try:
-        return msgspec.msgpack.decode(data, type=_Body)
-    except (msgspec.DecodeError, msgspec.ValidationError, TypeError, LookupError) as error:
-        raise StateCorrupt(f"piece {name} cannot be read: {error}") from error
 
 
 def drain(counts: JoinCounts) -> Iterable[tuple[str, int]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pytest
 
@@ -14,7 +16,15 @@ from schemas.errors import StateCorrupt
 from schemas.events import HEADER_KIND, HEADER_ORIGIN, Tick
 from schemas.ids import RowId, partition_of
 from streams.core.delivery import Manifest, Out, Record
-from streams.core.join import MERGE_FAN, Entry, JoinIndex, WindowKey
+from streams.core.join import (
+    ENTRY_BYTES,
+    FINGERPRINT_BYTES,
+    MERGE_FAN,
+    Entry,
+    JoinIndex,
+    ModelCounts,
+    WindowKey,
+)
 from streams.core.pipeline import JoinCore
 from tests.support_join import CONTRACT, HOUR, T0, Stream, blocks, join_core, prediction, truth
 
@@ -363,3 +373,84 @@ def test_a_tick_that_cannot_be_read_is_a_dead_letter() -> None:
     outs = core.outputs()
     assert json.loads(outs[0].value or b"")["reason"] == "not-json"
     assert len(_ticks(outs)) == 1
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def _room(predictions: int) -> int:
+    return predictions * (ENTRY_BYTES + 2)
+
+
+def test_what_came_first_is_evicted_first_and_still_known_by_its_fingerprint() -> None:
+    """A duplicate of it is no second prediction, also after a restart; another role of it is a first one, and takes the label."""
+    index = JoinIndex(10, _room(3))
+    for number in range(5):
+        index.add(entry(f"p{number}"), HOUR)
+    pieces: dict[str, bytes] = {}
+    index.evict()
+    _store(pieces, index)
+    assert index.bytes_held <= index.bytes_max
+    assert [e.prediction_id for e in index.entries()] == ["p3", "p4"]
+    assert index.label(label("p0"), 0, HOUR) == [], "it waits"
+    restored = JoinIndex(10, _room(3))
+    restored.restore(pieces, {}, {})
+    for one in (index, restored):
+        assert [one.add(entry(f"p{number}"), HOUR) for number in range(5)] == [None] * 5
+        assert one.add(entry("p0", role=1), HOUR) is not None
+    index.expire({"m": WINDOW.end_ms}, {})
+    assert (index.bytes_held, index.counts.evicted, index.totals["m"]) == (0, 3, ModelCounts(2, 3, 1))
+    _store(pieces, index)
+    assert pieces == {}
+
+
+def test_the_bound_holds_even_where_fingerprints_alone_exceed_it() -> None:
+    """Then the oldest window's are forgotten, and counted."""
+    index = JoinIndex(10, _room(2))
+    for number in range(40):
+        window = WindowKey("m", T0 + number // 20 * HOUR, HOUR)
+        index.add(entry(f"p{number}", window=window), HOUR)
+        index.evict()
+        assert index.bytes_held <= index.bytes_max
+    assert index.counts.evicted - index.counts.forgotten == index.bytes_held // FINGERPRINT_BYTES
+    assert index.counts.forgotten > 0
+
+
+def test_bytes_held_is_about_what_python_takes() -> None:
+    """The figure of the bound is measured, not believed."""
+    rows = [(f"{n:036d}", T0 + n, n / 7, n / 3, 10**6 + n, 2**60 + n) for n in range(20_000)]
+    index = JoinIndex(10)
+    tracemalloc.start()
+    for prediction_id, at_ms, score, latency_ms, offset, identity in rows:
+        own = (str(int(prediction_id)).zfill(36), WINDOW, "v1", 0, at_ms + 1, score, latency_ms, 0, ("a=b",))
+        index.add(Entry(*own, 0, offset + 1, 0, identity + 1), HOUR)
+    index.changed_pieces()
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert 0.7 < index.bytes_held / taken < 1.4
+
+
+def test_labels_that_were_joined_leave_nothing_behind() -> None:
+    """The order in which waiting labels leave forgets those that found their prediction."""
+    index = JoinIndex(10)
+    for number in range(5_000):
+        index.label(label(f"p{number}"), 0, HOUR)
+        index.add(entry(f"p{number}"), HOUR)
+    assert index.early == 0
+    assert sum(map(len, index._early_order.values())) < 2_000
+
+
+def test_state_written_before_there_was_a_bound_is_read() -> None:
+    """Pieces of schema 4 and a meta piece of schema 2 are what an upgraded worker finds."""
+    index = JoinIndex(10)
+    index.add(entry("p"), HOUR)
+    (name, data), *_ = index.changed_pieces().items()
+    *fields, _, _ = msgspec.msgpack.decode(data or b"")
+    older = msgspec.msgpack.encode([4, *fields[1:]])
+    restored = JoinIndex(10)
+    restored.restore({name: older}, {}, {})
+    assert restored.add(entry("p"), HOUR) is None
+    core = join_core()
+    meta = msgspec.msgpack.encode([2, T0, T0, 0, 0, {}])
+    core.restore({name: older, "meta": meta}, Manifest(task="join/0", sequence=1))
+    assert core.watermarks() == {"predictions": T0, "feedback": T0}
