@@ -303,7 +303,11 @@ class _Search:
         """The knob's value and how it was found; None when no value of it is known to give the run length."""
         promises = self._rows / self._budget_rows
         if promises >= _ALARMS_SEEN:
-            fitting = self._edge(math.floor(promises / _MARGIN))
+            most = math.floor(promises / _MARGIN)
+            # Never laxer than the kind's own default: real rows depend on each other, and alarm more than drawn ones.
+            if self._quiet(0.0, most):
+                return None, "kept, it is quiet enough"
+            fitting = self._edge(most)
             return (None, "kept, no value fits") if fitting is None else (self._at(fitting.strict), "fitted")
         near = self._edge(_ALARMS_SEEN)
         if near is None or near.lax is None:
@@ -317,7 +321,6 @@ class _Search:
                 return None, "kept, its rate does not fall with it"
             slope = (self._at(near.lax) - self._at(often.lax)) / math.log(often.rate / near.rate)
             found = math.log2((self._at(near.lax) + slope * math.log(times)) / self._own)
-        # Never laxer than the kind's own default on the word of an extrapolation.
         return self._at(max(found, 0.0)), f"extrapolated from {self._rows:,} rows"
 
     def _at(self, strictness: float) -> float:
