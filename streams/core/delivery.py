@@ -25,6 +25,8 @@ a task refuses to start (``DeliveryError``) when retention has deleted an offset
     after the ack, before the warehouse write       dirty marks are in the state: rows are sent again, same version
     after the write, before it is confirmed         the same row again; ReplacingMergeTree keeps one of equals
     after another owner has taken the task          the commit fails as fenced; its records stay invisible
+    and the state topic is lost                     inputs are read from their start; sequences begin at the clock, so
+                                                    that the rows made again win over those of the life before
 """
 
 from __future__ import annotations

@@ -25,10 +25,8 @@ def main() -> int:
         try:
             kills += simulate(schedule(Random(seed), options.turns), seed).kills
         except BaseException:
-            print(
-                f"schedule {seed} fails: python -m tests.simulation --schedules 1 --seed {seed}",
-                file=sys.stderr,
-            )
+            again = f"--schedules 1 --seed {seed} --turns {options.turns}"
+            print(f"schedule {seed} fails: python -m tests.simulation {again}", file=sys.stderr)
             raise
     seconds, cpu_s = time.monotonic() - started_s, time.process_time() - cpu_s
     print(

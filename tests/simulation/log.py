@@ -193,6 +193,11 @@ class Log:
             )
         ]
 
+    def lose(self, producer: str, tp: TopicPartition) -> None:
+        """Everything on a partition is gone, and with it what ``producer`` had done."""
+        self.partition(tp).slots = []
+        self.committed.pop(producer, None)
+
     def retain(self, tp: TopicPartition, start: int) -> None:
         """Delete what is in front of ``start``."""
         partition = self.partition(tp)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from schemas.contracts import ModelRecord
-from schemas.errors import Fenced
+from schemas.errors import DeliveryError, Fenced
 from schemas.ids import partition_of
 from schemas.settings import MonitorSettings
 from streams.core.delivery import (
@@ -136,6 +136,11 @@ class Run:
         except StopIteration:
             self.ended = True
         except Fenced:
+            self.ended = True
+        except DeliveryError:
+            # Its successor read on while it was still opening, and retention followed: a worker that ends.
+            if self.log.is_newest(self.task, self._epoch):
+                raise
             self.ended = True
 
     def _live(self) -> Iterator[str]:

@@ -79,6 +79,7 @@ class Simulation:
         self._archived_to: dict[TopicPartition, int] = {}
         self.archived: dict[tuple[str, tuple[Any, ...]], Any] = {}
         self.kills = 0
+        self.kept: dict[TopicPartition, dict[int, Record]] = {}
         for worker in range(WORKERS):
             self._sinks.append(self._sink(worker))
         for task in TASKS:
@@ -230,12 +231,22 @@ class Simulation:
 
     def run(self) -> None:
         """Play the schedule, then let everything come to rest."""
-        self.kept: dict[TopicPartition, dict[int, Record]] = {}
         while self.choose.left:
             self._turn()
         while self._to_send:
             self._write(self._to_send.pop(0))
         self.drain()
+
+    def lose_state(self, fraction: float) -> None:
+        """Send a part of what is left, then lose the state of every join task and go on without it."""
+        for _ in range(int(len(self._to_send) * fraction)):
+            self._write(self._to_send.pop(0))
+        self.drain()
+        for partition in range(PARTITIONS):
+            run = self._by_task[("join", partition)]
+            self.log.lose(run.task, run.state)
+        for worker in range(WORKERS):
+            self._kill(worker)
 
     def drain(self) -> None:
         """No more faults: until nobody has anything to do. Raises AssertionError when that does not come."""
@@ -303,7 +314,7 @@ class Simulation:
             seen = observed(wanted)
             told += seen[0]
             outcomes += seen[1]
-        self._check_tables(tables)
+        self.check_tables(tables)
         self._check_observed(told, outcomes)
         self._check_relay()
         self._check_rest()
@@ -318,7 +329,8 @@ class Simulation:
         read = [r.offset for r in history if (r.topic, r.partition) == tp]
         assert read == [r.offset for r in self._all(tp)], f"{tp}: not each record once, in order"
 
-    def _check_tables(self, tables: dict[str, dict[tuple[Any, ...], tuple[Any, ...]]]) -> None:
+    def check_tables(self, tables: dict[str, dict[tuple[Any, ...], tuple[Any, ...]]]) -> None:
+        """The warehouse has exactly these rows. Raises AssertionError."""
         for table, rows in tables.items():
             held = {key: row[len(key) : -1] for key, row in self.warehouse.tables.get(table, {}).items()}
             assert set(held) == set(rows), f"{table}: other rows"

@@ -17,7 +17,8 @@ from streams.store import TaskStore
 from tests.simulation.log import Log
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.process import Run
-from tests.simulation.scheduler import schedule, simulate
+from tests.simulation.scheduler import Simulation, schedule, simulate
+from tests.simulation.world import PARTITIONS, expected
 
 #: CPU seconds of the seeded loop here; ``python -m tests.simulation`` runs as long as one likes.
 LOOP_S = 3.0
@@ -54,6 +55,34 @@ def test_planted_bugs_are_found(mutant: type[Run]) -> None:
         except Exception:  # noqa: BLE001  # a bug may show as a broken piece as well as in a wrong figure
             return
     pytest.fail(f"{mutant.__name__} survived {SCHEDULES_MAX} schedules")
+
+
+class _NumberedFromZero(Run):
+    """A task without a manifest begins at 0 again."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._now_ms = 0
+
+
+@pytest.mark.parametrize("create_run", [Run, _NumberedFromZero])
+def test_after_a_loss_of_all_state_the_aggregates_are_made_again_and_win(create_run: type[Run]) -> None:
+    """Inputs are read from their start; the rows they make replace those of the life before."""
+    wrong = 0
+    for seed in range(8):
+        simulation = Simulation([], seed, create_run)
+        try:
+            simulation.lose_state(0.6)
+            simulation.run()
+            tables: dict[str, dict[Any, Any]] = {}
+            for partition in range(PARTITIONS):
+                wanted = expected(partition, simulation.history("join", partition))
+                for table, rows in wanted.tables.items():
+                    tables.setdefault(table, {}).update(rows)
+            simulation.check_tables(tables)
+        except AssertionError:
+            wrong += 1
+    assert (wrong > 0) == (create_run is _NumberedFromZero)
 
 
 class _Recorder:
