@@ -17,7 +17,7 @@ from detectors.base import DAY_MS, Context, Detector, Spec, Stream
 from detectors.registry import KINDS, spec_class
 from schemas.contracts import DEFAULT_DETECTORS
 from tests.bench.detectors import peers
-from tests.bench.detectors.settings import Setting, setting, spec_of
+from tests.bench.detectors.settings import SAMPLE_ROWS, Setting, setting, spec_of
 from tests.bench.figures import say, table
 
 Floats = NDArray[np.float64]
@@ -102,7 +102,10 @@ def every_kind() -> tuple[list[list[object]], dict[str, float]]:
     out: list[list[object]] = []
     costs = {}
     loops = peers.makers()
-    rows = np.random.default_rng(5).normal(size=(_PEER_ROWS, 10))
+    # As many rows of reference as ours have.
+    reference, rows = np.split(
+        np.random.default_rng(5).normal(size=(SAMPLE_ROWS + _PEER_ROWS, 10)), [SAMPLE_ROWS]
+    )
     for kind in KINDS:
         spec = spec_class(kind)
         missing = [name for name in spec.needs if find_spec(name) is None]
@@ -115,7 +118,7 @@ def every_kind() -> tuple[list[list[object]], dict[str, float]]:
         peer, theirs = None, None
         if kind in loops:
             peer, maker = loops[kind]
-            theirs = us_per_row(maker(rows), rows[: 50 if kind == "kswin" else 200])
+            theirs = us_per_row(maker(reference), rows[: 50 if kind == "kswin" else 200])
         for block in BLOCKS:
             say(
                 f"cost.{kind}.{stream}.block{block}", found[f"us_{block}"], "us/row", peer,

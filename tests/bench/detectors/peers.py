@@ -109,7 +109,7 @@ def cvm_online(reference: Floats, run_rows: int = CVM_RUN_ROWS) -> Any:
 
 
 def _cvm(reference: Floats) -> Loop:
-    machine = cvm_online(reference[:500, :1])
+    machine = cvm_online(reference[:, :1])
 
     def loop(rows: Floats) -> None:
         for row in rows[:, :1]:

@@ -18,7 +18,7 @@ from tests.bench.detectors import peers
 
 Floats = NDArray[np.float64]
 ROW_MS = DAY_MS // 50_000
-_SAMPLE_ROWS = 2_000
+SAMPLE_ROWS = 2_000
 _DAYS = 40
 #: Options without which a kind cannot be built, or would take minutes to.
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -39,21 +39,21 @@ def sample_reference(width: int, rng: np.random.Generator, category: bool = Fals
     names = [f"f{at}" for at in range(width)]
     columns = dict.fromkeys(names, column)
     bins = dict.fromkeys([*names, "score"], _days(column, rng))
-    sample = rng.normal(size=(_SAMPLE_ROWS, width))
+    sample = rng.normal(size=(SAMPLE_ROWS, width))
     if category:
         columns[names[-1]] = ColumnReference(rows=100_000, shares=(0.4, 0.3, 0.2, 0.1))
         bins[names[-1]] = tuple(
             tuple(rng.multinomial(500, (0.4, 0.3, 0.2, 0.1)).tolist()) for _ in range(_DAYS)
         )
-        sample[:, -1] = rng.choice(4, _SAMPLE_ROWS)
-    scores = rng.uniform(size=_SAMPLE_ROWS)
+        sample[:, -1] = rng.choice(4, SAMPLE_ROWS)
+    scores = rng.uniform(size=SAMPLE_ROWS)
     return Reference(
         columns=columns, score=score, bins=bins, rows=100_000, from_ms=-_DAYS * DAY_MS, to_ms=-1,
         loss_mean=0.5, loss_sd=0.3, loss_rows=100_000, loss_blocks=tuple(rng.normal(0.5, 0.02, _DAYS).tolist()),
         block_starts_ms=tuple(day * DAY_MS for day in range(-_DAYS, 0)),
         sample=tuple(map(tuple, sample.tolist())), sample_score=tuple(scores.tolist()),
-        sample_label=tuple((rng.uniform(size=_SAMPLE_ROWS) < scores).astype(float).tolist()),
-        sample_time_ms=tuple(np.linspace(-_DAYS * DAY_MS, -1, _SAMPLE_ROWS).astype(int).tolist()),
+        sample_label=tuple((rng.uniform(size=SAMPLE_ROWS) < scores).astype(float).tolist()),
+        sample_time_ms=tuple(np.linspace(-_DAYS * DAY_MS, -1, SAMPLE_ROWS).astype(int).tolist()),
     )  # fmt: skip
 
 
