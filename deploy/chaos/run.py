@@ -105,6 +105,8 @@ class _Run:
         self._options = options
         self._faults = faults
         self._say = say
+        #: How processes ended, those that were killed on purpose among them.
+        self._deaths: Counter[str] = Counter()
         self._clock_file = data_dir.resolve() / "clock-offset"
         self._platform = Platform(
             data_dir,
@@ -119,8 +121,14 @@ class _Run:
                 "PYTHONFAULTHANDLER": "1",
                 ENVIRONMENT: str(self._clock_file),
             },
-            say=say,
+            say=self._hear,
         )
+
+    def _hear(self, service: str, text: str) -> None:
+        """What the platform has to tell; how a process died is for the report, a crash above all."""
+        if text.startswith("died"):
+            self._deaths[f"{service} {text.partition(';')[0]}"] += 1
+        self._say(service, text)
 
     def play(self) -> dict[str, Any]:
         """Everything between starting and stopping the platform; the report's figures."""
@@ -240,6 +248,7 @@ class _Run:
             "examples": checked.examples,
             "faults": [injected.document() for injected in injector.done],
             "caught_up_s": _recoveries(injector),
+            "deaths": dict(sorted(self._deaths.items())),
             "restarted": {name: times for name, times in self._platform.restarted.items() if times},
         }
 
