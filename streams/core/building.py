@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 
 from detectors.base import Change, Standing
-from detectors.calibrate import calibrated
 from detectors.columns import columns_read, context_of, share_of_budget
 from detectors.registry import spec_for
 from schemas.contracts import DetectorConfig, ModelContract, ModelVersion
 from schemas.ids import content_hash
 from schemas.verdicts import Family, SignalChanged, State
 from streams.core.detect_state import Key, Running, config_hash
-from streams.core.standings import in_words, standing_key
+from streams.core.standings import fitted, in_words, standing_key
 
 
 def build(
@@ -43,8 +42,9 @@ def build(
     )
     hashes = config_hash(config, context), standing_key(spec, context)
     # A knob is fitted to the budget here; the configuration, and so its hash, is what the owner wrote.
-    fitted, _ = calibrated(spec, context)
-    return Running(config, spec, context, fitted.build(context), role, places, *hashes)
+    made, standing = fitted(spec, context, hashes[1], cache)
+    known = cache[hashes[1]]
+    return Running(config, made, context, made.build(context), role, places, *hashes, known, standing)
 
 
 def signal_of(

@@ -47,7 +47,6 @@ from streams.core.ordering import (
     readable,
     row_address,
 )
-from streams.core.standings import standing_of
 
 #: Versions of a model whose detectors are kept; the one unseen for longest goes first.
 VERSIONS_MAX = 8
@@ -312,6 +311,7 @@ class DetectCore:
     ) -> Running | None:
         running = self._running.get(key)
         if running is None:
+            self._recall(key)
             try:
                 seed = self._context.settings.monitor.seed
                 running = build(contract, config, key, self._versions.get(key[:2]), role, seed, self._cache)
@@ -321,8 +321,6 @@ class DetectCore:
                 return None
             self._running[key] = running
             self._restore(key, running)
-            standing = standing_of(running.spec, running.context, running.standing_key, self._cache)
-            running.standing = standing
         return None if running.failed else running
 
     def _update(self, key: Key, running: Running, rows: Rows, part: ObservationBlock) -> None:
@@ -437,13 +435,18 @@ class DetectCore:
             role = str(msgspec.msgpack.decode(self._stored[name])[1])
             self._running_for(contract, config, key, role)
 
+    def _recall(self, key: Key) -> None:
+        """What the stored detector was built with: it must be built so again, at once."""
+        data = self._stored.get(piece_name(key))
+        if data is not None:
+            standing_key, known = msgspec.msgpack.decode(data)[7:9]
+            self._cache.setdefault(standing_key, known)
+
     def _restore(self, key: Key, running: Running) -> None:
         data = self._stored.pop(piece_name(key), None)
         if data is None:
             return
-        _schema, _role, written_for, said, failed, address, snapshot, *rest = msgspec.msgpack.decode(data)
-        if rest:
-            self._cache.setdefault(rest[0], rest[1])
+        _schema, _role, written_for, said, failed, address, snapshot, *_ = msgspec.msgpack.decode(data)
         if written_for != running.content:
             return
         try:

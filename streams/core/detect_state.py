@@ -37,7 +37,8 @@ class Running:
     columns: tuple[int, ...]
     content: str
     standing_key: str
-    standing: Standing = field(default_factory=Standing)
+    known: bytes
+    standing: Standing
     said: State = State.INCONCLUSIVE
     failed: bool = False
     touched: bool = True
@@ -80,7 +81,7 @@ def encode_running(running: Running) -> bytes:
             running.address,
             running.detector.snapshot(),
             running.standing_key,
-            msgspec.msgpack.encode(running.standing),
+            running.known,
         ]
     )
 

@@ -11,23 +11,40 @@ from collections.abc import MutableMapping
 import msgspec
 
 from detectors.base import Context, Spec, Standing
-from detectors.calibrate import calibrated, duration
+from detectors.calibrate import calibrated, duration, with_knob
 from schemas.ids import content_hash
 
 
-def standing_of(spec: Spec, context: Context, key: str, cache: MutableMapping[str, bytes]) -> Standing:
-    """What ``calibrated`` knows of ``spec``, from ``cache`` when it was asked for under the same ``standing_key`` before."""
+class _Known(msgspec.Struct, array_like=True):
+    """What is kept: the knob's fitted value, if it has one, and the standing."""
+
+    value: float | None
+    standing: Standing
+
+
+def fitted(
+    spec: Spec, context: Context, key: str, cache: MutableMapping[str, bytes]
+) -> tuple[Spec, Standing]:
+    """What ``calibrated`` makes of ``spec``, from ``cache`` when it was asked for under the same ``standing_key`` before.
+
+    A restarted worker must build from the very same knob, and must not need seconds for it: whoever stores a detector
+    stores ``cache[key]`` with it.
+    """
     held = cache.get(key)
     if held is not None:
-        return msgspec.msgpack.decode(held, type=Standing)
-    try:
-        _, found = calibrated(spec, context)
-    except Exception as error:  # noqa: BLE001 - a library's detector may raise anything
-        found = Standing(
-            note=f"its false alarms could not be worked out: {type(error).__name__}: {error}"[:500]
-        )
-    cache[key] = msgspec.msgpack.encode(found)
-    return found
+        known = msgspec.msgpack.decode(held, type=_Known)
+    else:
+        try:
+            made, standing = calibrated(spec, context)
+            value = None if spec.knob is None or made is spec else getattr(made, spec.knob)
+            known = _Known(value, standing)
+        except Exception as error:  # noqa: BLE001 - a library's detector may raise anything
+            note = f"its false alarms could not be worked out: {type(error).__name__}: {error}"[:500]
+            known = _Known(None, Standing(note=note))
+        cache[key] = msgspec.msgpack.encode(known)
+    if known.value is None or spec.knob is None:
+        return spec, known.standing
+    return with_knob(spec, spec.knob, known.value) or spec, known.standing
 
 
 def standing_key(spec: Spec, context: Context) -> str:

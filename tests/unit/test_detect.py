@@ -17,13 +17,13 @@ from detectors.base import Context, Standing
 from detectors.columns import columns_read, share_of_budget
 from detectors.registry import spec_for
 from schemas.blocks import BLOCK_SCHEMA, ObservationBlock, decode_block, encode_block
-from schemas.contracts import DetectorConfig, FalsePages, Feature
+from schemas.contracts import ColumnReference, DetectorConfig, FalsePages, Feature
 from schemas.events import HEADER_KIND, Tick
 from schemas.verdicts import Family, SignalChanged, State
 from streams.core.delivery import Record
 from streams.core.detect import VERSIONS_MAX, DetectCore
 from streams.core.ordering import column_values, merged
-from streams.core.standings import in_words, standing_key, standing_of
+from streams.core.standings import fitted, in_words, standing_key
 from tests.support_detect import (
     HOUR,
     T0,
@@ -435,7 +435,7 @@ def test_a_standing_is_worked_out_once_for_equal_content() -> None:
     found = []
     for seed in (1, 1, 2, 9, 9):
         context = Context(("x",), (0,), "features", seed=seed)
-        found.append(standing_of(spec, context, standing_key(spec, context), cache))
+        found.append(fitted(spec, context, standing_key(spec, context), cache)[1])
     assert _Slow.asked == 3
     assert [s.note for s in found[:3]] == ["seed 1", "seed 1", "seed 2"]
     assert found[0] == Standing("resampled", pages=True, note="seed 1")
@@ -443,15 +443,32 @@ def test_a_standing_is_worked_out_once_for_equal_content() -> None:
     assert "boom" in found[4].note
 
 
-def test_a_restored_core_asks_no_standing_again() -> None:
-    """It is part of the detector's piece."""
-    core = started()
+def test_a_restored_core_builds_from_the_same_fit_and_asks_for_none() -> None:
+    """A knob fitted to the budget and the standing are parts of the detector's piece; the configuration stays as written."""
+    config = detector("kswin", stream="score", options={"window_size": 40, "stat_size": 15})
+    x = np.random.default_rng(1).uniform(size=400)
+    known = version("v1")
+    reference = known.reference.model_copy(
+        update={
+            "score": ColumnReference(rows=400, quantiles=tuple(np.linspace(0, 1, 101).tolist())),
+            "sample": tuple((float(v), 0.0) for v in x),
+            "sample_score": tuple(x.tolist()),
+            "sample_time_ms": tuple(range(T0 - 400 * HOUR, T0, HOUR)),
+            "rows": 400, "from_ms": T0 - 400 * HOUR, "to_ms": T0,
+        }
+    )  # fmt: skip
+    long = {"false_pages": FalsePages(max=1, per=36_500 * 24 * HOUR)}
+    models = (contract([config], monitoring=long), known.model_copy(update={"reference": reference}))
+    core = started(models)
     core.apply(records([predictions([T0], identity=[1]), tick(T0)]), 0)
+    running = core._running["m", "v1", config.name]
+    assert running.standing.basis == "resampled"
+    assert running.spec.model_dump() != spec_for(config).model_dump()
     pieces = {name: data for name, data in core.changed_pieces().items() if data is not None}
-    again = started(restored=(pieces, manifest_of(core, 2)))
-    running = again._running["m", "v1", "inputs"]
-    assert msgspec.msgpack.decode(again._cache[running.standing_key], type=Standing) == running.standing
-    assert again._cache[running.standing_key] == msgspec.msgpack.decode(pieces["detector/m/v1/inputs"])[8]
+    again = started(models, restored=(pieces, manifest_of(core, 2)))
+    restored = again._running["m", "v1", config.name]
+    assert (restored.spec, restored.standing) == (running.spec, running.standing)
+    assert not [key for key in again._cache if key.startswith("calibrate/")]
 
 
 def test_a_changed_budget_keeps_the_evidence() -> None:
