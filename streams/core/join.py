@@ -134,6 +134,12 @@ class JoinIndex:
         return self._entry_bytes + self._gone_count * FINGERPRINT_BYTES
 
     @property
+    def first_number(self) -> int:
+        """Entries with smaller numbers are evicted. To be stored with ``totals``, which count them: no piece need have
+        changed when an entry is evicted."""
+        return self._first_number
+
+    @property
     def oldest_ms(self) -> int | None:
         """Event time of the entry that would be evicted next: how far back the index reaches."""
         firsts = [group[0] for group in self._windows.values() if group]
@@ -425,12 +431,16 @@ class JoinIndex:
         )
 
     def restore(
-        self, pieces: Mapping[str, bytes], floor_ms: Mapping[str, int], oldest_ms: Mapping[str, int]
+        self,
+        pieces: Mapping[str, bytes],
+        floor_ms: Mapping[str, int],
+        oldest_ms: Mapping[str, int],
+        first_number: int = 0,
     ) -> None:
-        """Become what ``pieces`` hold, but for what ``expire`` had let go of. Raises StateCorrupt."""
+        """Become what ``pieces`` hold, but for what ``expire`` and ``evict`` had let go of. Raises StateCorrupt."""
         numbers = sorted(int(name.removeprefix(PREFIX)) for name in pieces if name.startswith(PREFIX))
         bodies = {n: decode_piece(f"{PREFIX}{n}", pieces[f"{PREFIX}{n}"]) for n in numbers}
-        self._first_number = max((body.first_number for body in bodies.values()), default=0)
+        self._first_number = max([first_number, *(body.first_number for body in bodies.values())])
         entries: dict[int, Entry] = {}
         keys: dict[WindowKey, WindowKey] = {}
         for number, body in bodies.items():

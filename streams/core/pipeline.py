@@ -135,7 +135,12 @@ class JoinCore:
                     run = []
                 run.append(record)
         self._run(run)
+        self._evict()
+
+    def _evict(self) -> None:
+        first_number = self._index.first_number
         self._index.evict()
+        self._meta_changed = self._meta_changed or self._index.first_number != first_number
 
     def _run(self, records: list[Record]) -> None:
         self._opened = None
@@ -417,8 +422,9 @@ class JoinCore:
         pieces = self._windows.changed_pieces() | self._index.changed_pieces()
         if self._meta_changed:
             m = self._meta
-            values = [m.prediction_ms, m.feedback_ms, m.judged, m.bad, m.floor_ms, self._index.totals]
-            pieces["meta"] = msgspec.msgpack.encode([META_SCHEMA, *values])
+            values = [m.prediction_ms, m.feedback_ms, m.judged, m.bad, m.floor_ms]
+            index = [self._index.totals, self._index.first_number]
+            pieces["meta"] = msgspec.msgpack.encode([META_SCHEMA, *values, *index])
             self._meta_changed = False
         return pieces
 
@@ -426,6 +432,7 @@ class JoinCore:
         if manifest is None:
             return
         self._sequence = manifest.sequence
+        first_number = 0
         if "meta" in pieces:
             schema, *values = msgspec.msgpack.decode(pieces["meta"])
             if schema not in _META_SCHEMAS_READ:
@@ -433,7 +440,9 @@ class JoinCore:
             self._meta = _Meta(*values[:5])
             if schema > 2:
                 self._index.totals = msgspec.convert(values[5], dict[str, ModelCounts])
-        self._index.restore(pieces, self._meta.floor_ms, self._oldest_waiting_ms())
+                first_number = values[6]
+        self._index.restore(pieces, self._meta.floor_ms, self._oldest_waiting_ms(), first_number)
+        self._evict()
         self._windows.restore(pieces)
 
     def positions(self) -> dict[TopicPartition, int]:

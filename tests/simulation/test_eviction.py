@@ -5,13 +5,16 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from streams.core.join import ENTRY_BYTES, FINGERPRINT_BYTES
+import pytest
+
+import streams.core.join
+from streams.core.join import ENTRY_BYTES, FINGERPRINT_BYTES, MERGE_FAN
 from streams.core.pipeline import JoinCore
 from tests.simulation.process import Run
 from tests.simulation.scheduler import Simulation, schedule
 from tests.simulation.world import PARTITIONS, expected
 
-BYTES_MAX = 2 * ENTRY_BYTES + 40 * FINGERPRINT_BYTES
+ENTRIES_MAX = 2
 
 
 class Tight(Run):
@@ -20,18 +23,22 @@ class Tight(Run):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         if isinstance(self.core, JoinCore):
-            self.core._index.bytes_max = BYTES_MAX - 40 * FINGERPRINT_BYTES
+            self.core._index.bytes_max = ENTRIES_MAX * (ENTRY_BYTES + 3) + 40 * FINGERPRINT_BYTES
 
     def advance(self) -> None:
         super().advance()
         if isinstance(self.core, JoinCore):
             index = self.core._index
-            index.bytes_max = BYTES_MAX - 40 * FINGERPRINT_BYTES + index._gone_count * FINGERPRINT_BYTES
-            assert len(index) <= 2, "never more than there is room for"
+            assert index.bytes_held <= index.bytes_max, "never more than there is room for"
+            index.bytes_max = ENTRIES_MAX * (ENTRY_BYTES + 3) + index._gone_count * FINGERPRINT_BYTES
 
 
-def test_what_was_evicted_is_still_counted_once_and_its_lost_labels_are_counted() -> None:
+@pytest.mark.parametrize("merge_fan", [2, MERGE_FAN])
+def test_what_was_evicted_is_still_counted_once_and_its_lost_labels_are_counted(
+    merge_fan: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Counts and features stay exact through duplicates and crashes; every prediction ends as one of three."""
+    monkeypatch.setattr(streams.core.join, "MERGE_FAN", merge_fan)
     evicted = kills = 0
     for seed in range(1, 60):
         simulation = Simulation(schedule(Random(seed), 80), seed, Tight)

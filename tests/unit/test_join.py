@@ -416,6 +416,24 @@ def test_the_bound_holds_even_where_fingerprints_alone_exceed_it() -> None:
     assert index.counts.forgotten > 0
 
 
+def test_a_smaller_bound_after_a_restart_evicts_once() -> None:
+    """What had to leave is stored with its count, though no piece of rows has changed."""
+    core, stream = join_core(), Stream()
+    core.apply([stream.event(prediction(f"p{n}")) for n in range(5)], 0)
+    pieces = {name: data for name, data in core.changed_pieces().items() if data is not None}
+    for sequence in (1, 2, 3):
+        core = join_core()
+        core._index.bytes_max = _room(3)
+        core.restore(pieces, Manifest(task="join/0", sequence=sequence))
+        for name, data in core.changed_pieces().items():
+            assert data is not None
+            pieces[name] = data
+        assert len(core._index) == 2
+        assert core._index.totals["flights"].evicted == 3
+        core.apply([stream.event(prediction("p0"))], 0)
+        assert len(core._index) == 2, "a duplicate of an evicted one"
+
+
 def test_bytes_held_is_about_what_python_takes() -> None:
     """The figure of the bound is measured, not believed."""
     rows = [(f"{n:036d}", T0 + n, n / 7, n / 3, 10**6 + n, 2**60 + n) for n in range(20_000)]
