@@ -15,7 +15,9 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +37,7 @@ GOLDEN_TOLERANCE = 1e-5
 FILES = ("model.onnx", "encoder.json", "golden.json", "reference.json", "card.md")
 MANIFEST = "manifest.json"
 SIGNATURE = "signature.json"
+PRUNED = ".pruned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,54 @@ class Lineage:
     cause: str = ""
     created_event_ms: int = 0
     risk: Literal["low", "medium", "high"] = "low"
+    code: str = ""
+
+
+#: Different people who must have approved a version of each risk tier before it may get traffic.
+APPROVALS_NEEDED: Mapping[str, int] = {"low": 0, "medium": 1, "high": 2}
+APPROVALS = "approvals"
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """Somebody's word for one digest, signed by the key of the machine it was given on; ``at_ms`` is wall-clock time."""
+
+    by: str
+    at_ms: int
+    sha256: str
+    reason: str = ""
+    key_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ContractLink:
+    """What a version was registered against. ``features``: (name, kind) in the order of the contract."""
+
+    revision: int
+    hash: str
+    features: tuple[tuple[str, str], ...]
+    purpose: str = ""
+    owner: str = ""
+    threshold: float = 0.5
+    code: str = ""
+
+
+def feature_difference(have: Sequence[tuple[str, str]], wanted: Sequence[tuple[str, str]]) -> str | None:
+    """How a version's features (name, kind) differ from a contract's, in words; None when they do not."""
+    mine, theirs = dict(have), dict(wanted)
+    parts = []
+    if missing := [name for name in theirs if name not in mine]:
+        parts.append(f"the version lacks {', '.join(missing)}")
+    if extra := [name for name in mine if name not in theirs]:
+        parts.append(f"the contract lacks {', '.join(extra)}")
+    parts += [
+        f"{name} is {mine[name]} in the version and {kind} in the contract"
+        for name, kind in theirs.items()
+        if name in mine and mine[name] != kind
+    ]
+    if not parts and [name for name, _ in have] != [name for name, _ in wanted]:
+        parts.append(f"the order is {', '.join(mine)} in the version and {', '.join(theirs)} in the contract")
+    return "; ".join(parts) or None
 
 
 class Registry:
@@ -118,7 +169,12 @@ class Registry:
 
     def next_version(self, model: str) -> str:
         """The number after the highest numbered version; ``"1"`` first."""
-        return str(max((int(name) for name in self.versions(model) if name.isdecimal()), default=0) + 1)
+        names = [*self.versions(model), *self._pruned(model)]
+        return str(max((int(name) for name in names if name.isdecimal()), default=0) + 1)
+
+    def _pruned(self, model: str) -> list[str]:
+        directory = self.root / model / PRUNED
+        return [path.name for path in directory.iterdir()] if directory.is_dir() else []
 
     def register(
         self,
@@ -161,6 +217,77 @@ class Registry:
             files["card.md"].decode(),
         )
 
+    def check_features(self, contract: ModelContract, version: str) -> None:
+        """Raise RegistryError naming the difference when a version reads other features than ``contract`` declares.
+
+        A version registered before features were linked has nothing to compare and passes.
+        """
+        link = self.link(contract.model, version)
+        if link is not None and (why := feature_difference(link.features, _schema(contract))):
+            raise RegistryError(
+                f"{contract.model}/{version} does not fit contract revision {contract.revision}: {why}"
+            )
+
+    def link(self, model: str, version: str) -> ContractLink | None:
+        """The contract a version was registered against; None when it was registered before this was recorded."""
+        self._open(model, version, ())
+        found = json.loads((self.root / model / version / MANIFEST).read_bytes()).get("contract")
+        if found is None:
+            return None
+        try:
+            return ContractLink(
+                **{**found, "features": tuple((name, kind) for name, kind in found["features"])}
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise RegistryError(f"{model}/{version}: its contract cannot be read: {error!r}") from error
+
+    def approve(self, model: str, version: str, by: str, at_ms: int, reason: str = "") -> Approval:
+        """Store an approval of the version as it is now. Raises SignatureError without a key to sign with."""
+        record, _ = self.load(model, version)
+        if self._signer is None:
+            raise SignatureError("an approval must be signed: set DRIFTLINE_SIGNING__KEY_FILE")
+        approval = Approval(by, at_ms, record.sha256, reason, self._signer.key_id)
+        text = _canonical({"model": model, "version": version, **asdict(approval)})
+        directory = self.root / model / version / APPROVALS
+        directory.mkdir(exist_ok=True)
+        name = f"{at_ms}-{content_hash(text.encode())[:12]}.json"
+        (directory / f".{name}").write_text(
+            _canonical({"approval": text, "signature": self._signer.sign_bytes(text.encode())})
+        )
+        (directory / f".{name}").rename(directory / name)
+        return approval
+
+    def approvals(self, model: str, version: str) -> list[Approval]:
+        """Approvals of the version as it is, oldest first. Raises SignatureError when one is not by a trusted key."""
+        record = self.record(model, version)
+        found = []
+        for path in sorted((self.root / model / version / APPROVALS).glob("[!.]*.json")):
+            try:
+                stored = json.loads(path.read_text())
+                said = json.loads(stored["approval"])
+                named = (said.pop("model"), said.pop("version"))
+                approval = Approval(**said)
+                signature = str(stored["signature"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise SignatureError(f"{path}: this approval cannot be read: {error!r}") from error
+            if self._verifier is not None:
+                self._verifier.verify_bytes(stored["approval"].encode(), signature, approval.key_id)
+            if named == (model, version) and approval.sha256 == record.sha256:
+                found.append(approval)
+        return sorted(found, key=lambda approval: approval.at_ms)
+
+    def remove(self, model: str, version: str) -> None:
+        """Delete a version. Its number is remembered and never given again."""
+        directory = self.root / model
+        (directory / PRUNED).mkdir(exist_ok=True)
+        (directory / PRUNED / version).touch()
+        gone = directory / f".gone-{version}"
+        try:
+            (directory / version).rename(gone)
+        except OSError as error:
+            raise RegistryError(f"{model}/{version} cannot be removed: {error}") from error
+        shutil.rmtree(gone)
+
     def find_by_cause(self, model: str, cause: str) -> ModelVersion | None:
         """The version that was registered for ``cause``, so that a request that was worked on twice yields one.
 
@@ -183,6 +310,14 @@ class Registry:
         metrics: Mapping[str, float],
         version: str,
     ) -> ModelVersion:
+        if version in self._pruned(contract.model):
+            raise RegistryError(
+                f"{contract.model}/{version} was pruned; a version's name is never given again"
+            )
+        if why := feature_difference(_encoded(artifact.encoder_json), _schema(contract)):
+            raise RegistryError(
+                f"{contract.model}/{version} does not fit contract revision {contract.revision}: {why}"
+            )
         files = {
             "model.onnx": artifact.onnx,
             "encoder.json": artifact.encoder_json.encode(),
@@ -217,6 +352,17 @@ class Registry:
                     mode="json", exclude={"sha256", "signature", "key_id", "reference"}
                 ),
                 "files": {name: content_hash(data) for name, data in files.items()},
+                "contract": asdict(
+                    ContractLink(
+                        contract.revision,
+                        contract.hash,
+                        _schema(contract),
+                        contract.description,
+                        contract.owner,
+                        contract.threshold,
+                        lineage.code or _code(),
+                    )
+                ),
             }
         ).encode()
         files[MANIFEST] = manifest
@@ -291,6 +437,28 @@ class Registry:
                 f"{model}/{version}: its manifest is of {record.model}/{record.version}: moved by hand"
             )
         return record, files
+
+
+def _schema(contract: ModelContract) -> tuple[tuple[str, str], ...]:
+    return tuple((feature.name, feature.kind) for feature in contract.features)
+
+
+def _encoded(encoder_json: str) -> tuple[tuple[str, str], ...]:
+    """Features (name, kind) an encoder reads, in its order."""
+    try:
+        raw = json.loads(encoder_json)
+        return tuple(
+            (str(name), "categorical" if name in raw["categories"] else "numeric") for name in raw["features"]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise RegistryError(f"the version's encoder cannot be read: {error!r}") from error
+
+
+def _code() -> str:
+    try:
+        return f"driftline {package_version('driftline')}"
+    except PackageNotFoundError:
+        return "driftline, not installed"
 
 
 class _Taken(RegistryError):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.registry import Artifact, Golden, Lineage, Registry
+from deploy.registry import Artifact, Golden, Lineage, Registry, feature_difference
+from deploy.training.features import Encoder
 from schemas.contracts import Feature, ModelContract, Reference
 from schemas.errors import RegistryError, SignatureError
 from schemas.ids import content_hash
@@ -18,7 +19,11 @@ CONTRACT = ModelContract(model="delay", features=(Feature(name="x"),))
 
 def _artifact(onnx: bytes = b"model") -> Artifact:
     return Artifact(
-        onnx, "{}", Golden(({"x": 1.0}, {"x": None}), (0.25, 0.5)), Reference(loss_mean=0.4), "# card\n"
+        onnx,
+        Encoder(("x",)).to_json(),
+        Golden(({"x": 1.0}, {"x": None}), (0.25, 0.5)),
+        Reference(loss_mean=0.4),
+        "# card\n",
     )
 
 
@@ -131,3 +136,47 @@ def test_a_version_is_found_by_its_cause(tmp_path: Path) -> None:
 def test_golden_comparison(scores: list[float], same: bool) -> None:
     """Equal within the stated tolerance; a NaN, a wrong length or a difference is a mismatch."""
     assert Golden(({}, {}), (0.25, 0.5)).agrees(scores) is same
+
+
+def test_features_are_checked_by_name_kind_and_order(tmp_path: Path) -> None:
+    """A version that reads other features than the contract is refused, and the difference is named; later too."""
+    registry = Registry(tmp_path)
+    two = ModelContract(model="delay", features=(Feature(name="x"), Feature(name="y")))
+    with pytest.raises(RegistryError, match="the version lacks y"):
+        registry.register(two, _artifact(), Lineage())
+    registry.register(CONTRACT, _artifact(), Lineage())
+    registry.check_features(CONTRACT, "1")
+    with pytest.raises(RegistryError, match="the version lacks y"):
+        registry.check_features(two, "1")
+    changed = ModelContract(model="delay", features=(Feature(name="x", kind="categorical"),))
+    with pytest.raises(RegistryError, match="x is numeric in the version and categorical"):
+        registry.check_features(changed, "1")
+    assert feature_difference((("a", "numeric"), ("b", "numeric")), (("b", "numeric"), ("a", "numeric")))
+
+
+def test_approvals_are_signed_and_of_one_digest(tmp_path: Path) -> None:
+    """They come back in order; without a key, or altered, or by a foreign key they do not count."""
+    mine, other = Signer.create(tmp_path / "a.pem"), Signer.create(tmp_path / "b.pem")
+    registry = Registry(tmp_path / "registry", mine, _verifier(mine))
+    record = registry.register(CONTRACT, _artifact(), Lineage(risk="high"))
+    registry.approve("delay", "1", "ann", 2, "looked at it")
+    registry.approve("delay", "1", "bob", 1)
+    found = registry.approvals("delay", "1")
+    assert [(a.by, a.sha256) for a in found] == [("bob", record.sha256), ("ann", record.sha256)]
+    with pytest.raises(SignatureError, match="must be signed"):
+        Registry(registry.root).approve("delay", "1", "eve", 3)
+    Registry(registry.root, other).approve("delay", "1", "eve", 3)
+    with pytest.raises(SignatureError):
+        registry.approvals("delay", "1")
+
+
+def test_a_removed_version_is_gone_and_its_number_is_not_given_again(tmp_path: Path) -> None:
+    """Removal leaves no files of the version but the memory of its name."""
+    registry = Registry(tmp_path)
+    registry.register(CONTRACT, _artifact(), Lineage())
+    registry.register(CONTRACT, _artifact(), Lineage())
+    registry.remove("delay", "2")
+    assert registry.versions("delay") == ["1"]
+    assert registry.register(CONTRACT, _artifact(), Lineage()).version == "3"
+    with pytest.raises(RegistryError, match="pruned"):
+        registry.register(CONTRACT, _artifact(), Lineage(), version="2")
