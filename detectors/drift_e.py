@@ -71,9 +71,11 @@ class DriftESpec(Spec):
         "one number a bet (13 a numeric column, 24 a categorical one), counts of 1,024 rows"
     )
     sees: ClassVar[str] = (
-        "location, spread, shape, categories, missing values of every column; all moving together; dependence"
+        "location, spread, shape, categories, missing values of every column; all of them moving together"
     )
-    blind_to: ClassVar[str] = "moves within the zone; what only a non-linear mix of columns shows"
+    blind_to: ClassVar[str] = (
+        "moves within the zone; a changed dependence between columns, unless along the reference's main directions"
+    )
     pages: ClassVar[bool] = True
     finds_unreadable: ClassVar[bool] = True
 
@@ -142,13 +144,17 @@ class DriftE:
             )
         ]
         self._coder = Coder(columns)
-        joint = Joint(self._coder, sample) if spec.joint else None
+        joint = Joint(self._coder, sample, spec.zone, spec.scale_zone) if spec.joint else None
         self._joint = joint if joint is not None and joint.names else None
         self._made = Coder(self._joint.levels) if self._joint is not None else None
         everything = [*columns, *(self._joint.levels if self._joint is not None else ())]
         self._all = [*self._names, *(self._joint.names if self._joint is not None else ())]
         delta = spec.delta / max(1, len(everything))
-        bets: list[Bets] = [bets_on(levels, spec.zone, spec.scale_zone, delta) for levels in everything]
+        zones = [(spec.zone, spec.scale_zone)] * len(columns)
+        zones += self._joint.zones if self._joint is not None else ()
+        bets: list[Bets] = [
+            bets_on(levels, *zone, delta) for levels, zone in zip(everything, zones, strict=True)
+        ]
         total = self._coder.total + (self._made.total if self._made is not None else 0)
         self._table, weights, self._bet_names = stacked(bets, total)
         self._run_ms = run_length_ms(spec.run, context)

@@ -3,7 +3,9 @@
 Each made column is a fixed projection of the numeric columns' normal scores: their sum, the directions in which the
 reference varies most and least (a broken dependence shows first where there was no variance), and the sum of squares.
 Its reference distribution comes from the reference's sample of whole rows, so it is a column like any other, with its
-own sampling error; dependence between columns is learnt, never assumed. Sums are of integers: exact in any order.
+own sampling error; dependence between columns is learnt, never assumed. Its zone is what it moves by when EVERY column
+moves to the edge of its own, the same way: small moves of many columns that are each declared harmless are harmless
+together, and only what they add up to beyond that is evidence. Sums are of integers: exact in any order.
 """
 
 from __future__ import annotations
@@ -28,11 +30,15 @@ _WEIGHT_UNIT = 1024
 
 
 class Joint:
-    """Made columns of the numeric columns of a coder. ``names``, ``levels``: one for each made column, maybe none."""
+    """Made columns of the numeric columns of a coder.
 
-    def __init__(self, coder: Coder[Levels], sample: Floats) -> None:
+    ``names``, ``levels`` and ``zones`` (shift and scale, as ``detectors.bets`` takes them): one for each, maybe none.
+    """
+
+    def __init__(self, coder: Coder[Levels], sample: Floats, zone: float, scale_zone: float) -> None:
         self.names: tuple[str, ...] = ()
         self.levels: tuple[Levels, ...] = ()
+        self.zones: tuple[tuple[float, float], ...] = ()
         self._numeric = [
             at for at, column in enumerate(coder.columns) if column.numeric and len(column.edges) > 1
         ]
@@ -55,6 +61,13 @@ class Joint:
             )
             for at in range(len(self.names))
         )
+
+        spread = np.maximum(made.std(axis=0), 1e-9)
+        shifts = zone * np.abs(self._weights / _WEIGHT_UNIT).sum(axis=0) / spread[:-1]
+        # Squares grow with the scale's square, and by the square of a shift.
+        stretch = (1 + scale_zone) ** 2 - 1
+        squares = (stretch * made[:, -1].mean() + len(self._numeric) * zone**2) / spread[-1]
+        self.zones = (*((float(shift), scale_zone) for shift in shifts), (float(squares), stretch))
 
     def _directions(self, scores: Floats) -> tuple[Ints, tuple[str, ...]]:
         count = scores.shape[1]

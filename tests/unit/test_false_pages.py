@@ -54,6 +54,17 @@ def test_at_the_edge_of_the_zone_the_budget_still_holds() -> None:
     assert at_the_edge(10_000, 10_000) <= BOUND
 
 
+@pytest.mark.parametrize("width", [10, 40])
+def test_many_columns_at_their_edges_together_are_still_no_drift(width: int) -> None:
+    """Columns made of all columns have the zone that all columns' zones add up to."""
+    everything = mixed_rows(width)
+    share = share_that_pages(
+        DriftESpec(run=2_000, rows_min=1), everything, (0,) * width, streams=30, rows=1_000,
+        reference_rows=len(everything), move=moved_to_edge(everything, (0,) * width, ZONE), claimed_rows=EXACT, references=1,
+    )  # fmt: skip
+    assert share <= BOUND
+
+
 def test_a_threshold_divided_by_twenty_breaks_it() -> None:
     """The same streams, a twentieth of the threshold."""
     assert at_the_edge(500, 10_000) > BOUND
