@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from deploy.commands import chaos, detectors, documents, local, remote, services
+from deploy.commands import chaos, detectors, documents, local, models, remote, services
 from deploy.commands.common import Commands
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ for _command in (
 app.command(context_settings=detectors.PASSED_ON)(detectors.detectors)
 app.command()(detectors.calibrate)
 app.add_typer(documents.contract, name="contract")
+app.add_typer(models.models, name="models")
 
 
 def main() -> None:

@@ -157,6 +157,11 @@ class Registry:
         self._signer = signer
         self._verifier = verifier
 
+    @property
+    def verifies(self) -> bool:
+        """Whether signatures are checked: a trusted key is known."""
+        return self._verifier is not None
+
     def versions(self, model: str) -> list[str]:
         """Registered versions of ``model``, numbers in their order, then names."""
         directory = self.root / model
@@ -216,6 +221,15 @@ class Registry:
             record.reference,
             files["card.md"].decode(),
         )
+
+    def registered_ms(self, model: str, version: str) -> int:
+        """Wall-clock time at which the version appeared here; a copy of it is younger than the original."""
+        try:
+            return (self.root / model / version / MANIFEST).stat().st_mtime_ns // 1_000_000
+        except OSError as error:
+            raise RegistryError(
+                f"{model}/{version} is not in the registry at {self.root}: {error}"
+            ) from error
 
     def check_features(self, contract: ModelContract, version: str) -> None:
         """Raise RegistryError naming the difference when a version reads other features than ``contract`` declares.
