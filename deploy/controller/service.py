@@ -248,6 +248,8 @@ class Controller:
         contract = self.view.contract(model)
         try:
             loaded, _ = self._registry.load(model, version, record.sha256)
+            if contract is not None:
+                self._registry.check_features(contract, version)
         except DriftlineError as error:
             return str(error)
         if contract is not None and loaded.contract_revision > contract.revision:
