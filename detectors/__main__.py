@@ -16,7 +16,7 @@ import typer
 from schemas.errors import ConfigurationError, DriftlineError
 
 if TYPE_CHECKING:
-    from detectors.trial import Trial
+    from detectors.tools.trial import Trial
 
 #: Narrower than this a table of sentences is unreadable; files and pipes have no width.
 _WIDTH_MIN = 100
@@ -51,8 +51,8 @@ def list_(
     ] = False,
 ) -> None:
     """List the kinds. What each reads, sees and costs, and whether it may wake a person."""
-    from detectors.catalogue import as_json as shown
-    from detectors.catalogue import cost, entries, markdown
+    from detectors.tools.catalogue import as_json as shown
+    from detectors.tools.catalogue import cost, entries, markdown
 
     found = entries()
     if as_json:
@@ -86,9 +86,9 @@ def list_(
 @app.command()
 def show(kind: Kind, as_json: AsJson = False) -> None:
     """Show one kind whole: why it exists, its formula, paper and options."""
-    from detectors.catalogue import as_json as shown
-    from detectors.catalogue import cost, documentation, entry, options
     from detectors.registry import spec_class
+    from detectors.tools.catalogue import as_json as shown
+    from detectors.tools.catalogue import cost, documentation, entry, options
 
     found = entry(kind)
     if as_json:
@@ -149,8 +149,8 @@ def try_(
 ) -> None:
     """Run one over a CSV file. Prints every change of its verdict and draws its score."""
     from detectors.registry import spec_class
-    from detectors.tables import read_csv
-    from detectors.trial import default_stream, try_kind
+    from detectors.tools.tables import read_csv
+    from detectors.tools.trial import default_stream, try_kind
     from schemas.contracts import FalsePages
 
     spec = spec_class(kind)
@@ -195,8 +195,8 @@ def _duration(name: str, text: str) -> int:
 
 
 def _report(kind: str, file: Path, trial: Trial, plot: Path | None, as_json: bool) -> None:
-    from detectors import report
-    from detectors.plot import Picture, svg, terminal
+    from detectors.tools import report
+    from detectors.tools.plot import Picture, svg, terminal
 
     title = f"{kind} over {file.name}: {len(trial.alarms)} alarms in {trial.rows - trial.start:,} rows"
     picture = Picture(title, trial.points, trial.alarms, trial.start, trial.rows - 1)
@@ -248,9 +248,9 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Measure false alarms. What every detector of a model promises, beside what it does on data without drift."""
-    from detectors import promises
-    from detectors.calibrate import duration
-    from detectors.tables import read_csv
+    from detectors.tools import promises
+    from detectors.tools.calibrate import duration
+    from detectors.tools.tables import read_csv
     from schemas.contracts import ModelContract, ModelVersion
 
     try:

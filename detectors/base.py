@@ -180,7 +180,7 @@ class Spec(BaseModel, ABC):
     restart: ClassVar[Literal["exact", "warm-up"]] = "exact"
     #: Whether its false-alarm rate can be bounded well enough to wake a person; ``standing`` says if it is.
     pages: ClassVar[bool] = False
-    #: The option that ``detectors.calibrate`` may set to fit the budget, for kinds without a proof. One that is bounded by 1
+    #: The option that ``detectors.tools.calibrate`` may set to fit the budget, for kinds without a proof. One that is bounded by 1
     #: is a probability and stricter the smaller it is; any other is stricter the greater it is.
     knob: ClassVar[str | None] = None
     #: Whether categorical columns are kept from it.

@@ -51,7 +51,7 @@ from detectors.adapters.extras import imported, module_of
 from detectors.adapters.inputs import ErrorInput, Input, Places, column_inputs
 from detectors.adapters.machines import Machine
 from detectors.base import Context, Rows, Stream
-from detectors.outliers import reference_rows
+from detectors.outliers.outliers import reference_rows
 from detectors.transform import column_reference
 from schemas.ids import content_hash
 from schemas.verdicts import Family

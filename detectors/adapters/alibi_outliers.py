@@ -30,9 +30,9 @@ from pydantic import Field
 from detectors.adapters.alibi import EXTRA, NEEDS, seeded
 from detectors.adapters.extras import imported
 from detectors.base import Change, Context, Detector, Rows, Spec, Stream, pack, undecided, unpack
-from detectors.outlier_limits import tail_of
-from detectors.outlier_rate import OutlierRate, finite_rows
-from detectors.outliers import OutlierSpec, Scorer
+from detectors.outliers.outlier_limits import tail_of
+from detectors.outliers.outlier_rate import OutlierRate, finite_rows
+from detectors.outliers.outliers import OutlierSpec, Scorer
 from schemas.verdicts import Family, Verdict
 
 Floats = NDArray[np.float64]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.base import Context, Rows
-from detectors.loss import answered, score_and_label
+from detectors.harm.loss import answered, score_and_label
 from detectors.transform import column_reference, mid_rank
 
 Places = NDArray[np.int64]

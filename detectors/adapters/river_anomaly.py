@@ -29,8 +29,8 @@ from pydantic import Field, model_validator
 from detectors.adapters.extras import checked_params, classes, imported, made
 from detectors.adapters.river_drift import INSTALL
 from detectors.base import Change, Context, Detector, Rows, Spec, Stream, pack, undecided, unpack
-from detectors.outlier_limits import tail_of
-from detectors.outlier_rate import OutlierRate, finite_rows
+from detectors.outliers.outlier_limits import tail_of
+from detectors.outliers.outlier_rate import OutlierRate, finite_rows
 from detectors.transform import column_reference, mid_rank
 from schemas.verdicts import Family, Verdict
 

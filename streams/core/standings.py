@@ -11,7 +11,7 @@ from collections.abc import MutableMapping
 import msgspec
 
 from detectors.base import Context, Spec, Standing
-from detectors.calibrate import calibrated, duration, with_knob
+from detectors.tools.calibrate import calibrated, duration, with_knob
 from schemas.ids import content_hash
 
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from detectors.base import Context
-from detectors.cusum import CusumSpec
+from detectors.shift.cusum import CusumSpec
 from schemas.contracts import ColumnReference, Reference
 from tests.bench.detectors.published import CHANGES, ROWS, scored, sine_clusters
 from tests.bench.detectors.subjects import (

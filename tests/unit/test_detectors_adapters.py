@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from detectors.adapters import alibi, extras
 from detectors.adapters.alibi import FetMachine, OnlineMachine, seeded
 from detectors.base import Context, Detector, Rows, Stream
-from detectors.outlier_rate import OutlierRate
+from detectors.outliers.outlier_rate import OutlierRate
 from detectors.registry import spec_class, spec_for
 from detectors.transform import mid_rank
 from schemas.contracts import ColumnReference, DetectorConfig, Reference

@@ -7,9 +7,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from detectors import compare_e
 from detectors.base import DAY_MS, Change, Context, Detector, Rows
-from detectors.compare_e import PairedJudgeSpec
+from detectors.harm import compare_e
+from detectors.harm.compare_e import PairedJudgeSpec
 from schemas.verdicts import State
 
 HOUR = 3_600_000

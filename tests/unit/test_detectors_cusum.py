@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from detectors.base import DAY_MS, STREAM_COLUMNS, Change, Context, Rows
-from detectors.cusum import Cusum, CusumSpec
+from detectors.shift.cusum import Cusum, CusumSpec
 from schemas.contracts import ColumnReference, FalsePages, Reference
 from schemas.verdicts import State
 

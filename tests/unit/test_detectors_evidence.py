@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from detectors.base import DAY_MS, STREAM_COLUMNS, Context, Detector, Rows, Spec, Stream
-from detectors.compare_e import PairedJudgeSpec
-from detectors.outlier_limits import binomial_bound
-from detectors.promise_e import PromiseSpec
+from detectors.harm.compare_e import PairedJudgeSpec
+from detectors.harm.promise_e import PromiseSpec
+from detectors.outliers.outlier_limits import binomial_bound
+from detectors.shift.windowed_kinds import PsiSpec
 from detectors.transform import mid_rank
-from detectors.windowed_kinds import PsiSpec
 from schemas.contracts import ColumnReference, Reference
 from schemas.verdicts import State
 

@@ -13,11 +13,11 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from detectors.base import DAY_MS, FIXED_POINT, Context, Detector, Rows
-from detectors.boosting import fit
-from detectors.calibration import Identity, isotonic, platt
-from detectors.cbpe import Cbpe, CbpeSpec
-from detectors.cbpe_metrics import METRICS, Metric, Scale, realised
-from detectors.dle import DleSpec
+from detectors.expected.boosting import fit
+from detectors.expected.calibration import Identity, isotonic, platt
+from detectors.expected.cbpe import Cbpe, CbpeSpec
+from detectors.expected.cbpe_metrics import METRICS, Metric, Scale, realised
+from detectors.expected.dle import DleSpec
 from schemas.bins import Binning
 from schemas.contracts import ColumnReference, Reference
 from schemas.verdicts import State

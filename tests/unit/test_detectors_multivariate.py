@@ -13,11 +13,11 @@ from scipy.spatial.distance import cdist, pdist
 from sklearn.decomposition import PCA
 
 from detectors.base import Context, Detector, Rows
-from detectors.classifier import ClassifierSpec
-from detectors.encode import UNIT, Encoder, Projection, weights
-from detectors.mmd import MmdSpec, RandomFeatures
-from detectors.moving import group_variance, run_rows, tail_point
-from detectors.pca import PcaSpec, Reconstruction
+from detectors.joint_shift.classifier import ClassifierSpec
+from detectors.joint_shift.encode import UNIT, Encoder, Projection, weights
+from detectors.joint_shift.mmd import MmdSpec, RandomFeatures
+from detectors.joint_shift.moving import group_variance, run_rows, tail_point
+from detectors.joint_shift.pca import PcaSpec, Reconstruction
 from detectors.registry import spec_class
 from schemas.contracts import ColumnReference, FalsePages, Reference
 from schemas.errors import SnapshotError

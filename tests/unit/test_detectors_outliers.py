@@ -13,18 +13,18 @@ from sklearn.covariance import EmpiricalCovariance, LedoitWolf
 from sklearn.ensemble import IsolationForest as SklearnForest
 
 from detectors.base import Change, Context, Detector, Rows
-from detectors.isolation_forest import IsolationForest, IsolationForestSpec, Trees, grown, path_mean
-from detectors.mahalanobis import Mahalanobis, MahalanobisSpec, normal_deviate, shrunk_correlation
-from detectors.outlier_limits import (
+from detectors.outliers.isolation_forest import IsolationForest, IsolationForestSpec, Trees, grown, path_mean
+from detectors.outliers.mahalanobis import Mahalanobis, MahalanobisSpec, normal_deviate, shrunk_correlation
+from detectors.outliers.outlier_limits import (
     beta_binomial_bound,
     binomial_bound,
     burst_correlation,
     rate_upper,
     tail_of,
 )
-from detectors.outlier_rate import OutlierRate
-from detectors.outliers import OutlierSpec
-from detectors.robust_z import RobustZ, RobustZSpec, median_scale
+from detectors.outliers.outlier_rate import OutlierRate
+from detectors.outliers.outliers import OutlierSpec
+from detectors.outliers.robust_z import RobustZ, RobustZSpec, median_scale
 from schemas.contracts import ColumnReference, FalsePages, Reference
 from schemas.errors import SnapshotError
 from schemas.verdicts import State

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from detectors.base import DAY_MS, Context, Detector, Rows, Stream
-from detectors.freshness import FreshnessSpec, StalenessSpec
-from detectors.quality import QualitySpec
-from detectors.rates import kl_bernoulli, rate_nats, rate_upper
-from detectors.repeats import Repeats
-from detectors.service import ServiceSpec
-from detectors.sketch import RELATIVE_ERROR, cells_of, quantile
+from detectors.health.freshness import FreshnessSpec, StalenessSpec
+from detectors.health.quality import QualitySpec
+from detectors.health.rates import kl_bernoulli, rate_nats, rate_upper
+from detectors.health.repeats import Repeats
+from detectors.health.service import ServiceSpec
+from detectors.health.sketch import RELATIVE_ERROR, cells_of, quantile
 from schemas.contracts import ColumnReference, Feature, Reference
 from schemas.verdicts import State
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from detectors.base import DAY_MS, Context, Detector, Rows
-from detectors.block_evidence import BlocksAbove
-from detectors.loss import log_loss, score_and_label
-from detectors.risk_e import RiskSpec, risk_bound
+from detectors.harm.block_evidence import BlocksAbove
+from detectors.harm.loss import log_loss, score_and_label
+from detectors.harm.risk_e import RiskSpec, risk_bound
 from schemas.contracts import FalsePages, Reference
 from schemas.errors import ConfigurationError, SnapshotError
 from schemas.verdicts import State

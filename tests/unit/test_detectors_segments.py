@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from scipy.stats import binomtest
 
 from detectors.base import DAY_MS, Change, Context, Detector, Rows, Standing, pack, unpack
-from detectors.frequent import LEARN_ROWS, SpaceSaving, Watched
-from detectors.promise_e import PromiseSpec
+from detectors.groups.frequent import LEARN_ROWS, SpaceSaving, Watched
+from detectors.groups.segment_gap import SegmentGapSpec, newcombe, wilson
+from detectors.groups.segments import SegmentsSpec, _State, combined, reference_of_segment
+from detectors.harm.promise_e import PromiseSpec
 from detectors.registry import spec_class
-from detectors.segment_gap import SegmentGapSpec, newcombe, wilson
-from detectors.segments import SegmentsSpec, _State, combined, reference_of_segment
 from schemas.contracts import ColumnReference, FalsePages, Feature, Reference
 from schemas.errors import ConfigurationError, SnapshotError
 from schemas.reference import describe

@@ -16,12 +16,12 @@ from pydantic import Field
 from scipy import stats
 
 from detectors import __main__ as tool
-from detectors import calibrate, catalogue, promises
 from detectors.base import DAY_MS, Change, Context, Detector, Rows, Spec, Stream, undecided
-from detectors.history import History, held_out, history, resampled_days, resampled_rows
-from detectors.plot import Picture, Point, svg, terminal
 from detectors.registry import KINDS, spec_class
-from detectors.tables import feature, numbers, read_csv, times
+from detectors.tools import calibrate, catalogue, promises
+from detectors.tools.history import History, held_out, history, resampled_days, resampled_rows
+from detectors.tools.plot import Picture, Point, svg, terminal
+from detectors.tools.tables import feature, numbers, read_csv, times
 from schemas.contracts import DetectorConfig, FalsePages, Feature, ModelContract, ModelVersion, Monitoring
 from schemas.errors import ConfigurationError
 from schemas.reference import reference_of

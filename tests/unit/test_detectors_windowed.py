@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
-from detectors import statistics
 from detectors.base import DAY_MS, Context, Detector, Rows, Stream
 from detectors.blocks import BlockSums
-from detectors.cells import Cells, Search, sample_of, short_tails
 from detectors.registry import spec_class
+from detectors.shift import statistics
+from detectors.shift.cells import Cells, Search, sample_of, short_tails
 from schemas.contracts import ColumnReference, FalsePages, Feature, Reference
 from schemas.verdicts import State, Verdict
 

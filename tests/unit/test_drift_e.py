@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from detectors.base import DAY_MS, Change, Context, Detector, Rows
-from detectors.bets import NATS_MAX, UNIT, bets_on
-from detectors.drift_e import DriftESpec
-from detectors.drift_e_blocks import DriftEBlocksSpec
-from detectors.levels import Coder, Levels, at_most
+from detectors.shift.bets import NATS_MAX, UNIT, bets_on
+from detectors.shift.drift_e import DriftESpec
+from detectors.shift.drift_e_blocks import DriftEBlocksSpec
+from detectors.shift.levels import Coder, Levels, at_most
 from schemas.bins import Binning
 from schemas.contracts import ColumnReference, FalsePages, Reference
 from schemas.verdicts import State

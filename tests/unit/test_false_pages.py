@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 
 from detectors.base import DAY_MS, Context
-from detectors.drift_e import DriftESpec
-from detectors.drift_e_blocks import DriftEBlocksSpec
+from detectors.shift.drift_e import DriftESpec
+from detectors.shift.drift_e_blocks import DriftEBlocksSpec
 from schemas.contracts import FalsePages
 from tests.budget import (
     FLIGHT_CATEGORIES,

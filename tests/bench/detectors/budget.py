@@ -19,8 +19,8 @@ import numpy as np
 
 from deploy.demo.flights import load_flights
 from detectors.base import DAY_MS, Context, Rows
-from detectors.drift_e import DriftESpec
-from detectors.drift_e_blocks import DriftEBlocksSpec
+from detectors.shift.drift_e import DriftESpec
+from detectors.shift.drift_e_blocks import DriftEBlocksSpec
 from schemas.contracts import FalsePages
 from schemas.verdicts import State
 from tests.bench.figures import say, table

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from detectors.adapters.river_drift import AdwinSpec, KswinSpec, PageHinkleySpec
 from detectors.base import Context
-from detectors.cusum import CusumSpec
-from detectors.drift_e import DriftESpec
-from detectors.mmd import MmdSpec
-from detectors.windowed_kinds import CramerVonMisesSpec
+from detectors.joint_shift.mmd import MmdSpec
+from detectors.shift.cusum import CusumSpec
+from detectors.shift.drift_e import DriftESpec
+from detectors.shift.windowed_kinds import CramerVonMisesSpec
 from schemas.contracts import Reference
 from tests.bench.detectors import headline
 from tests.bench.detectors.settings import sample_reference

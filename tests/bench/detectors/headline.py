@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.base import Context
-from detectors.drift_e import DriftESpec
+from detectors.shift.drift_e import DriftESpec
 from schemas.contracts import ColumnReference, Reference
 from tests.bench.detectors.settings import sample_reference
 from tests.bench.detectors.subjects import Llr, Ours, Player, delay, mean_steps, run_length

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from detectors.adapters.river_drift import AdwinSpec, KswinSpec, PageHinkleySpec
 from detectors.base import Context, Rows, Spec
-from detectors.classifier import ClassifierSpec
-from detectors.drift_e import DriftESpec
-from detectors.mmd import MmdSpec
-from detectors.pca import PcaSpec
+from detectors.joint_shift.classifier import ClassifierSpec
+from detectors.joint_shift.mmd import MmdSpec
+from detectors.joint_shift.pca import PcaSpec
+from detectors.shift.drift_e import DriftESpec
 from schemas.verdicts import State
 from tests.bench.figures import say, table
 from tests.budget import reference_from

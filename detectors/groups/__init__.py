@@ -1,0 +1,1 @@
+"""The same for each segment, and the gaps between segments."""

@@ -1,0 +1,1 @@
+"""Harm itself, once labels are in: loss above promise, above the reference, above the stable version."""

@@ -1,0 +1,1 @@
+"""Data quality, freshness and service levels: facts against limits."""

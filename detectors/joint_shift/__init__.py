@@ -1,0 +1,1 @@
+"""Many columns at once: embeddings, broken dependence."""

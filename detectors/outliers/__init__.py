@@ -1,0 +1,1 @@
+"""Single odd events, and their rate."""
