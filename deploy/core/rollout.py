@@ -159,7 +159,6 @@ class _Machine:
             return
         if message.expires_ms < self._world.time_ms:
             if isinstance(message, TrainingFinished) and message.retrain_id == self._now.training:
-                # Too late to be deployed, but over: else no retrain would be accepted ever again.
                 self._set(training=None, reason="the training was over after its request had expired")
             self._reply = _Reply(
                 Outcome.EXPIRED, f"expired at {message.expires_ms}, it is {self._world.time_ms}"

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from schemas.blocks import DTYPES, ObservationBlock
 from schemas.codecs import PredictionColumns
 from schemas.contracts import ModelContract
+from schemas.events import HEADER_ORIGIN
+from schemas.ids import RowId
 from schemas.rows import NANO
 from streams.core.counting import OutcomeArrays, Segments
+from streams.core.delivery import Record
 from streams.core.join import Settled
 
 #: A block stays well under what a broker takes in one message.
@@ -123,3 +126,25 @@ def _joined(blocks: Sequence[ObservationBlock]) -> ObservationBlock:
     )
     first = blocks[0]
     return ObservationBlock(first.kind, first.model, versions, first.contract_hash, **columns)
+
+
+def addresses_of(records: list[Record], columns: PredictionColumns, identity: NDArray[np.uint64]) -> Addresses:
+    """Where each row was first read."""
+    message, row = columns.message, columns.row.astype(np.int64)
+    partition = np.array([record.partition for record in records], np.int64)[message]
+    offset = np.array([record.offset for record in records], np.int64)[message]
+    sent_on = np.array([HEADER_ORIGIN in record.headers for record in records], bool)[message]
+    for at in np.flatnonzero(sent_on).tolist():
+        _, partition[at], offset[at], row[at] = address(records[int(message[at])], int(row[at]))
+    return Addresses(partition, offset, row, identity)
+
+
+def address(record: Record, row: int) -> RowId:
+    """Where a row was first read: its origin if it was sent on."""
+    origin = record.headers.get(HEADER_ORIGIN)
+    if origin is not None:
+        try:
+            return RowId.parse(origin.decode())
+        except (ValueError, UnicodeDecodeError):
+            pass
+    return RowId(record.topic, record.partition, record.offset, row)

@@ -40,7 +40,7 @@ from schemas.ids import RowId, identities, murmur2_many, partitions_of
 from streams.core.counting import OutcomeArrays, Segments
 from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
 from streams.core.join import Entry, JoinIndex, ModelCounts, Settled, WindowKey, drain
-from streams.core.observe import Addresses, cut, outcome_block, prediction_block
+from streams.core.observe import Addresses, address, addresses_of, cut, outcome_block, prediction_block
 from streams.core.windows import Windows
 
 META_SCHEMA = 3
@@ -211,7 +211,7 @@ class JoinCore:
             self._measured.too_late[contract.model] = (
                 self._measured.too_late.get(contract.model, 0) + too_late
             )
-        addresses = _addresses(records, columns, identities(keys, hashes))
+        addresses = addresses_of(records, columns, identities(keys, hashes))
         keep = stays & in_time
         if not keep.all():
             at = np.flatnonzero(keep)
@@ -393,7 +393,7 @@ class JoinCore:
 
     def _dead_letter(self, record: Record, bad: Bad) -> None:
         value = record.value or b""
-        origin = _address(record, bad.row)
+        origin = address(record, bad.row)
         letter = DeadLetter(
             topic=origin.topic,
             partition=origin.partition,
@@ -493,25 +493,3 @@ class JoinCore:
 
 class _TickValue(msgspec.Struct):
     event_time_ms: int
-
-
-def _addresses(records: list[Record], columns: PredictionColumns, identity: NDArray[np.uint64]) -> Addresses:
-    """Where each row was first read."""
-    message, row = columns.message, columns.row.astype(np.int64)
-    partition = np.array([record.partition for record in records], np.int64)[message]
-    offset = np.array([record.offset for record in records], np.int64)[message]
-    sent_on = np.array([HEADER_ORIGIN in record.headers for record in records], bool)[message]
-    for at in np.flatnonzero(sent_on).tolist():
-        _, partition[at], offset[at], row[at] = _address(records[int(message[at])], int(row[at]))
-    return Addresses(partition, offset, row, identity)
-
-
-def _address(record: Record, row: int) -> RowId:
-    """Where a row was first read: its origin if it was sent on."""
-    origin = record.headers.get(HEADER_ORIGIN)
-    if origin is not None:
-        try:
-            return RowId.parse(origin.decode())
-        except (ValueError, UnicodeDecodeError):
-            pass
-    return RowId(record.topic, record.partition, record.offset, row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from detectors.base import Context, Standing
+from detectors.base import Standing
 from detectors.columns import columns_read, share_of_budget
 from detectors.registry import spec_for
 from schemas.blocks import BLOCK_SCHEMA, ObservationBlock, decode_block, encode_block
@@ -23,7 +23,7 @@ from schemas.verdicts import Family, SignalChanged, State
 from streams.core.delivery import Record
 from streams.core.detect import VERSIONS_MAX, DetectCore
 from streams.core.ordering import column_values, merged
-from streams.core.standings import fitted, in_words, standing_key
+from streams.core.standings import in_words
 from tests.support_detect import (
     HOUR,
     T0,
@@ -413,34 +413,6 @@ def test_a_signal_says_how_far_its_promise_was_verified() -> None:
     assert words.endswith("unverified beyond 60 d; and so it is")
     assert "unverified" not in in_words(Standing("resampled", 30 * day, 60 * day, 1))
     assert in_words(Standing("proved", day)).endswith("unverified; no bound on false alarms is known")
-
-
-class _Slow(type(spec_for(detector("adwin")))):  # type: ignore[misc]
-    """Counts how often it is asked for its standing."""
-
-    knob: ClassVar[str | None] = None
-    asked: ClassVar[int] = 0
-
-    def standing(self, context: Context) -> Standing:
-        type(self).asked += 1
-        if context.seed == 9:
-            raise RuntimeError("boom")
-        return Standing("resampled", pages=True, note=f"seed {context.seed}")
-
-
-def test_a_standing_is_worked_out_once_for_equal_content() -> None:
-    """Kept under what it depends on; a kind that breaks there does not page."""
-    cache: dict[str, bytes] = {}
-    spec = _Slow()
-    found = []
-    for seed in (1, 1, 2, 9, 9):
-        context = Context(("x",), (0,), "features", seed=seed)
-        found.append(fitted(spec, context, standing_key(spec, context), cache)[1])
-    assert _Slow.asked == 3
-    assert [s.note for s in found[:3]] == ["seed 1", "seed 1", "seed 2"]
-    assert found[0] == Standing("resampled", pages=True, note="seed 1")
-    assert not found[3].pages
-    assert "boom" in found[4].note
 
 
 def test_a_restored_core_builds_from_the_same_fit_and_asks_for_none() -> None:

@@ -18,7 +18,7 @@ from scipy import stats
 from detectors import __main__ as tool
 from detectors.base import DAY_MS, Change, Context, Detector, Rows, Spec, Stream, undecided
 from detectors.registry import KINDS, spec_class
-from detectors.tools import calibrate, catalogue, promises
+from detectors.tools import calibrate, promises
 from detectors.tools.history import History, held_out, history, resampled_days, resampled_rows
 from detectors.tools.plot import Picture, Point, svg, terminal
 from detectors.tools.tables import feature, numbers, read_csv, times
@@ -28,7 +28,6 @@ from schemas.reference import reference_of
 from schemas.verdicts import Family, State, Verdict
 
 MINUTE_MS = 60_000
-PAGE = Path(__file__).parents[2] / "detectors" / "README.md"
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -474,15 +473,6 @@ def test_check_names_each_faulty_detector(capsys: pytest.CaptureFixture[str], tm
 # -- what there is ----------------------------------------------------------------------------------------------------
 
 
-def test_the_page_lists_every_kind_with_its_own_figures() -> None:
-    """The table of the README is what the specs say now: `python -m detectors list --markdown` prints it anew."""
-    page = PAGE.read_text()
-    for line in catalogue.markdown(catalogue.entries()).splitlines():
-        assert line in page, f"detectors/README.md lacks this row; paste it anew:\n{line}"
-    above = page[: page.index("| kind | reads |")]
-    assert [kind for kind in KINDS if f"`{kind}`" not in above] == [], "kinds the text never mentions"
-
-
 def test_one_kind_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
     """Docstring, figures, every option; as JSON with the schema of its options."""
     code, out, _ = run(capsys, "show", "drift-e-blocks")
@@ -493,12 +483,3 @@ def test_one_kind_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(shown["options"]["properties"]) == set(spec.model_fields)
     assert [entry["kind"] for entry in json.loads(run(capsys, "list", "--json")[1])] == list(KINDS)
     assert all(kind in run(capsys, "list")[1] for kind in ("psi", "drift-e"))
-
-
-def test_knobs_are_options() -> None:
-    """Every kind that names a knob has a number of that name, and a direction in which it is stricter."""
-    for kind in KINDS:
-        spec = spec_class(kind)
-        if spec.knob is not None:
-            assert spec.knob in spec.model_fields
-            assert isinstance(calibrate.is_probability(spec.model_construct(), spec.knob), bool)
