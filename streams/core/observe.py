@@ -128,7 +128,9 @@ def _joined(blocks: Sequence[ObservationBlock]) -> ObservationBlock:
     return ObservationBlock(first.kind, first.model, versions, first.contract_hash, **columns)
 
 
-def addresses_of(records: list[Record], columns: PredictionColumns, identity: NDArray[np.uint64]) -> Addresses:
+def addresses_of(
+    records: list[Record], columns: PredictionColumns, identity: NDArray[np.uint64]
+) -> Addresses:
     """Where each row was first read."""
     message, row = columns.message, columns.row.astype(np.int64)
     partition = np.array([record.partition for record in records], np.int64)[message]
