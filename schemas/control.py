@@ -7,12 +7,14 @@ Commands and facts are different types. A command may be refused; a fact happene
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from schemas.ids import Role
+from schemas.rollout import GateKind
 from schemas.verdicts import Evidence, State
 
 
@@ -101,6 +103,78 @@ class ResumeRequested(Command):
     type: Literal["resume"] = "resume"
 
 
+class ApproveRequested(Command):
+    """One person's yes at the gate a rollout waits at. ``issued_by`` is who; nobody who asked for the rollout counts.
+
+    ``gate`` None: whichever gate is waiting. A yes for a gate that is not waiting is refused, never kept for later.
+    """
+
+    type: Literal["approve"] = "approve"
+    version: str
+    gate: GateKind | None = None
+
+
+class RejectRequested(Command):
+    """One person's no: the rollout ends, the version may be deployed again."""
+
+    type: Literal["reject"] = "reject"
+    version: str
+    gate: GateKind | None = None
+
+
+class OverrideRequested(Command):
+    """Pass the gate, or end the pause for missing or inconclusive data, without what it waits for. ``reason`` must say why.
+
+    It never passes verification or harm. On record as an override, with who and why.
+    """
+
+    type: Literal["override"] = "override"
+    version: str
+
+
+class GateAnswered(Command):
+    """What a gate's webhook said to one question: a fact of the controller's shell. ``approved`` None: it gave no answer."""
+
+    type: Literal["gate-answer"] = "gate-answer"
+    version: str
+    gate_id: str
+    gate: GateKind
+    approved: bool | None
+    status: int = Field(default=0, description="HTTP status; 0 when there was none.")
+    attempts: int = Field(default=1, ge=1)
+    detail: str = ""
+
+
+class Measurement(Message):
+    """One metric of one version over ``from_ms`` to ``to_ms`` (event time), beside the stable version's if there is one.
+
+    ``value`` None: there was nothing to measure, and ``error`` says why if something broke. Judged metrics carry what
+    the judge reads: counts (``events`` among ``rows``, and the stable version's), or ``rows`` pairs whose differences,
+    candidate minus stable, have mean ``value`` and standard deviation ``sd``.
+    """
+
+    metric: str
+    value: float | None = None
+    reference: float | None = None
+    rows: int = Field(default=0, ge=0)
+    reference_rows: int = Field(default=0, ge=0)
+    events: int | None = Field(default=None, ge=0)
+    reference_events: int | None = Field(default=None, ge=0)
+    sd: float | None = Field(default=None, ge=0)
+    from_ms: int = 0
+    to_ms: int = 0
+    error: str = ""
+
+
+class Measured(Command):
+    """Measurements of the version that is rolled out or watched, taken by the controller's shell: a fact it tells itself
+    on ``control``, so that what is decided on them is a function of that topic, and is decided again after a crash."""
+
+    type: Literal["measured"] = "measured"
+    version: str
+    measurements: tuple[Measurement, ...] = Field(max_length=100)
+
+
 class TrainingFinished(Command):
     """The trainer's report on ``retrain_id``: a registered version, or why there is none."""
 
@@ -159,6 +233,11 @@ AnyCommand = Annotated[
     | PromoteRequested
     | PauseRequested
     | ResumeRequested
+    | ApproveRequested
+    | RejectRequested
+    | OverrideRequested
+    | GateAnswered
+    | Measured
     | TrainingFinished
     | ScorerReport
     | CanaryAnalysis
@@ -188,7 +267,6 @@ class PauseReason(StrEnum):
     REQUESTED = "requested"
     MISSING_DATA = "missing-data"
     INCONCLUSIVE = "inconclusive"
-    UNVERIFIED = "unverified"
 
 
 class Outcome(StrEnum):
@@ -210,6 +288,56 @@ class Answer(Message):
     detail: str = ""
     control_partition: int = -1
     control_offset: int = -1
+
+
+class GateState(Message):
+    """The gate a rollout waits at. ``approved_by``: who has said yes so far, as names without the way they came."""
+
+    gate_id: str
+    kind: GateKind
+    version: str
+    since_ms: int
+    expires_ms: int
+    approvals_needed: int = 0
+    approved_by: tuple[str, ...] = ()
+    webhook: str = ""
+    weight: float = Field(default=0, description="Share of the traffic the version gets when the gate opens.")
+
+
+class Standing(StrEnum):
+    """What one measurement, or the judge, says of a metric."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    INCONCLUSIVE = "inconclusive"
+    MISSING = "missing"
+    ERROR = "error"
+
+
+class MetricState(Message):
+    """Where a metric of the running step stands; counts begin anew with every step."""
+
+    standing: Standing
+    value: float | None = Field(default=None, description="What is compared with the metric's limits.")
+    reference: float | None = None
+    rows: int = 0
+    interval: tuple[float, float] | None = Field(
+        default=None, description="The judge's confidence sequence for the difference to the stable version."
+    )
+    better: bool = Field(default=False, description="The judge has shown the candidate to be better.")
+    failures: int = 0
+    inconclusive: int = 0
+    errors_running: int = 0
+    successes_running: int = 0
+    event_time_ms: int
+    detail: str = ""
+
+
+class Proven(Message):
+    """A version that had all traffic and left it in good health, at ``until_ms``: what may be rolled back to."""
+
+    version: str
+    until_ms: int
 
 
 class Deployment(Message):
@@ -245,6 +373,27 @@ class Deployment(Message):
     )
     ahead: tuple[CanaryAnalysis, ...] = Field(default=(), description="Analyses of a time not reached yet.")
     step_rows: int = Field(default=0, description="Outcomes the analysis rested on when the step began.")
+    strategy: str = "canary"
+    requested_by: str = Field(default="", description="Who asked for the rollout that is under way.")
+    entered: int = Field(default=0, description="Revision at which the candidate came in.")
+    rollout_since_ms: int = 0
+    gate: GateState | None = None
+    gates_passed: tuple[str, ...] = Field(default=(), description="Ids of this rollout's gates that opened.")
+    metrics: dict[str, MetricState] = Field(
+        default_factory=dict, description="Newest standing of each metric of the version that is measured."
+    )
+    alerting: tuple[str, ...] = Field(default=(), description="Metrics beyond their alert bound.")
+    baseline: dict[str, float] = Field(
+        default_factory=dict, description="The replaced version's value of each metric, as last measured."
+    )
+    promoted_ms: int = Field(default=0, description="Event time at which the stable version got all traffic.")
+    proven: tuple[Proven, ...] = Field(default=(), description="Healthy predecessors, newest last.")
+    sick: tuple[str, ...] = Field(
+        default=(), description="Versions a scorer cannot serve or prove: never a rollback's target."
+    )
+    handled: dict[str, int] = Field(
+        default_factory=dict, description="Short hash of every request answered, until it has expired."
+    )
     control_offsets: dict[int, int] = Field(
         default_factory=dict, description="Next offset to read on ``control``."
     )
@@ -254,10 +403,15 @@ class Deployment(Message):
     reason: str = ""
     trace_id: str | None = None
     contract_hash: str = ""
+    facts: int = Field(default=0, description="How many facts the controller had recorded of this model.")
+    facts_head: str = Field(default="", description="Digest of the last of them; see ``schemas.record``.")
 
 
 class Decision(Message):
-    """One append-only fact: who or which rule did what, on which evidence. Topic ``decisions``, key ``model``."""
+    """One append-only fact: who or which rule did what, on which evidence. Topic ``decisions``, key ``model``.
+
+    ``writer``, ``sequence`` and ``previous`` make the facts of one writer about one model a chain (``schemas.record``).
+    """
 
     decision_id: str
     model: str
@@ -276,6 +430,16 @@ class Decision(Message):
     event_time_ms: int
     recorded_ms: int
     trace_id: str | None = None
+    weights: dict[str, float] | None = Field(
+        default=None, description="Share of traffic by version after this, when it made a revision."
+    )
+    writer: str = Field(default="", description="Which service recorded it; each keeps a chain a model.")
+    sequence: int = Field(default=0, ge=0, description="Place in the chain, from 1.")
+    previous: str = Field(default="", description="Digest of the fact before; empty for the first.")
+    witnessed: dict[str, str] = Field(
+        default_factory=dict,
+        description="Other writers' chains as read so far: writer to ``sequence:digest``.",
+    )
     signature: str = ""
     key_id: str = ""
 
@@ -304,5 +468,10 @@ class Alert(Message):
 
 def signable(message: Message) -> bytes:
     """The bytes a signature covers: canonical JSON of everything but the signature itself."""
-    data: dict[str, Any] = message.model_dump(mode="json", exclude={"signature", "key_id"})
+    return canonical(json.loads(message.model_dump_json()))
+
+
+def canonical(document: Mapping[str, Any]) -> bytes:
+    """The same of a message as it came over the wire, with whatever fields a newer writer gave it."""
+    data = {name: value for name, value in document.items() if name not in ("signature", "key_id")}
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from deploy.broadcast import Broadcast
 from deploy.controller.view import View
+from deploy.core.ledger import Ledger
 from deploy.core.rollout import Step, World, decide
 from deploy.process import serve_metrics, stop_event, wall_ms
 from deploy.registry import Registry
@@ -34,6 +35,7 @@ from schemas.control import (
 from schemas.errors import DriftlineError, Fenced, PlatformError, SignatureError
 from schemas.events import HEADER_TRACE
 from schemas.observability import Metrics, configure_logs
+from schemas.record import head_of
 from schemas.settings import ControllerSettings
 from schemas.signing import Signer, Verifier
 
@@ -88,6 +90,7 @@ class Controller:
         self._verifier = Verifier(trusted) if trusted else None
         self._registry = Registry(Path(settings.controller.registry), self._signer, self._verifier)
         self._states: dict[str, Deployment] = {}
+        self._ledger = Ledger()
         self._sources: dict[str, int] = {}
         self._time_ms = -1
         self._offsets: dict[int, int] = {}
@@ -156,7 +159,9 @@ class Controller:
             elif topic == "deployments":
                 self._know(Deployment.model_validate_json(value))
             elif topic == "decisions":
-                self.view.decided(Decision.model_validate_json(value))
+                fact = Decision.model_validate_json(value)
+                self._ledger.learn(fact)
+                self.view.decided(fact)
             elif topic == "alerts":
                 self.view.alerted(Alert.model_validate_json(value))
         except ValidationError as error:
@@ -267,23 +272,32 @@ class Controller:
         self._states[model] = step.state
         # A fact without a revision is decided again after a restart; what is on record is not recorded twice.
         decisions = [
-            d for d in step.decisions if step.deployment is not None or not self.view.holds(d.decision_id)
+            self._complete(d, step)
+            for d in step.decisions
+            if step.deployment is not None or not self._ledger.holds(d)
         ]
         if step.deployment is None and not decisions:
             return
+        decisions = [
+            d if self._signer is None else self._signer.sign(d) for d in self._ledger.link(decisions)
+        ]
+        head = head_of(decisions[-1]) if decisions else self._ledger.head(model)
         producer = self._producer
         assert producer is not None
         try:
             producer.begin_transaction()
             for decision in decisions:
-                stamped = decision.model_copy(update={"recorded_ms": wall_ms()})
-                signed = stamped if self._signer is None else self._signer.sign(stamped)
                 self._produce(
-                    producer, "decisions", model, signed.model_dump_json().encode(), decision.trace_id
+                    producer, "decisions", model, decision.model_dump_json().encode(), decision.trace_id
                 )
             if step.deployment is not None:
                 revision = step.deployment.model_copy(
-                    update={"control_offsets": dict(self._offsets), "control_times": dict(self._sources)}
+                    update={
+                        "control_offsets": dict(self._offsets),
+                        "control_times": dict(self._sources),
+                        "facts": head.sequence,
+                        "facts_head": head.digest,
+                    }
                 )
                 self._produce(producer, "deployments", model, revision.model_dump_json().encode(), None)
                 self._states[model] = revision
@@ -293,6 +307,7 @@ class Controller:
                 raise Fenced(str(error)) from error
             raise PlatformError(f"a decision about {model} could not be written: {error}") from error
         for decision in decisions:
+            self._ledger.learn(decision)
             self._metrics.count("driftline_decisions_total", model=model, kind=decision.kind)
             log.info(
                 "%s: %s", decision.kind, decision.detail,
@@ -301,6 +316,17 @@ class Controller:
         if step.deployment is not None:
             self.view.deployed(self._states[model])
             self._metrics.set("driftline_deployment_revision", step.deployment.revision, model=model)
+
+    def _complete(self, fact: Decision, step: Step) -> Decision:
+        """What only the shell knows of a fact: when it is written, which bytes the version is, who has the traffic now."""
+        record = None if fact.version is None else self.view.version(fact.model, fact.version)
+        return fact.model_copy(
+            update={
+                "recorded_ms": wall_ms(),
+                "model_digest": fact.model_digest or ("" if record is None else record.sha256),
+                "weights": None if step.deployment is None else step.deployment.weights,
+            }
+        )
 
     def _produce(self, producer: Producer, topic: str, key: str, value: bytes, trace: str | None) -> None:
         headers: list[tuple[str, str | bytes | None]] = (

@@ -39,11 +39,6 @@ class View:
         with self._lock:
             self._decisions.append(decision)
 
-    def holds(self, decision_id: str) -> bool:
-        """Whether that decision is among the latest on record."""
-        with self._lock:
-            return any(d.decision_id == decision_id for d in reversed(self._decisions))
-
     def alerted(self, alert: Alert) -> None:
         with self._lock:
             self._alerts.append(alert)

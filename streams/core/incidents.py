@@ -11,6 +11,7 @@ from schemas.contracts import ModelContract, Rule
 from schemas.control import Alert, Because, Deployment, Severity
 from schemas.events import HEADER_TRACE
 from schemas.ids import content_hash
+from schemas.record import Head
 from schemas.verdicts import SignalChanged
 
 
@@ -57,6 +58,9 @@ class ModelState(BaseModel):
     )
     commands: dict[int, int] = Field(default_factory=dict, description="Commands by day of event time.")
     deployment: Deployment | None = None
+    record: Head = Field(
+        default=Head(), description="The end of this stage's chain of facts about the model."
+    )
 
 
 def matching_rule(contract: ModelContract, signal: SignalChanged) -> Rule | None:

@@ -32,6 +32,7 @@ from schemas.control import (
 from schemas.errors import SnapshotError
 from schemas.events import HEADER_KIND, KIND_TICK, Tick
 from schemas.ids import content_hash
+from schemas.record import POLICY, head_of, link
 from schemas.signing import Signer
 from schemas.verdicts import Family, SignalChanged, State
 from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
@@ -410,7 +411,8 @@ class PolicyCore:
         detail: str,
         request_id: str | None = None,
     ) -> None:
-        deployment = self._state(contract.model).deployment
+        state = self._state(contract.model)
+        deployment = state.deployment
         decision = Decision(
             decision_id=content_hash(f"{incident.incident}/{kind}/{event_time_ms}".encode())[:24],
             model=contract.model,
@@ -427,8 +429,10 @@ class PolicyCore:
             recorded_ms=self._now_ms,
             trace_id=incident.trace_id,
         )
-        signed = self._sign(decision)
-        self._send("decisions", contract.model, signed, incident.trace_id)
+        fact = link(decision, POLICY, state.record)
+        state.record = head_of(fact)
+        self._changed.add(contract.model)
+        self._send("decisions", contract.model, self._sign(fact), incident.trace_id)
 
     def _send(self, topic: str, key: str, message: BaseModel, trace_id: str | None) -> None:
         body = message.model_dump_json().encode()
