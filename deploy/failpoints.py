@@ -1,0 +1,26 @@
+"""Named places at which a test may kill an acting process, as ``kill -9`` would: no handler runs, nothing is flushed.
+
+The monitor has its own (``streams.failpoints``), for the two halves share no code; names begin with the service.
+Scorer: ``scorer.gathered``, ``scorer.scored``, ``scorer.begun``, ``scorer.produced`` (outputs, no offsets yet),
+``scorer.before-commit``, ``scorer.after-commit`` (nothing acknowledged in the process), ``scorer.shadow-scored``,
+``scorer.tripped`` (the trip not reported yet), ``scorer.swapped`` (a revision applied).
+"""
+
+from __future__ import annotations
+
+import os
+
+ENVIRONMENT = "DRIFTLINE_FAILPOINT"
+EXIT_CODE = 137
+
+_name, _, _count = os.environ.get(ENVIRONMENT, "").partition(":")
+_left = int(_count or 1)
+
+
+def failpoint(name: str) -> None:
+    """End the process if ``DRIFTLINE_FAILPOINT`` is ``name`` (``name:n``: at the n-th passing)."""
+    global _left
+    if name == _name:
+        _left -= 1
+        if _left == 0:
+            os._exit(EXIT_CODE)
