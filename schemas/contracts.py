@@ -6,40 +6,21 @@ version). Frozen pydantic models; unknown keys are errors, so a typo in a thresh
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from schemas.documents import Document as Document
+from schemas.documents import DurationMs as DurationMs
+from schemas.documents import parse_duration_ms as parse_duration_ms
 from schemas.errors import ContractError
 from schemas.events import Name
 from schemas.ids import content_hash
+from schemas.rollout import CanaryStep as CanaryStep
+from schemas.rollout import Rollout as Rollout
 from schemas.verdicts import Family, State
-
-_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
-
-
-def parse_duration_ms(value: Any) -> Any:
-    """``"90s"``, ``"1h30m"``, ``"30d"`` or a number of milliseconds (also as text), as milliseconds. Raises ValueError."""
-    if isinstance(value, str) and value.strip().isdigit():
-        return int(value)
-    if isinstance(value, str):
-        parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)", value.replace(" ", ""))
-        if not parts or "".join(n + u for n, u in parts) != value.replace(" ", ""):
-            raise ValueError(f"{value!r} is not a duration; write for example 500ms, 90s, 15m, 6h, 30d")
-        return round(sum(float(n) * _UNITS_MS[u] for n, u in parts))
-    return value
-
-
-DurationMs = Annotated[int, BeforeValidator(parse_duration_ms), Field(ge=0)]
-
-
-class Document(BaseModel):
-    """Base of everything people write: immutable, unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class Feature(Document):
@@ -169,37 +150,6 @@ class Monitoring(Document):
         return self
 
 
-class CanaryStep(Document):
-    """One step of a rollout: ``weight`` of the traffic for at least ``bake`` of event time."""
-
-    weight: float = Field(gt=0, le=1)
-    bake: DurationMs
-
-
-class Rollout(Document):
-    """How a new version gets traffic: steps, the analysis between them, what happens when data is missing."""
-
-    strategy: Literal["canary"] = "canary"
-    steps: tuple[CanaryStep, ...] = (
-        CanaryStep(weight=0.05, bake=86_400_000),
-        CanaryStep(weight=0.25, bake=86_400_000),
-    )
-    labels_min: int = Field(
-        default=50, ge=0, description="Joined canary outcomes a step needs before it may pass."
-    )
-    deadline: DurationMs = Field(
-        default=21 * 86_400_000, description="A step without enough data pauses, then fails."
-    )
-    unproven: Literal["wait", "promote"] = Field(
-        default="wait",
-        description="What the last step does when harm is not shown and neither is its absence: wait until the deadline "
-        "(then fail), or promote when its bake is over.",
-    )
-    watch_after: DurationMs = Field(
-        default=14 * 86_400_000, description="How long the replaced version is kept warm as rollback target."
-    )
-
-
 class Training(Document):
     """What a retrain may use: the span of labelled predictions before the request, and the least rows."""
 
@@ -243,6 +193,12 @@ class ModelContract(Document):
             for column in detector.columns:
                 if column != "*" and detector.stream == "features" and column not in kinds:
                     raise ValueError(f"detector {detector.name}: no feature {column!r} in this contract")
+        watched = {detector.name for detector in self.monitoring.detectors}
+        for metric in self.rollout.metrics:
+            if metric.detector and metric.detector not in watched:
+                raise ValueError(f"metric {metric.name}: no detector {metric.detector!r} in this contract")
+            if metric.segment and metric.segment not in self.monitoring.segments:
+                raise ValueError(f"metric {metric.name}: {metric.segment!r} is not in monitoring.segments")
         return self
 
     @property
