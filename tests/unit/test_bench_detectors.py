@@ -7,24 +7,43 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import cramervonmises
 
+from detectors.adapters.kswin import least_distance
+from detectors.adapters.river_drift import AdwinSpec, KswinSpec, PageHinkleySpec
 from detectors.base import Context
+from detectors.joint_shift.mmd import MmdSpec
 from detectors.shift.cusum import CusumSpec
+from detectors.shift.drift_e import DriftESpec
+from detectors.shift.windowed_kinds import CramerVonMisesSpec
 from schemas.contracts import ColumnReference, Reference
 from tests.bench.detectors.published import CHANGES, ROWS, scored, sine_clusters
 from tests.bench.detectors.subjects import (
     Chance,
     Clockwork,
-    Llr,
+    LlrTrace,
     Never,
     Ours,
+    Passage,
+    Peaks,
     Player,
-    Subject,
-    calibrated,
+    Trace,
     delay,
-    logarithmic,
+    fitted,
     mean_steps,
     run_length,
+    value_steps,
+)
+from tests.bench.detectors.traces import (
+    AdwinTrace,
+    CusumTrace,
+    CvmTrace,
+    DriftETrace,
+    KswinTrace,
+    MovingTrace,
+    PageHinkleyTrace,
+    Whole,
+    WindowTrace,
 )
 
 Floats = NDArray[np.float64]
@@ -69,12 +88,13 @@ def test_run_lengths_are_counted_with_restarts() -> None:
     assert run_length(Chance(50), no_drift, 20_000)[0] == pytest.approx(50, rel=0.15)
 
 
-def test_calibration_finds_the_run_length() -> None:
-    """A knob that is the run length itself, and a CUSUM's threshold."""
-    subject = logarithmic("chance", Chance, (20, 50, 100, 200), rows=10_000)
-    assert calibrated(subject, no_drift, 150).realised == pytest.approx(150, rel=0.3)
-    oracle = Subject("cusum", lambda k: Llr(mean_steps(1.0, 0.0), k), (1.0, 2.0, 3.0), rows=10_000)
-    assert calibrated(oracle, no_drift, 100).realised == pytest.approx(100, rel=0.3)
+def test_a_threshold_is_read_off_for_the_run_length() -> None:
+    """A CUSUM's, from one look at streams without drift; counted again on others it is the same."""
+    found = fitted(LlrTrace(mean_steps(1.0, 0.0)), no_drift, 150, 60_000)
+    assert found.realised == pytest.approx(150, rel=0.15)
+    peaks = Peaks(LlrTrace(mean_steps(1.0, 0.0)), no_drift, 100, 150)
+    assert peaks.run(peaks.threshold(150))[0] == pytest.approx(150, rel=0.02)
+    assert peaks.run(1e9) == (15_000, 0)
 
 
 def test_a_cusum_equals_its_recursion_wherever_blocks_end() -> None:
@@ -89,7 +109,83 @@ def test_a_cusum_equals_its_recursion_wherever_blocks_end() -> None:
             break
     for block in (7, 250):
         cut = (rows[start : start + block] for start in range(0, len(rows), block))
-        assert Llr(steps, 5.0).first(cut, rng) == expected
+        assert Passage(LlrTrace(steps), 5.0).first(cut, rng) == expected
+
+
+def test_an_oracle_of_values_adds_up_their_likelihood_ratios() -> None:
+    """A category that went from a half to three quarters; a missing value is one too."""
+    before, after = np.array([0.0, 1.0] * 500), np.array([0.0, 1.0, 1.0, 1.0] * 500)
+    steps = value_steps(before, after)
+    expected = np.log([0.5, 1.5])
+    np.testing.assert_allclose(steps(np.array([[0.0], [1.0]]))[:, 0], expected, atol=2e-3)
+    lost = value_steps(np.append(before, np.nan), np.append(after, [np.nan] * 500))
+    assert lost(np.array([[np.nan]]))[0, 0] > 4
+
+
+def _normals(columns: int) -> tuple[Context, Floats]:
+    """A reference of unit normals, and rows whose first column rises after the 600th; one value is missing."""
+    rng = np.random.default_rng(8)
+    grid = tuple(np.quantile(rng.normal(size=20_000), np.linspace(0, 1, 101)).tolist())
+    names = tuple(f"x{at}" for at in range(columns))
+    sample = tuple(map(tuple, rng.normal(size=(400, columns)).tolist()))
+    of = {name: ColumnReference(rows=20_000, quantiles=grid, mean=0.0, sd=1.0) for name in names}
+    rows = rng.normal(size=(1_200, columns))
+    rows[600:, 0] += 1.2
+    rows[100, 1] = np.nan
+    return Context(
+        names, (0,) * columns, "features", Reference(columns=of, sample=sample, rows=20_000), seed=3
+    ), rows
+
+
+def _pairs() -> list[tuple[str, Trace, float, Player]]:
+    """A score with a threshold, and the detector with the knob that the threshold stands for."""
+    context, _ = _normals(3)
+    reference, names = context.reference, context.columns
+    assert reference is not None
+    kswin = KswinSpec(alpha=1e-4, window_size=120, stat_size=40, warm_up_rows=0)
+    adwin = AdwinSpec(delta=1e-3, warm_up_rows=0)
+    hinkley = PageHinkleySpec(threshold=25.0, warm_up_rows=0)
+    windows = CramerVonMisesSpec(alpha=1e-3, effect_min=0, block_ms=100, rows_min=50)
+    return [
+        ("drift-e", Whole(DriftETrace(DriftESpec(run=1_000, rows_min=1), context)), 3.0, Ours(DriftESpec(run=3_000, rows_min=1), context)),
+        ("cusum", Whole(CusumTrace(CusumSpec(), context)), 10.0, Ours(CusumSpec(threshold=10.0, rows_min=1), context)),
+        ("mmd", Whole(MovingTrace(MmdSpec(), context)), 0.6, Ours(MmdSpec(threshold=0.6), context)),
+        ("windows", Whole(WindowTrace(windows, context)), 3.0, Ours(windows, context)),
+        ("adwin", AdwinTrace(adwin, reference, names), -float(np.log(1e-3)), Ours(adwin, context)),
+        ("page-hinkley", PageHinkleyTrace(hinkley, reference, names), 25.0, Ours(hinkley, context)),
+        ("kswin", KswinTrace(kswin, 3, 3), least_distance(1e-4, 40), Ours(kswin, context)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("trace", "threshold", "detector"), [pair[1:] for pair in _pairs()], ids=[pair[0] for pair in _pairs()]
+)
+def test_a_score_reaches_its_threshold_where_the_detector_alarms(
+    trace: Trace, threshold: float, detector: Player
+) -> None:
+    """The same row, after the change, wherever blocks end."""
+    _, rows = _normals(3)
+    rng = np.random.default_rng(0)
+    found = [
+        player.first((rows[start : start + block] for start in range(0, len(rows), block)), rng)
+        for player, block in (
+            (Passage(trace, threshold), 100),
+            (Passage(trace, threshold), 300),
+            (detector, 100),
+        )
+    ]
+    assert found[0] == found[1] == found[2]
+    assert found[0] is not None and found[0] > 600
+
+
+def test_a_sliding_window_is_scored_as_scipy_has_it() -> None:
+    """Cramer-von Mises of the last hundred values against the uniform distribution."""
+    grid = tuple(np.linspace(0, 1, 101).tolist())
+    reference = Reference(columns={"x": ColumnReference(rows=1_000, quantiles=grid)})
+    values = np.random.default_rng(2).uniform(size=(250, 1))
+    rows, scores = CvmTrace(100, reference, ("x",)).take(values)
+    assert rows[0] == 100 and len(scores) == 151
+    assert scores[7] == pytest.approx(cramervonmises(values[7:107, 0], "uniform").statistic)
 
 
 def test_ours_alarm_at_the_row_the_detector_names() -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import betaincinv
 
 from deploy.demo.flights import load_flights
 from detectors.base import DAY_MS, Context, Rows
@@ -88,8 +89,16 @@ def at_edge(streams: int, runs: Sequence[int] = EDGE_RUNS) -> list[list[object]]
 
 def _row(setting: str, width: int, run: int, streams: int, share: float) -> list[object]:
     figure = f"budget.{setting.replace(', ', '.').replace(' ', '-')}.{width}x{run}.pages"
-    say(figure, share, "share of streams", "bound", share / BOUND, streams=streams, rows=run // 2)
-    return [setting, width, run, streams, run // 2, share, BOUND]
+    say(
+        figure, share, "share of streams", "bound", share / BOUND, at_most=round(at_most(share, streams), 4), streams=streams, rows=run // 2
+    )  # fmt: skip
+    return [setting, width, run, streams, run // 2, share, at_most(share, streams), BOUND]
+
+
+def at_most(share: float, streams: int) -> float:
+    """Upper end of the exact 95 % interval of the share (Clopper and Pearson 1934)."""
+    hits = round(share * streams)
+    return 1.0 if hits == streams else float(betaincinv(hits + 1, streams - hits, 0.975))
 
 
 def in_time_order(step_days: int) -> list[list[object]]:
@@ -144,7 +153,16 @@ def run(streams: int, quick: bool) -> str:
     rows = resampled(streams, RUNS[:4] if quick else RUNS)
     rows += at_edge(streams, EDGE_RUNS[:2] if quick else EDGE_RUNS)
     held = in_time_order(30 if quick else 1)
-    head = ["setting", "columns", "promised run", "streams", "rows each", "share that pages", "bound"]
+    head = [
+        "setting",
+        "columns",
+        "promised run",
+        "streams",
+        "rows each",
+        "share that pages",
+        "at most (95 %)",
+        "bound",
+    ]
     ordered = ["detector", "starting days", "days held out", "pages allowed", "pages", "starts without"]
     return (
         table("False pages on streams without drift", head, rows)

@@ -1,19 +1,21 @@
 """How many rows until a change is seen, every detector's knob set so that all alarm equally often where nothing changed.
 
-A detector that alarms more often sees sooner, so figures at defaults compare nothing. Here each knob is fitted on streams
-without drift until the realised run length is the same, the realised figure is printed beside it, and the delays are
-medians over fresh streams that change after ``BEFORE`` rows. Alarms at random, by the clock, and never, are in the same
-table: what they reach is what a figure means nothing below.
+A detector that alarms more often sees sooner, so figures at defaults compare nothing. Here each detector's score is
+followed once over streams without drift, its threshold is read off for the run length that all share, the run length is
+counted again on other streams and printed with its interval, and the delays are medians over fresh streams that change
+after ``BEFORE`` rows. Alarms at random, by the clock, and never, are in the same table: what they reach is what a figure
+means nothing below.
 
 Two populations: nine independent normals with a category, and real flights with whole rows drawn anew. The oracle is a
-CUSUM of likelihood ratios that knows the kind and the size of the change and not the column.
+CUSUM of likelihood ratios made for each change: of normals it knows the kind and the size and not the column (nor the
+two columns of a correlation, nor that a ramp is one); of a category and of flights it knows the column and both
+distributions, value by value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,42 +26,55 @@ from detectors.joint_shift.mmd import MmdSpec
 from detectors.shift.cusum import CusumSpec
 from detectors.shift.drift_e import DriftESpec
 from detectors.shift.windowed_kinds import CramerVonMisesSpec
+from detectors.tools.calibrate import garwood
 from schemas.contracts import Reference
 from tests.bench.detectors import headline
 from tests.bench.detectors.settings import sample_reference
 from tests.bench.detectors.subjects import (
-    Calibrated,
     Chance,
     Clockwork,
-    Llr,
+    Fitted,
+    LlrTrace,
     Never,
-    Ours,
     Player,
     Source,
-    Subject,
-    calibrated,
+    Trace,
     delay,
-    logarithmic,
+    fitted,
     mean_steps,
+    pair_steps,
     scale_steps,
+    value_steps,
+)
+from tests.bench.detectors.traces import (
+    AdwinTrace,
+    CusumTrace,
+    CvmTrace,
+    DriftETrace,
+    KswinTrace,
+    MovingTrace,
+    PageHinkleyTrace,
+    Whole,
+    WindowTrace,
 )
 from tests.bench.figures import say, table
 from tests.budget import FLIGHT_CATEGORIES, flight_rows, moved_to_edge, reference_from
 
 Floats = NDArray[np.float64]
 #: Rows from one stream without drift to an alarm, for every detector alike.
-RUN_ROWS = 20_000
+RUN_ROWS = 5_000
 BEFORE = 1_000
 AFTER = 3_000
 COLUMNS = 10
 _SHARES = (0.4, 0.3, 0.2, 0.1)
+_SHARES_MOVED = (0.3, 0.3, 0.2, 0.2)
 _WINDOW_ROWS = 200
 NUMERIC = tuple(range(COLUMNS - 1))
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A population: blocks of it without drift, and by name its changes."""
+    """A population: blocks of it without drift, and by name its changes; ``oracles``: whole rows to likelihood ratios."""
 
     name: str
     reference: Reference
@@ -109,15 +124,22 @@ def normals() -> World:
         x[:, 0] += 0.5 * np.minimum(np.arange(len(x)) / 1_000, 1.0)
 
     def category(x: Floats, rng: np.random.Generator) -> None:
-        x[:, -1] = rng.choice(4, len(x), p=(0.3, 0.3, 0.2, 0.2))
+        x[:, -1] = rng.choice(4, len(x), p=_SHARES_MOVED)
 
     shifts = {f"mean {by:g} in {count}": (by, count) for count in (1, 5) for by in (0.3, 0.5, 1.0)}
     changes = {name: shift(*of) for name, of in shifts.items()}
     changes |= {"sd x1.3": scale(1.3), "sd x1.6": scale(1.6), "category": category}
     changes |= {"corr 0.5": bind(0.5), "corr 0.9": bind(0.9), "ramp to 0.5": ramp}
-    oracles = {name: mean_steps(by, 0.0) for name, (by, _) in shifts.items()}
-    oracles |= {"ramp to 0.5": mean_steps(0.5, 0.0)}
-    oracles |= {"sd x1.3": scale_steps(1.3), "sd x1.6": scale_steps(1.6)}
+    of_numbers = {name: mean_steps(by, 0.0) for name, (by, _) in shifts.items()}
+    of_numbers |= {"sd x1.3": scale_steps(1.3), "sd x1.6": scale_steps(1.6)}
+    of_numbers |= {
+        "corr 0.5": pair_steps(0.5),
+        "corr 0.9": pair_steps(0.9),
+        "ramp to 0.5": mean_steps(0.5, 0.0),
+    }
+    codes = np.log(np.array(_SHARES_MOVED) / _SHARES)
+    oracles = {name: _numeric(steps) for name, steps in of_numbers.items()}
+    oracles["category"] = lambda x: codes[x[:, -1:].astype(np.int64)]
     return World(
         "normals",
         sample_reference(COLUMNS, np.random.default_rng(1), category=True),
@@ -126,6 +148,10 @@ def normals() -> World:
         {name: changed(change) for name, change in changes.items()},
         oracles,
     )
+
+
+def _numeric(steps: Callable[[Floats], Floats]) -> Callable[[Floats], Floats]:
+    return lambda x: steps(x[:, :-1])
 
 
 def _forever(block: Callable[[], Floats]) -> Iterator[Floats]:
@@ -137,26 +163,45 @@ def flights() -> World:
     """Real flights, whole rows drawn anew; columns as ``tests.budget.flight_rows`` has them."""
     everything = flight_rows()
     hour, distance, temp, visib, carrier = 0, 2, 3, 6, 9
-    changed: dict[str, Floats] = {}
-    for by in (0.3, 0.5):
+    changed: dict[str, tuple[int, Floats]] = {}
+    for by in (0.3, 0.5, 1.0):
         moved = moved_to_edge(everything[:, [temp]], (0,), by)(everything[:, [temp]])
-        changed[f"temp +{by:g} by rank"] = _with(everything, temp, moved[:, 0])
+        changed[f"temp +{by:g} by rank"] = temp, moved[:, 0]
+    middle = float(np.nanmedian(everything[:, temp]))
+    changed["temp x1.5 about its middle"] = temp, middle + 1.5 * (everything[:, temp] - middle)
     rng = np.random.default_rng(4)
-    changed["hour +1"] = _with(everything, hour, (everything[:, hour] + 1) % 24)
-    changed["distance in km"] = _with(everything, distance, everything[:, distance] * 1.609)
+    changed["hour +1"] = hour, (everything[:, hour] + 1) % 24
+    changed["distance in km"] = distance, everything[:, distance] * 1.609
     lost = rng.uniform(size=len(everything)) < 0.1
-    changed["visib 10 % null"] = _with(everything, visib, np.where(lost, np.nan, everything[:, visib]))
+    changed["visib 10 % null"] = visib, np.where(lost, np.nan, everything[:, visib])
     recoded = rng.uniform(size=len(everything)) < 0.1
-    changed["carrier, 10 % recoded"] = _with(
-        everything, carrier, np.where(recoded, 0.0, everything[:, carrier])
-    )
+    changed["carrier, 10 % recoded"] = carrier, np.where(recoded, 0.0, everything[:, carrier])
 
-    def stream(of: Floats) -> Callable[[np.random.Generator], Floats]:
+    def stream(at: int, column: Floats, ramp: int = 0) -> Callable[[np.random.Generator], Floats]:
+        """Streams whose column ``at`` is drawn from ``column``; with ``ramp``, ever more of it over so many rows."""
+
         def made(rng: np.random.Generator) -> Floats:
             drawn = rng.integers(0, len(everything), BEFORE + AFTER)
-            return np.concatenate([everything[drawn[:BEFORE]], of[drawn[BEFORE:]]])
+            out: Floats = everything[drawn]
+            share = np.minimum(np.arange(AFTER) / ramp, 1.0) if ramp else 1.0
+            new = rng.uniform(size=AFTER) < share
+            out[BEFORE:, at] = np.where(new, column[drawn[BEFORE:]], out[BEFORE:, at])
+            return out
 
         return made
+
+    def oracle(at: int, column: Floats) -> Callable[[Floats], Floats]:
+        steps = value_steps(everything[:, at], column)
+        return lambda x: steps(x[:, at : at + 1])
+
+    changes = {name: stream(*of) for name, of in changed.items()}
+    oracles = {name: oracle(*of) for name, of in changed.items()}
+    gradual = "temp +0.5 by rank"
+    changes["the same over 1,000 rows"] = stream(*changed[gradual], ramp=1_000)
+    oracles["the same over 1,000 rows"] = oracles[gradual]
+    bound = everything[rng.permutation(len(everything))]
+    changes["temp torn from the rest"] = stream(temp, bound[:, temp])
+    oracles["temp torn from the rest"] = _torn(everything, bound, temp)
 
     chosen = everything[np.random.default_rng(2).integers(0, len(everything), 100_000)]
     return World(
@@ -164,90 +209,112 @@ def flights() -> World:
         reference_from(chosen, FLIGHT_CATEGORIES),
         FLIGHT_CATEGORIES,
         lambda rng: _forever(lambda: everything[rng.integers(0, len(everything), 500)]),
-        {name: stream(of) for name, of in changed.items()},
-        {},
+        changes,
+        oracles,
     )
 
 
-def _with(rows: Floats, at: int, column: Floats) -> Floats:
-    out = rows.copy()
-    out[:, at] = column
-    return out
+def _torn(before: Floats, other: Floats, at: int) -> Callable[[Floats], Floats]:
+    """Of a column that keeps its distribution and loses its dependence: by cells of it and the column it depends on most."""
+    kept = np.isfinite(before[:, :-1]).all(axis=1)
+    ranks = before[kept, :-1].argsort(axis=0).argsort(axis=0)
+    alike = np.abs(np.corrcoef(ranks.T)[at])
+    alike[at] = 0
+    with_ = int(alike.argmax())
+    cuts = [
+        np.unique(np.nanquantile(before[:, column], np.linspace(0, 1, 13)[1:-1])) for column in (at, with_)
+    ]
+
+    def cells(one: Floats, two: Floats) -> Floats:
+        codes = [
+            np.searchsorted(cut, np.nan_to_num(x), "right") for cut, x in zip(cuts, (one, two), strict=True)
+        ]
+        return np.asarray(codes[0] * (len(cuts[1]) + 1) + codes[1], np.float64)
+
+    steps = value_steps(cells(before[:, at], before[:, with_]), cells(other[:, at], before[:, with_]))
+
+    def of_rows(x: Floats) -> Floats:
+        return steps(cells(x[:, at], x[:, with_])[:, None])
+
+    return of_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One row of a table. ``rows``: to fit its threshold on; ``dear``: fewer streams by this factor."""
+
+    name: str
+    trace: Callable[[], Trace]
+    rows: int = 1_500_000
+    dear: int = 1
 
 
 def subjects(world: World) -> list[Subject]:
-    """Everything that needs no knowledge of the change, each with the knobs to calibrate it over."""
+    """Everything that needs no knowledge of the change."""
     names = tuple(world.reference.columns)
     whole = Context(names, world.categories, "features", world.reference, seed=5)
     numbers = Context(names[:-1], world.categories[:-1], "features", world.reference, seed=5)
-
-    def ours(run: float, joint: bool) -> Player:
-        return Ours(DriftESpec(run=max(1, round(run)), rows_min=1, joint=joint), whole)
-
+    windows = CramerVonMisesSpec(effect_min=0, block_ms=_WINDOW_ROWS, rows_min=50)
+    run = DriftESpec(run=RUN_ROWS, rows_min=1)
+    without = run.model_copy(update={"joint": False})
     return [
-        logarithmic("drift-e", lambda k: ours(k, True), (100, 300, 1_000, 3_000), rows=300_000),
-        logarithmic("drift-e, no joint bets", lambda k: ours(k, False), (30, 100, 300, 1_000, 3_000), rows=400_000),
-        logarithmic("adwin", lambda k: Ours(AdwinSpec(delta=k), numbers, NUMERIC), (0.05, 0.01, 2e-3, 4e-4, 1e-4, 2e-5, 4e-6), rows=60_000, dear=3),
-        logarithmic("kswin", lambda k: Ours(KswinSpec(alpha=k), numbers, NUMERIC), (3e-4, 1e-4, 3e-5, 1e-5), rows=12_000, dear=12),
-        Subject("page-hinkley", lambda k: Ours(PageHinkleySpec(threshold=k), numbers, NUMERIC), (8.0, 12.0, 18.0, 25.0, 35.0), rows=150_000),
-        Subject("cusum", lambda k: Ours(CusumSpec(threshold=k), whole), (5.0, 6.0, 7.0, 8.0, 9.0), rows=500_000),
-        logarithmic("cramer-von-mises, windows", lambda k: Ours(CramerVonMisesSpec(alpha=k, effect_min=0, block_ms=_WINDOW_ROWS, rows_min=50), numbers, NUMERIC), (0.1, 0.03, 0.01, 3e-3), rows=60_000),
-        Subject("mmd", lambda k: Ours(MmdSpec(threshold=k), whole), (0.3, 0.5, 0.7, 0.85, 1.0), rows=200_000),
-        Subject("alarms at random", Chance, (), rows=0),
-        Subject("alarms by the clock", Clockwork, (), rows=0),
-        Subject("never alarms", lambda _: Never(), (), rows=0),
+        Subject("drift-e", lambda: Whole(DriftETrace(run, whole))),
+        Subject("drift-e, no joint bets", lambda: Whole(DriftETrace(without, whole))),
+        Subject("adwin", lambda: AdwinTrace(AdwinSpec(), world.reference, numbers.columns), 600_000, 2),
+        Subject("kswin", lambda: KswinTrace(KswinSpec(), len(numbers.columns), 5), 300_000, 4),
+        Subject("page-hinkley", lambda: PageHinkleyTrace(PageHinkleySpec(), world.reference, numbers.columns), 1_000_000),
+        Subject("cusum", lambda: Whole(CusumTrace(CusumSpec(), whole))),
+        Subject("CVM, windows of 200 rows", lambda: Whole(WindowTrace(windows, numbers), NUMERIC), 400_000),
+        Subject("CVM, a sliding window of 100", lambda: CvmTrace(100, world.reference, numbers.columns), 1_000_000),
+        Subject("mmd", lambda: Whole(MovingTrace(MmdSpec(), whole))),
     ]  # fmt: skip
-
-
-def fitted(subject: Subject, world: World) -> Calibrated:
-    """The subject at ``RUN_ROWS``; what has no grid takes the run length itself."""
-    if subject.grid:
-        return calibrated(subject, world.source, RUN_ROWS)
-    run = 0.0 if subject.name == "never alarms" else float(RUN_ROWS)
-    return Calibrated(subject, subject.make(float(RUN_ROWS)), run, run or float("inf"), 0)
 
 
 def one_world(world: World, repeats: int) -> str:
     """The table of one population."""
     rows: list[list[object]] = []
     for subject in subjects(world):
-        found = fitted(subject, world)
-        say(
-            f"delay.{world.name}.{_slug(subject.name)}.run-length",
-            min(found.realised, 1e12),
-            "rows",
-            knob=found.knob,
-            alarms=found.alarms,
-        )
-        row: list[object] = [
-            subject.name,
-            f"{found.realised:.0f} ({found.alarms})" if subject.grid else f"{found.realised:.0f}",
-        ]
+        found = fitted(subject.trace(), world.source, RUN_ROWS, subject.rows)
+        _say_run(world, subject.name, found)
         enough = max(8, repeats // subject.dear)
-        row += [_cell(world, subject.name, found.player, name, enough) for name in world.changes]
-        rows.append(row)
-    if world.oracles:
-        rows.append(_oracle_row(world, repeats))
-    title = f"Delay in rows, {world.name}, {RUN_ROWS:,} rows between alarms without drift, {repeats} streams"
-    return table(title, ["detector", "realised run (alarms)", *world.changes], rows)
+        cells = [_cell(world, subject.name, found.player, name, enough) for name in world.changes]
+        rows.append([subject.name, _run(found), *cells])
+    rows.append(_oracle_row(world, repeats))
+    controls: dict[str, tuple[Player, object]] = {
+        "alarms at random": (Chance(RUN_ROWS), f"{RUN_ROWS}"),
+        "alarms by the clock": (Clockwork(RUN_ROWS), f"{RUN_ROWS}"),
+        "never alarms": (Never(), "endless"),
+    }
+    for control, (player, run) in controls.items():
+        cells = [_cell(world, control, player, name, 4 * repeats) for name in world.changes]
+        rows.append([control, run, *cells])
+    title = f"Delay in rows, {world.name}, {RUN_ROWS:,} rows between alarms without drift"
+    return table(title, ["detector", "realised run (95 %)", *world.changes], rows)
 
 
 def _oracle_row(world: World, repeats: int) -> list[object]:
-    row: list[object] = ["oracle CUSUM", "each"]
+    """Each change has an oracle of its own; the realised run is the shortest and the longest of them."""
+    cells, runs = [], []
     for name in world.changes:
-        if name not in world.oracles:
-            row.append("")
-            continue
-        subject = Subject(
-            name, partial(_oracle, world.oracles[name]), (3.0, 4.0, 5.0, 6.0, 7.0), rows=300_000
-        )
-        row.append(_cell(world, "oracle", fitted(subject, world).player, name, repeats))
-    return row
+        found = fitted(LlrTrace(world.oracles[name]), world.source, RUN_ROWS, 1_000_000)
+        _say_run(world, f"oracle of {name}", found)
+        runs.append(found.realised)
+        cells.append(_cell(world, "oracle", found.player, name, repeats))
+    return ["oracle CUSUM", f"{min(runs):.0f} to {max(runs):.0f}", *cells]
 
 
-def _oracle(steps: Callable[[Floats], Floats], threshold: float) -> Player:
-    """Over the numeric columns."""
-    return Llr(lambda x: steps(x[:, :-1]), threshold)
+def _run(found: Fitted) -> str:
+    """The realised run length with Garwood's interval."""
+    low, high = garwood(found.alarms)
+    read = found.realised * found.alarms
+    return f"{found.realised:.0f} ({read / high:.0f} to {read / max(low, 1e-9):.0f})"
+
+
+def _say_run(world: World, subject: str, found: Fitted) -> None:
+    say(
+        f"delay.{world.name}.{_slug(subject)}.run-length", found.realised, "rows", "wanted", found.realised / RUN_ROWS,
+        threshold=round(found.threshold, 6), alarms=found.alarms,
+    )  # fmt: skip
 
 
 def _cell(world: World, subject: str, player: Player, name: str, repeats: int) -> str:

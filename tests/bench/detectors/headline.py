@@ -18,7 +18,7 @@ from detectors.base import Context
 from detectors.shift.drift_e import DriftESpec
 from schemas.contracts import ColumnReference, Reference
 from tests.bench.detectors.settings import sample_reference
-from tests.bench.detectors.subjects import Llr, Ours, Player, delay, mean_steps, run_length
+from tests.bench.detectors.subjects import LlrTrace, Ours, Passage, Player, delay, mean_steps, run_length
 from tests.bench.figures import say, table
 
 Floats = NDArray[np.float64]
@@ -43,7 +43,7 @@ def threshold(shift: float, at: float) -> float:
 
     points: list[tuple[float, float, float]] = []
     for level in np.arange(3.0, 30.0, 0.75):
-        length, alarms = run_length(Llr(mean_steps(shift, ZONE), float(level)), source, _ROWS)
+        length, alarms = run_length(Passage(LlrTrace(mean_steps(shift, ZONE)), float(level)), source, _ROWS)
         if alarms < 50:
             break
         # Short runs are no longer exponential, rare alarms no longer counted well.
@@ -110,7 +110,7 @@ def run(repeats: int) -> str:
 
 def _oracle(shift: float, at: float, repeats: int) -> float:
     level = threshold(shift, at)
-    found = delay(Llr(mean_steps(shift, ZONE), level), streams(shift, 1), BEFORE, repeats)
+    found = delay(Passage(LlrTrace(mean_steps(shift, ZONE)), level), streams(shift, 1), BEFORE, repeats)
     median = float("nan") if found.median is None else found.median
     say(
         f"headline.oracle.at-{at:g}.{shift:g}-in-1",

@@ -1,7 +1,9 @@
-"""What the delay tables are about: anything that reads rows and at some row says "now", with one knob for how readily.
+"""What the delay tables are about: anything that reads rows and at some row says "now", and how often it does.
 
-Ours are built by their specs; the oracle is told the size of the change; three rows that cannot see anything show what a
-figure would look like if the harness counted wrong.
+Most have a score that alarms from some threshold on. Such a score, followed once over streams without drift, says at which
+threshold the run length is the wanted one (``fitted``): there is nothing to search, and every detector in a table gets the
+same run length, not one nearby. Ours are played by their specs too, so that tests hold the scores to them; three players
+that cannot see anything show what a figure would look like if the harness counted wrong.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from detectors.base import Context, Detector, Rows, Spec
 from schemas.verdicts import State
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 #: Makes blocks of a stream, from a generator.
 Source = Callable[[np.random.Generator], Iterator[Floats]]
 
@@ -26,6 +29,33 @@ class Player(Protocol):
 
     def first(self, blocks: Iterable[Floats], rng: np.random.Generator) -> int | None:
         """Rows read by its first alarm, from 1; None without one."""
+
+
+class Trace(Protocol):
+    """A score that is followed along a stream and never alarms by itself."""
+
+    def begin(self) -> None:
+        """A new stream."""
+
+    def take(self, block: Floats) -> tuple[Ints, Floats]:
+        """Read rows ``(n, k)``: at which rows of the stream, counted from 1, there is a score, and the scores."""
+
+
+class Passage:
+    """Alarms where a score first reaches a threshold."""
+
+    def __init__(self, trace: Trace, threshold: float) -> None:
+        self._trace = trace
+        self._threshold = threshold
+
+    def first(self, blocks: Iterable[Floats], rng: np.random.Generator) -> int | None:
+        self._trace.begin()
+        for block in blocks:
+            rows, scores = self._trace.take(block)
+            over = np.flatnonzero(scores >= self._threshold)
+            if len(over):
+                return int(rows[over[0]])
+        return None
 
 
 class Ours:
@@ -51,25 +81,25 @@ class Ours:
         return None
 
 
-class Llr:
+class LlrTrace:
     """Page's CUSUM of log-likelihood ratios, the largest over columns and directions: ``steps (n, k) -> (n, series)``."""
 
-    def __init__(self, steps: Callable[[Floats], Floats], threshold: float) -> None:
+    def __init__(self, steps: Callable[[Floats], Floats]) -> None:
         self._steps = steps
-        self._threshold = threshold
+        self.begin()
 
-    def first(self, blocks: Iterable[Floats], rng: np.random.Generator) -> int | None:
-        at, held = 0, None
-        for block in blocks:
-            sums = np.cumsum(self._steps(block), axis=0)
-            floor = np.minimum.accumulate(np.minimum(sums, 0.0), axis=0)
-            statistic = sums - (floor if held is None else np.minimum(floor, -held))
-            over = np.flatnonzero(statistic.max(axis=1) >= self._threshold)
-            if len(over):
-                return at + int(over[0]) + 1
-            held = statistic[-1]
-            at += len(block)
-        return None
+    def begin(self) -> None:
+        self._at = 0
+        self._held: Floats | None = None
+
+    def take(self, block: Floats) -> tuple[Ints, Floats]:
+        sums = np.cumsum(self._steps(block), axis=0)
+        floor = np.minimum.accumulate(np.minimum(sums, 0.0), axis=0)
+        statistic = sums - (floor if self._held is None else np.minimum(floor, -self._held))
+        self._held = statistic[-1]
+        rows = self._at + 1 + np.arange(len(block), dtype=np.int64)
+        self._at += len(block)
+        return rows, statistic.max(axis=1)
 
 
 def mean_steps(shift: float, zone: float) -> Callable[[Floats], Floats]:
@@ -81,6 +111,38 @@ def mean_steps(shift: float, zone: float) -> Callable[[Floats], Floats]:
 def scale_steps(scale: float) -> Callable[[Floats], Floats]:
     """Log-likelihood ratios of a standard deviation of ``scale`` against 1."""
     return lambda x: 0.5 * x * x * (1 - scale**-2) - np.log(scale)
+
+
+def pair_steps(rho: float) -> Callable[[Floats], Floats]:
+    """Log-likelihood ratios of a correlation ``rho`` against none, of every two unit normals."""
+
+    def steps(x: Floats) -> Floats:
+        one, two = np.triu_indices(x.shape[1], 1)
+        a, b = x[:, one], x[:, two]
+        joint = (a * a - 2 * rho * a * b + b * b) / (1 - rho * rho)
+        return np.asarray((a * a + b * b - joint - np.log(1 - rho * rho)) / 2, np.float64)
+
+    return steps
+
+
+def value_steps(before: Floats, after: Floats) -> Callable[[Floats], Floats]:
+    """Log-likelihood ratios of one column's values, ``before (n,)`` the change against ``after (m,)``, value by value;
+    half a row is added to every value's count, and missing is a value. Of columns ``(k, 1)``."""
+    values = np.unique(np.concatenate([before, after]))
+    values = values[np.isfinite(values)]
+
+    def shares(x: Floats) -> Floats:
+        known = np.searchsorted(values, x[np.isfinite(x)])
+        counts = np.append(np.bincount(known, minlength=len(values)), np.count_nonzero(~np.isfinite(x))) + 0.5
+        return np.asarray(counts / counts.sum(), np.float64)
+
+    ratio = np.log(shares(after) / shares(before))
+
+    def steps(x: Floats) -> Floats:
+        at = np.where(np.isfinite(x), np.searchsorted(values, x), len(values))
+        return np.asarray(ratio[np.minimum(at, len(values))], np.float64)
+
+    return steps
 
 
 class Chance:
@@ -114,18 +176,7 @@ class Never:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """One row of a table. ``make(knob)`` builds it; ``grid``: knobs from lax to strict to calibrate over; ``scale``: what
-    the logarithm of the run length is linear in; ``rows``: to spend on each knob; ``dear``: fewer repeats by this factor."""
-
-    name: str
-    make: Callable[[float], Player]
-    grid: tuple[float, ...]
-    scale: Callable[[float], float] = float
-    unscale: Callable[[float], float] = float
-    rows: int = 200_000
-    dear: int = 1
+# -- how often --------------------------------------------------------------------------------------------------------
 
 
 def run_length(player: Player, source: Source, rows_max: int, seed: int = 0) -> tuple[float, int]:
@@ -150,46 +201,60 @@ def _up_to(blocks: Iterator[Floats], rows: int) -> Iterator[Floats]:
         yield block
 
 
-@dataclass(frozen=True, slots=True)
-class Calibrated:
-    """A subject at the knob that gives the run length that was asked for; ``realised`` on fresh streams, from ``alarms``."""
+class Peaks:
+    """Where the score of each stream rose above all it had been: first passages of every threshold at once."""
 
-    subject: Subject
+    def __init__(self, trace: Trace, source: Source, streams: int, rows: int, seed: int = 0) -> None:
+        self._rows = rows
+        self._peaks: list[tuple[Ints, Floats]] = []
+        for stream in range(streams):
+            trace.begin()
+            found = [
+                trace.take(block) for block in _up_to(source(np.random.default_rng((seed, stream))), rows)
+            ]
+            places, scores = (np.concatenate(part) for part in zip(*found, strict=True))
+            highest = np.maximum.accumulate(scores) if len(scores) else scores
+            rises = np.flatnonzero(np.diff(highest, prepend=-np.inf) > 0)
+            self._peaks.append((places[rises], highest[rises]))
+
+    def run(self, threshold: float) -> tuple[float, int]:
+        """Rows per alarm of a detector with this threshold, and its alarms; a stream ends with its alarm."""
+        read = alarms = 0
+        for places, scores in self._peaks:
+            at = int(np.searchsorted(scores, threshold))
+            alarms += at < len(scores)
+            read += int(places[at]) if at < len(scores) else self._rows
+        return read / max(1, alarms), alarms
+
+    def threshold(self, run: float) -> float:
+        """The least threshold whose run length is at least ``run``, and halfway to the next that is longer."""
+        steps = np.unique(np.concatenate([scores for _, scores in self._peaks]))
+        low, high = 0, len(steps) - 1
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.run(float(steps[middle]))[0] >= run else (middle + 1, high)
+        # Above a score and up to the next one the first passages are the same.
+        return float((steps[low - 1] + steps[low]) / 2) if low else float(steps[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A player at the threshold that gives the wanted run length; ``realised`` on other streams, from ``alarms``."""
+
     player: Player
-    knob: float
+    threshold: float
     realised: float
     alarms: int
 
 
-def calibrated(subject: Subject, source: Source, target: float) -> Calibrated:
-    """Fit the logarithm of the run length over the knob's scale, each knob weighed by its alarms, and solve for ``target``."""
-    points: list[tuple[float, float, float]] = []
-    for knob in subject.grid:
-        length, alarms = run_length(subject.make(knob), source, subject.rows)
-        if alarms < 3:
-            break
-        points.append((subject.scale(knob), float(np.log(length)), float(np.sqrt(alarms))))
-    knob = subject.grid[0]
-    # Once more with what the first answer turned out to be: few alarms are a poor guide.
-    for seed in (1, 2):
-        if len(points) >= 2:
-            knob = subject.unscale(_solved(points, float(np.log(target))))
-        player = subject.make(knob)
-        realised, alarms = run_length(player, source, 2 * subject.rows, seed=seed)
-        points.append((subject.scale(knob), float(np.log(realised)), float(np.sqrt(max(1, alarms)))))
-    return Calibrated(subject, player, knob, realised, alarms)
+def fitted(trace: Trace, source: Source, run: int, rows: int) -> Fitted:
+    """Fit the threshold on ``rows`` rows without drift, in streams of ``run`` rows, and count alarms on as many others."""
+    threshold = Peaks(trace, source, max(1, rows // run), run).threshold(run)
+    player = Passage(trace, threshold)
+    return Fitted(player, threshold, *run_length(player, source, rows, seed=1))
 
 
-def _solved(points: list[tuple[float, float, float]], target: float) -> float:
-    """Where a line through the points nearest to ``target`` reaches it, at most one step of the grid beyond them."""
-    x, y, weight = (np.array(part) for part in zip(*points, strict=True))
-    step, stricter = abs(x[1] - x[0]), np.sign(x[1] - x[0])
-    # No family is linear for ever.
-    near = np.argsort(np.abs(y - target), kind="stable")[:3]
-    slope, offset = np.polyfit(x[near], y[near], 1, w=weight[near])
-    if slope * stricter <= 0:
-        return float(x[near[0]])
-    return float(np.clip((target - offset) / slope, x.min() - step, x.max() + step))
+# -- how late ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +292,3 @@ def delay(player: Player, streams: Callable[[np.random.Generator], Floats], chan
         len(found),
         early,
     )
-
-
-def logarithmic(name: str, make: Callable[[float], Player], grid: Iterable[float], **more: int) -> Subject:
-    """A subject whose run length is a power of its knob."""
-    return Subject(name, make, tuple(grid), lambda k: float(np.log(k)), lambda s: float(np.exp(s)), **more)
