@@ -150,14 +150,114 @@ class Monitoring(Document):
         return self
 
 
+class TrainingChecks(Document):
+    """Thresholds of the checks that may refuse a snapshot; each refusal carries the name of its check.
+
+    Shares are of rows, 0 to 1. A part is a fifth of the snapshot's rows in time order. What a label can be told from its
+    features is measured as AUC - 0.5, so it is compared as a ratio.
+    """
+
+    duplicates_max: float = Field(
+        default=0.05, ge=0, le=1, description="Rows equal to another in features, label and time."
+    )
+    repeats_step_max: float = Field(
+        default=0.2, ge=0, le=1, description="Growth of the share of rows that repeat features and label."
+    )
+    entity_max: float = Field(default=0.2, gt=0, le=1, description="Rows of one entity.")
+    out_of_contract_max: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Rows with a value outside its range; those below it are left out.",
+    )
+    unknown_max: float = Field(
+        default=0.2, ge=0, le=1, description="Values of a category that the contract does not list."
+    )
+    missing_max: float = Field(
+        default=0.5, ge=0, le=1, description="Missing values of a feature that must not be."
+    )
+    segment_step_max: float = Field(
+        default=0.2, gt=0, le=1, description="Change of one category's share in the latest part."
+    )
+    label_step_max: float = Field(
+        default=0.35, gt=0, le=1, description="Change of the positive share from a part to the next."
+    )
+    information_min: float = Field(
+        default=0.4,
+        ge=0,
+        le=1,
+        description="Least share of what labels are told by their neighbours, in each part compared with the other parts, "
+        "in the whole with what the incumbent reached when it was validated. 0 turns the check off.",
+    )
+    against_scores_min: float = Field(
+        default=0.45,
+        ge=0,
+        le=0.5,
+        description="Below this AUC of the incumbent's scores, in a part or category, labels run against them. 0: off.",
+    )
+
+
 class Training(Document):
-    """What a retrain may use: the span of labelled predictions before the request, and the least rows."""
+    """What a retrain may use, when it is asked for, and what becomes of a candidate."""
 
     span: DurationMs = 60 * 86_400_000
     rows_min: int = Field(default=1_000, ge=10)
-    holdout: float = Field(default=0.2, gt=0, lt=0.9)
-    trainer: str = "sklearn"
+    holdout: float = Field(
+        default=0.2, gt=0, lt=0.9, description="Latest share of the rows, kept to judge on."
+    )
+    trainer: str = Field(default="sklearn", description="Name of an entry point in group driftline.trainers.")
+    options: dict[str, Any] = Field(default_factory=dict, description="What that trainer takes.")
     seed: int = 7
+    unlabelled: Literal["drop", "negative"] = Field(
+        default="drop",
+        description="What a prediction without a label is once its label horizon has passed: left out, or a negative.",
+    )
+    maturity: float = Field(
+        default=0.99,
+        gt=0,
+        le=1,
+        description="The span ends so long before the request that this share of labels had time to come, at most a "
+        "label horizon before.",
+    )
+    weightings: tuple[str, ...] = Field(
+        default=("uniform", "half-life 21d", "half-life 7d", "recent 21d"),
+        min_length=1,
+        description="Ways to weigh rows by age; validation chooses. One alone is used without a choice.",
+    )
+    block: DurationMs = Field(
+        default=86_400_000, gt=0, description="Rows of one block depend on each other: the unit of evidence."
+    )
+    blocks_min: int = Field(default=5, ge=2, description="Fewer blocks than this decide nothing.")
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    effect_min: float = Field(
+        default=0.005, ge=0, description="Smallest gain that matters, as a share of the incumbent's loss."
+    )
+    not_better: Literal["register", "refuse", "hand-over"] = Field(
+        default="register",
+        description="A candidate not shown to be better: registered but not handed to the controller, not registered, or "
+        "handed over all the same. One shown to be worse is never handed over.",
+    )
+    checks: TrainingChecks = TrainingChecks()
+    every: DurationMs | None = Field(
+        default=None, gt=0, description="Ask for a retrain this much event time after the last training."
+    )
+    interval_min: DurationMs = Field(
+        default=86_400_000, description="Least event time between two trainings that no person asked for."
+    )
+    failures_max: int = Field(
+        default=3, ge=1, description="After so many failures in a row the schedule waits for a person."
+    )
+
+    @field_validator("weightings")
+    @classmethod
+    def _readable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            kind, _, length = text.partition(" ")
+            if kind != "uniform" and (kind not in ("half-life", "recent") or not parse_duration_ms(length)):
+                raise ValueError(f"{text!r} is no weighting; write uniform, half-life 21d or recent 14d")
+        if len(set(value)) != len(value):
+            raise ValueError("a weighting is listed twice")
+        return value
 
 
 class ModelContract(Document):
