@@ -306,12 +306,34 @@ class ControllerSection(Section):
     )
 
 
+class TrainerCommand(Section):
+    """A command line that trains. It is the operator's to name, never a contract's: contracts come over the wire."""
+
+    argv: tuple[str, ...] = Field(min_length=1, description="Program and arguments; no shell is involved.")
+    data: Literal["parquet", "arrow", "csv"] = "parquet"
+    time_limit: DurationMs = 3_600_000
+    output_bytes_max: int = Field(default=268_435_456, ge=1, description="Of all files it writes, together.")
+    environment: tuple[str, ...] = Field(
+        default=("PATH", "HOME", "LANG", "TMPDIR"),
+        description="Variables it may see; all others are kept from it.",
+    )
+
+
 class TrainerSection(Section):
     """The trainer."""
 
     registry: Path = Path("registry")
     archive_timeout: DurationMs = Field(
         default=120_000, description="Longest wait for the archive to catch up."
+    )
+    attempts_max: int = Field(
+        default=3, ge=1, description="Times a request is tried, dying over it included, before it has failed."
+    )
+    backoff: DurationMs = Field(
+        default=5_000, description="Wall-clock time before the second attempt; doubled for each further one."
+    )
+    commands: dict[str, TrainerCommand] = Field(
+        default_factory=dict, description="By the name that a contract's training.options.command gives."
     )
 
 
