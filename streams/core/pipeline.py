@@ -201,7 +201,7 @@ class JoinCore:
         contract = columns.contract
         keys = [i.encode() for i in columns.ids]
         hashes = murmur2_many(keys)
-        window_ms = contract.monitoring.window
+        window_ms = contract.monitoring.pane_ms
         starts = columns.event_time_ms // window_ms * window_ms
         stays = self._stays(
             records, columns, (hashes & np.uint32(0x7FFFFFFF)).astype(np.int64) % self._partitions
@@ -299,7 +299,7 @@ class JoinCore:
         """
         floors = self._meta.floor_ms
         return {
-            model: floors.get(model, BEGINNING_MS) - contract.monitoring.window + 1
+            model: floors.get(model, BEGINNING_MS) - contract.monitoring.pane_ms + 1
             for model, contract in self._contracts.items()
         }
 

@@ -16,15 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.codecs import PredictionColumns
-from schemas.contracts import ModelContract, Reference
+from schemas.contracts import ModelContract, Monitoring, Reference
 from schemas.errors import StateCorrupt
 from schemas.ids import ROLES
 from streams.core.aggregates import Cell, Counts, FeatureCounts, Outcomes, pack, unpack
 from streams.core.counting import OutcomeArrays, PredictionFacts, count_features
 from streams.core.delivery import Upsert
 from streams.core.join import Settled, WindowKey
+from streams.core.maturity import count_labels
 
-WINDOW_SCHEMA = 2
+WINDOW_SCHEMA = 3
 PREFIX = "window/"
 _INT64_MAX = 2**63 - 1
 
@@ -37,10 +38,18 @@ Mark = tuple[str, CellKey, str]
 @dataclass(slots=True)
 class Group:
     """One window of one model. ``dirty``: (table, cell, feature) the warehouse is to be told; ``sent``: it was told
-    and has not confirmed."""
+    and has not confirmed.
+
+    ``span_ms``: length of the hopping windows that this one is a step of; its own length when windows do not overlap.
+    ``closes_ms``, ``settles_ms``: event times by which rows and labels were to come, as of the contract under which it
+    closed.
+    """
 
     key: WindowKey
     cells: dict[CellKey, Cell] = field(default_factory=dict)
+    span_ms: int = 0
+    closes_ms: int = 0
+    settles_ms: int = 0
     closed: bool = False
     final: bool = False
     changed: bool = True
@@ -53,6 +62,13 @@ class Group:
         if found is None:
             found = self.cells[key] = Cell()
         return found
+
+    def close(self, monitoring: Monitoring) -> None:
+        """No more rows are expected."""
+        if not self.closed:
+            self.closed = True
+            self.closes_ms = self.key.end_ms + monitoring.allowed_lateness
+            self.settles_ms = self.key.end_ms + max(monitoring.allowed_lateness, monitoring.label_horizon)
 
     def touch(self, table: str, key: CellKey, feature: str = "") -> None:
         """Note a row that changed."""
@@ -122,7 +138,9 @@ class Windows:
                 window, version = divmod(rest, len(versions))
                 key = (versions[version], ROLES[role], names[segment])
                 group = self.group(windows[window])
-                group.closed = group.closed or bool(closed[window])
+                group.span_ms = contract.monitoring.window
+                if closed[window]:
+                    group.close(contract.monitoring)
                 cells.append((versions[version], group.cell(key)))
                 group.touch("window_counts", key)
                 group.touch("window_outcomes", key)
@@ -150,7 +168,9 @@ class Windows:
             group = self.group(window)
             found.append(group.cell(key))
             group.touch("window_outcomes", key)
-        arrays.count(found, np.array(cells_of, np.int64)[np.array(kinds, np.int64)[arrays.source]], threshold)
+        member = np.array(cells_of, np.int64)[np.array(kinds, np.int64)[arrays.source]]
+        arrays.count(found, member, threshold)
+        count_labels(found, np.array([window.start_ms for window, _ in cells], np.int64), member, arrays)
 
     def advance(
         self, contracts: Mapping[str, ModelContract], watermark_ms: int, floor_ms: Mapping[str, int]
@@ -162,10 +182,11 @@ class Windows:
             if contract is None:
                 continue
             if not group.closed and watermark_ms >= key.end_ms + contract.monitoring.allowed_lateness:
-                group.closed = True
+                group.close(contract.monitoring)
                 group.touch_all("window_counts", "window_outcomes")
             if not group.final and key.end_ms <= floor_ms.get(key.model, key.start_ms):
-                group.closed = group.final = True
+                group.close(contract.monitoring)
+                group.final = True
                 group.touch_all("window_counts", "window_outcomes")
             if group.final and not group.dirty and not group.sent:
                 del self._groups[key]
@@ -208,23 +229,28 @@ class Windows:
             c = cell.counts
             row = (
                 c.predictions, c.errors, c.fallbacks, c.late, c.positives, c.payload_bytes, c.latency_sum_us,
-                dict(sorted(c.latency_buckets.items())), c.score_histogram.tolist(), int(group.closed),
+                dict(sorted(c.latency_buckets.items())), c.score_histogram.tolist(), group.span_ms,
+                int(group.closed),
             )  # fmt: skip
         elif table == "window_outcomes":
             o = cell.outcomes
-            final = group.final or (group.closed and o.predictions > 0 and o.labelled == o.predictions)
+            complete = group.closed and o.predictions > 0 and o.labelled == o.predictions
+            settled_ms = group.settles_ms if group.final else 0
+            final_ms = max(group.closes_ms, o.last_label_ms) if complete else settled_ms
             row = (
                 o.predictions, o.labelled, o.revisions, o.true_positive, o.false_positive, o.true_negative,
                 o.false_negative, o.log_loss_nano, o.brier_nano, o.positive_scores.tolist(),
                 o.negative_scores.tolist(), o.calibration_counts.tolist(), o.calibration_score_nano.tolist(),
-                o.calibration_positives.tolist(), int(final),
+                o.calibration_positives.tolist(), o.positive_log_loss_nano, o.positive_brier_nano,
+                dict(sorted(o.positive_delays.items())), dict(sorted(o.negative_delays.items())), o.first_label_ms,
+                o.last_label_ms, final_ms, settled_ms, group.span_ms, int(complete or group.final),
             )  # fmt: skip
         else:
             f = cell.features[feature]
             key += (feature,)
             row = (
                 f.rows, f.missing, f.invalid, max(-_INT64_MAX, min(f.sum_micro, _INT64_MAX)), f.low, f.high, list(f.edges), f.histogram.tolist(),
-                dict(sorted(f.categories.items())),
+                dict(sorted(f.categories.items())), group.span_ms,
             )  # fmt: skip
         return Upsert(table, key, (*key, *row, version), version)
 
@@ -258,6 +284,7 @@ def _encode(group: Group) -> bytes:
         {
             "schema": WINDOW_SCHEMA,
             "key": list(group.key),
+            "times": [group.span_ms, group.closes_ms, group.settles_ms],
             "closed": group.closed,
             "final": group.final,
             "dirty": sorted((t, list(k), f) for t, k, f in group.dirty | group.sent),
@@ -279,7 +306,17 @@ def _decode(name: str, data: bytes) -> Group:
         raw = msgspec.msgpack.decode(data, strict=False)
         if raw["schema"] != WINDOW_SCHEMA:
             raise StateCorrupt(f"piece {name}: schema {raw['schema']}, this code reads {WINDOW_SCHEMA}")
-        group = Group(WindowKey(*raw["key"]), {}, raw["closed"], raw["final"], changed=False)
+        span_ms, closes_ms, settles_ms = raw["times"]
+        group = Group(
+            WindowKey(*raw["key"]),
+            {},
+            span_ms,
+            closes_ms,
+            settles_ms,
+            raw["closed"],
+            raw["final"],
+            changed=False,
+        )
         for key, counts, outcomes, features in raw["cells"]:
             group.cells[tuple(key)] = Cell(
                 unpack(Counts, counts),
