@@ -301,6 +301,7 @@ class GateState(Message):
     approvals_needed: int = 0
     approved_by: tuple[str, ...] = ()
     webhook: str = ""
+    answered: bool = Field(default=False, description="The webhook has said yes; people have not yet.")
     weight: float = Field(default=0, description="Share of the traffic the version gets when the gate opens.")
 
 
@@ -380,9 +381,14 @@ class Deployment(Message):
     gate: GateState | None = None
     gates_passed: tuple[str, ...] = Field(default=(), description="Ids of this rollout's gates that opened.")
     metrics: dict[str, MetricState] = Field(
-        default_factory=dict, description="Newest standing of each metric of the version that is measured."
+        default_factory=dict, description="Newest standing of each metric of the candidate."
     )
-    alerting: tuple[str, ...] = Field(default=(), description="Metrics beyond their alert bound.")
+    watch: dict[str, MetricState] = Field(
+        default_factory=dict, description="The same of the stable version, after its promotion."
+    )
+    alerting: tuple[str, ...] = Field(
+        default=(), description="What somebody was told of and stands: ``metric/VERSION/NAME`` and the like."
+    )
     baseline: dict[str, float] = Field(
         default_factory=dict, description="The replaced version's value of each metric, as last measured."
     )
