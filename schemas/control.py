@@ -7,15 +7,18 @@ Commands and facts are different types. A command may be refused; a fact happene
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from schemas.ids import Role
 from schemas.rollout import GateKind
 from schemas.verdicts import Evidence, State
+
+FLOAT_MAX = sys.float_info.max
 
 
 class Message(BaseModel):
@@ -30,13 +33,21 @@ class Severity(StrEnum):
     PAGE = "page"
 
 
+def _bounded(score: float) -> float:
+    return max(-FLOAT_MAX, min(FLOAT_MAX, score))
+
+
+#: A score without bound is the largest number there is: JSON has no infinity, and ``null`` could not be read back.
+Score = Annotated[float, AfterValidator(_bounded)]
+
+
 class Because(Message):
     """One signal a decision rests on."""
 
     signal_id: str
     detector: str
-    score: float
-    threshold: float
+    score: Score
+    threshold: Score
     evidence: Evidence = Evidence()
 
 
@@ -211,8 +222,8 @@ class CanaryAnalysis(Message):
     detector: str
     state: State
     evidence: Evidence = Evidence()
-    score: float = 0.0
-    threshold: float = 0.0
+    score: Score = 0.0
+    threshold: Score = 0.0
     event_time_ms: int
     signal_id: str = ""
     trace_id: str | None = None

@@ -9,9 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
-from typing import Any
 
-import uvicorn
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from pydantic import ValidationError
 
@@ -19,6 +17,7 @@ from deploy.broadcast import Broadcast
 from deploy.controller.view import View
 from deploy.core.ledger import Ledger
 from deploy.core.rollout import Step, World, decide
+from deploy.http.server import ApiServer
 from deploy.process import serve_metrics, stop_event, wall_ms
 from deploy.registry import Registry
 from schemas.contracts import ModelRecord
@@ -26,6 +25,7 @@ from schemas.control import (
     COMMANDS,
     Alert,
     AnyCommand,
+    CanaryAnalysis,
     Command,
     ControlTick,
     Decision,
@@ -54,11 +54,11 @@ def run(
     metrics = metrics or Metrics()
     serve_metrics(metrics, settings)
     controller = Controller(settings, metrics)
-    api: _Api | None = None
+    api: ApiServer | None = None
     try:
         controller.open()
         if settings.controller.api_port:
-            api = _Api(settings, controller)
+            api = ApiServer(settings.controller, controller.view, controller.submit)
             api.start()
         log.info("controller is ready", extra={"event": "ready", "api_port": settings.controller.api_port})
         while not stop.is_set():
@@ -189,6 +189,8 @@ class Controller:
         if isinstance(command, ControlTick):
             self._tick(command, partition, offset)
         else:
+            if isinstance(command, CanaryAnalysis):
+                self.view.analysed(command)
             self._obey(command.model, command, (partition, offset))
 
     def _tick(self, tick: ControlTick, partition: int, offset: int) -> None:
@@ -346,32 +348,3 @@ class Controller:
     def close(self) -> None:
         if self._input is not None:
             self._input.close()
-
-
-class _Api:
-    """The HTTP API on a thread of its own."""
-
-    def __init__(self, settings: ControllerSettings, controller: Controller) -> None:
-        from deploy.api import create_app
-
-        token = settings.controller.api_token
-        app: Any = create_app(
-            controller.view, controller.submit, None if token is None else token.get_secret_value()
-        )
-        config = uvicorn.Config(
-            app,
-            settings.controller.api_host,
-            settings.controller.api_port,
-            log_level="warning",
-            access_log=False,
-        )
-        self._server = uvicorn.Server(config)
-        # Signals are the process's business; a server on a thread cannot have them anyway.
-        self._thread = threading.Thread(target=self._server.run, name="api", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(5)
