@@ -368,6 +368,12 @@ class ControllerSection(Section):
     api_changes_per_s: float = Field(
         default=2, gt=0, description="Calls of one caller that change something."
     )
+    webhook_key: SecretStr | None = Field(
+        default=None, description="Signs the questions to webhooks of gates (HMAC-SHA256)."
+    )
+    archive_timeout: DurationMs = Field(
+        default=60_000, description="Longest wait for the archive before a measurement is an error."
+    )
     activation_delay: DurationMs = Field(
         default=0,
         description="Planned changes take effect this much event time later; a paced replay sets its span here, so "

@@ -38,6 +38,13 @@ class View:
             self._deployments[deployment.model] = deployment
             self._histories[deployment.model].deployed(deployment)
 
+    def measured(self, deployment: Deployment) -> None:
+        """Metrics as they stand between two revisions, of the revision that is shown."""
+        with self._lock:
+            shown = self._deployments.get(deployment.model)
+            if shown is not None and shown.revision == deployment.revision:
+                self._deployments[deployment.model] = deployment
+
     def decided(self, decision: Decision) -> None:
         with self._lock:
             self._decisions.append(decision)

@@ -15,10 +15,11 @@ from schemas.rollout import Gate, GateKind
 
 @dataclass(frozen=True, slots=True)
 class Approvals:
-    """What a version's risk tier asks for, and who has signed for these bytes in the registry."""
+    """What a version's risk tier asks for, who has signed for these bytes in the registry, and who registered them."""
 
     needed: int = 0
     by: tuple[str, ...] = ()
+    author: str = ""
 
 
 def person(issued_by: str) -> str:
@@ -52,7 +53,7 @@ def waiting(
     identity = gate_id(now, kind)
     gate = configured(rollout, kind)
     needed = 0 if gate is None or gate.webhook is not None else gate.approvals
-    signed = counted(tier.by, now.requested_by) if kind == "confirm-rollout" else ()
+    signed = counted(tier.by, now.requested_by, tier.author) if kind == "confirm-rollout" else ()
     if kind == "confirm-rollout":
         needed = max(needed, tier.needed)
     webhook = "" if gate is None or gate.webhook is None else gate.webhook
@@ -72,10 +73,10 @@ def waiting(
     )
 
 
-def counted(names: Iterable[str], requested_by: str) -> tuple[str, ...]:
-    """The different people among ``names``, without who asked for the rollout."""
-    people = dict.fromkeys(person(name) for name in names)
-    return tuple(name for name in people if name and name != person(requested_by))
+def counted(names: Iterable[str], *interested: str) -> tuple[str, ...]:
+    """The different people among ``names``, without those whose own wish it is."""
+    barred = {"", *(person(name) for name in interested)}
+    return tuple(name for name in dict.fromkeys(person(name) for name in names) if name not in barred)
 
 
 def complete(gate: GateState) -> bool:

@@ -263,8 +263,11 @@ def _approve(machine: Machine, message: ApproveRequested) -> Reply:
     who = person(message.issued_by)
     if not gate.approvals_needed:
         return Reply(Outcome.REFUSED, f"{gate.kind} is answered by its webhook; override it with a reason")
-    if who == person(machine.now.requested_by):
-        return Reply(Outcome.REFUSED, f"{who} asked for this rollout: somebody else must approve it")
+    author = machine.world.approvals(gate.version).author
+    if not counted((who,), machine.now.requested_by, author):
+        return Reply(
+            Outcome.REFUSED, f"{who or 'nobody'} asked for this version: somebody else must approve it"
+        )
     if who in gate.approved_by:
         return Reply(Outcome.DUPLICATE, f"{who} has approved already")
     gate = gate.model_copy(update={"approved_by": (*gate.approved_by, who)})
@@ -301,7 +304,7 @@ def _override(machine: Machine, message: OverrideRequested) -> Reply:
     gate = _at_gate(machine, message)
     if isinstance(gate, GateState):
         tier = machine.world.approvals(gate.version)
-        have = counted((*gate.approved_by, *tier.by), machine.now.requested_by)
+        have = counted((*gate.approved_by, *tier.by), machine.now.requested_by, tier.author)
         if gate.kind == "confirm-rollout" and len(have) < tier.needed:
             detail = (
                 f"its risk tier asks for {tier.needed} approvals, and has {len(have)}: that is not overridden"
