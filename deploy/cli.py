@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from deploy.commands import chaos, detectors, documents, local, models, remote, services
+from deploy.commands import audit, chaos, detectors, documents, local, models, remote, services
 from deploy.commands.common import Commands
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 for _command in (
     local.demo, local.up, local.down, local.status, local.logs, chaos.chaos,
     remote.deployments, remote.deploy, remote.rollback, remote.promote, remote.pause, remote.resume, remote.retrain,
+    audit.audit,
     documents.schemas, documents.metrics,
     services.config, services.topics, services.migrate,
     services.monitor, services.archive, services.controller, services.scorer, services.trainer, services.notifier,
