@@ -46,9 +46,13 @@ def print_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> None:
     for name in head:
         table.add_column(name, overflow="fold")
     for row in body:
-        table.add_row(*(Text(" ".join(cell.split())) for cell in row))
+        table.add_row(*(Text(_plain(cell)) for cell in row))
     terminal = sys.stdout.isatty()
     Console(width=None if terminal else _WIDE_COLUMNS).print(table)
+
+
+def _plain(cell: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(cell.split()))
 
 
 def fail(message: str) -> None:
