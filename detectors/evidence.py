@@ -2,7 +2,8 @@
 
 Evidence is a share of the threshold, so 1 means: as much as a false page may cost. A drift lasts until the evidence has
 fallen to ``LOW``; the threshold is raised by as much, so that the RATE of alarms keeps the promise and not only the time
-to the first (from LOW up to 1 a supermartingale climbs at most once in that much time: Doob's upcrossings).
+to the first (from LOW up to 1 a supermartingale climbs at most once in that much time: Doob's upcrossings); whoever
+begins anew at LOW needs no such raise. So evidence that comes and goes around the threshold is one alarm and not many.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ def threshold_ms(run_ms: float) -> float:
     return run_ms / (1 - LOW)
 
 
-def next_state(state: State, score: float) -> State:
-    """The state after ``score``, a share of the threshold."""
+def next_state(state: State, score: float, warning: float = LOW) -> State:
+    """The state after ``score``, a share of the threshold; ``warning``: the share that is one."""
     if score >= 1 or (state is State.DRIFT and score >= LOW):
         return State.DRIFT
-    return State.WARNING if score >= LOW else State.STABLE
+    return State.WARNING if score >= warning else State.STABLE

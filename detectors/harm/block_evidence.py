@@ -8,7 +8,10 @@ Shiryaev-Roberts restarts,
     R <- (R + 1) (1 + f (m - bound) / (bound - floor)),    drift when the mean of R over the fractions >= threshold,
 
 the expected number of blocks to a false alarm is at least ``threshold`` (Shin, Ramdas and Rinaldo, "E-detectors: a
-nonparametric framework for sequential change detection", 2022). Sums are integers, so cuts and order do not show.
+nonparametric framework for sequential change detection", 2022). From then on no restarts are added and only the boldest
+fraction counts, which loses fastest once the harm is over: a drift lasts until its evidence has fallen to a tenth of the
+threshold (``detectors.evidence``), and then all begins anew. So evidence that comes and goes around the threshold is one
+alarm, and every further one takes a whole run again. Sums are integers, so cuts and order do not show.
 
 >>> import numpy as np
 >>> above = BlocksAbove(bound=0.5, floor=0.0, fractions=(0.5, 0.95), threshold=20.0, rows_min=1)
@@ -27,17 +30,18 @@ from numpy.typing import NDArray
 
 from detectors.base import FIXED_POINT, Change, Rows, pack, undecided, unpack
 from detectors.blocks import BlockState, BlockSums
+from detectors.evidence import LOW, next_state
 from schemas.errors import SnapshotError
 from schemas.verdicts import Evidence, State, Verdict
 
 Floats = NDArray[np.float64]
-#: Evidence is held at this multiple of the threshold: less than an e-detector may reach, so still one; and what has
-#: passed can ebb away.
-_CEILING = 1e6
+#: Evidence of a drift is held at this multiple of the threshold, so that what has passed can ebb away.
+_CEILING = 2.0
 
 
 class BlocksAbove:
-    """The evidence alone. ``since_ms``, ``rows`` and ``total`` are of the blocks since evidence last was at most 1."""
+    """The evidence alone. ``since_ms``, ``rows`` and ``total`` are of the blocks since evidence last was at most 1;
+    ``held``: what is left of a drift's, None while there is none."""
 
     def __init__(
         self, bound: float, floor: float, fractions: Sequence[float], threshold: float, rows_min: int
@@ -47,6 +51,7 @@ class BlocksAbove:
         self.rows_min = rows_min
         self._bets = np.array(fractions) / (bound - floor)
         self.evidence: Floats = np.zeros(len(self._bets))
+        self.held: float | None = None
         self.since_ms: int | None = None
         self.rows = 0
         self.total = 0
@@ -67,12 +72,26 @@ class BlocksAbove:
     def add(self, mean: float) -> None:
         """Take a block's mean."""
         gain = np.maximum(0.0, 1 + self._bets * (mean - self.bound))
-        self.evidence = np.minimum((self.evidence + 1) * gain, _CEILING * self.threshold)
+        if self.held is None:
+            self.evidence = (self.evidence + 1) * gain
+            found = float(self.evidence.mean())
+            self.held = found if found >= self.threshold else None
+        else:
+            self.held *= float(gain[self._bets.argmax()])
+        if self.held is not None:
+            self.held = min(self.held, _CEILING * self.threshold)
+            if self.held < LOW * self.threshold:
+                self.held, self.evidence = None, np.zeros(len(self._bets))
 
     @property
     def score(self) -> float:
         """Evidence now; drift from ``threshold`` on."""
-        return float(self.evidence.mean())
+        return float(self.evidence.mean()) if self.held is None else self.held
+
+    def state(self, warning: float = LOW) -> State:
+        """What the evidence says; ``warning``: the share of the threshold that is one."""
+        before = State.STABLE if self.held is None else State.DRIFT
+        return next_state(before, self.score / self.threshold, warning)
 
     @property
     def mean(self) -> float:
@@ -83,6 +102,7 @@ class BlocksAbove:
 class _State(msgspec.Struct):
     blocks: BlockState
     evidence: list[float]
+    held: float | None
     since_ms: int | None
     rows: int
     total: int
@@ -116,7 +136,7 @@ class BlockEvidenceDetector(ABC):
         self._bound = bound
         self._floor = floor
         self._fractions = tuple(fractions)
-        self._warning = warning_share * threshold
+        self._warning = warning_share
         self._block_ms = block_ms
         self._offset_ms = block_offset_ms
         self._rows_min = rows_min
@@ -163,14 +183,12 @@ class BlockEvidenceDetector(ABC):
         return changes
 
     def _judge(self) -> Verdict:
-        score = self._above.score
-        state = State.STABLE
-        if score >= self.threshold:
-            state = State.DRIFT
-        elif score >= self._warning:
-            state = State.WARNING
+        above = self._above
         return Verdict(
-            state=state, score=score, threshold=self.threshold, evidence=self.describe(self._above)
+            state=above.state(self._warning),
+            score=above.score,
+            threshold=self.threshold,
+            evidence=self.describe(above),
         )
 
     def snapshot(self) -> bytes:
@@ -178,6 +196,7 @@ class BlockEvidenceDetector(ABC):
         state = _State(
             self._blocks.state,
             above.evidence.tolist(),
+            above.held,
             above.since_ms,
             above.rows,
             above.total,
@@ -193,7 +212,7 @@ class BlockEvidenceDetector(ABC):
         self.reset()
         self._blocks.state = state.blocks
         above = self._above
-        above.evidence = np.array(state.evidence)
+        above.evidence, above.held = np.array(state.evidence), state.held
         above.since_ms, above.rows, above.total = state.since_ms, state.rows, state.total
         above.closed, self._invalid = state.closed, state.invalid
         if above.closed:

@@ -84,7 +84,7 @@ class PromiseDetector(BlockEvidenceDetector):
     """The running e-detector; see the module."""
 
     kind = PromiseSpec.kind
-    schema = 2
+    schema = 3
 
     def __init__(self, spec: PromiseSpec, context: Context) -> None:
         self._tolerance = spec.tolerance

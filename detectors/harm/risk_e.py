@@ -132,7 +132,7 @@ class RiskDetector(BlockEvidenceDetector):
     """The running test; see the module."""
 
     kind = RiskSpec.kind
-    schema = 1
+    schema = 2
 
     def __init__(self, spec: RiskSpec, context: Context) -> None:
         self._score, self._label = score_and_label(context)
@@ -184,7 +184,7 @@ def _verified(spec: RiskSpec, context: Context) -> Standing:
     above, alarms, state = BlocksAbove(bound, 0.0, spec.fractions, promised, 1), 0, State.STABLE
     for mean in blocks[half:].tolist():
         above.add(mean)
-        before, state = state, State.DRIFT if above.score >= promised else State.STABLE
+        before, state = state, above.state()
         alarms += state is State.DRIFT and before is not State.DRIFT
     checked = len(blocks) - half
     note = f"one false alarm in {promised:.0f} blocks at most; {alarms or 'none'} on {checked} of held-out reference"

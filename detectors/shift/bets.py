@@ -32,14 +32,14 @@ Ints = NDArray[np.int32]
 UNIT = 1e-6
 #: No row may say more than this many nats for or against; what a cell adds up stays far from overflow.
 NATS_MAX = 4.0
-_SHIFTS = ((0.3, 0.52), (0.55, 0.22), (1.05, 0.26))
+_SHIFTS = ((0.3, 0.3), (0.55, 0.32), (1.05, 0.38))
 _WIDER = ((1.3, 0.5), (1.8, 0.5))
 _NARROWER = ((0.7, 0.6), (0.45, 0.4))
 _REGIONS = (0.1, 0.3, 0.7, 0.9)
 _CATEGORY_SHIFT = 0.5
 _MISSING_SHIFT = 0.7
 #: How much of a column's weight goes to bets of each sort; what a column has no bets for goes to the others.
-_WEIGHTS = {"location": 0.82, "spread": 0.1, "region": 0.04, "missing": 0.04, "category": 0.95}
+_WEIGHTS = {"location": 0.9, "spread": 0.06, "region": 0.02, "missing": 0.02, "category": 0.95}
 _SHARE_MIN = 0.005
 
 

@@ -25,7 +25,7 @@ error.
 >>> rng = np.random.default_rng(1)
 >>> x = np.concatenate([rng.uniform(0, 1, 2_000), rng.uniform(0.3, 1, 600)])
 >>> [(c.index, str(c.verdict.state)) for c in detector.update(Rows.of(x, 1_000 * np.arange(2_600)))]
-[(127, 'stable'), (2079, 'warning'), (2115, 'drift')]
+[(127, 'stable'), (2083, 'warning'), (2087, 'stable'), (2091, 'warning'), (2123, 'drift')]
 >>> detector.verdict.evidence.column, detector.verdict.evidence.statistic
 ('x', 'higher')
 """
@@ -56,7 +56,7 @@ _CEILING = 1e3
 _CUT_CELLS = 8
 #: Levels are counted over the last one to two times so many cells, for what people read.
 _RECENT_CELLS = 64
-_JOINT_WEIGHT = 0.1
+_JOINT_WEIGHT = 0.05
 #: A pause in the traffic opens no more than this share of the run length for a change to begin in.
 _GAP_SHARE = 1e-2
 

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from detectors.base import DAY_MS, Context, Detector, Rows
+from detectors.evidence import LOW
 from detectors.harm.block_evidence import BlocksAbove
 from detectors.harm.loss import log_loss, score_and_label
 from detectors.harm.risk_e import RiskSpec, risk_bound
+from detectors.registry import spec_class
 from schemas.contracts import FalsePages, Reference
 from schemas.errors import ConfigurationError, SnapshotError
 from schemas.verdicts import State
@@ -205,6 +207,45 @@ def test_it_pages_only_where_its_own_reference_is_quiet() -> None:
     standing = RiskSpec().standing(Context(COLUMNS, (0,) * 3, "loss", worse, false_pages=budget))
     assert not standing.pages and standing.alarms == 1
     assert "does not page" in standing.note
+
+
+def quarters(worse: list[bool]) -> Rows:
+    """One block each: a model that says one in four, of which three in four come true when it is ``worse``, else one."""
+    label = np.concatenate([np.arange(ROWS_A_DAY) % 4 < (3 if bad else 1) for bad in worse]).astype(
+        np.float64
+    )
+    score = np.full(len(label), 0.25)
+    times = np.repeat(np.arange(len(worse)), ROWS_A_DAY) * DAY_MS
+    return Rows.of(np.column_stack([score, label, log_loss(score, label)]), times)
+
+
+@pytest.mark.parametrize("kind", ["loss-above-promise", "risk-e"])
+def test_evidence_around_the_threshold_is_one_alarm(kind: str) -> None:
+    """Harm until the first alarm, then good weeks and bad days in turn: evidence falls below the threshold and passes it again,
+    and it stays one drift, over a restart too, until good days alone have taken the evidence to a tenth."""
+    reference = Reference(
+        loss_blocks=tuple((0.56 + 0.02 * np.sin(np.arange(60))).tolist()), loss_block_ms=DAY_MS
+    )
+    spec, context = (
+        spec_class(kind).model_validate({"threshold": 200}),
+        Context(COLUMNS, (0, 0, 0), "loss", reference),
+    )
+    worse = [False] * 5 + [True] * 10 + ([False] * 26 + [True] * 2) * 3 + [False] * 150
+    detector, rows = spec.build(context), quarters(worse)
+    said, scores = [], []
+    for day in range(len(worse)):
+        detector.update(rows.take(slice(day * ROWS_A_DAY, (day + 1) * ROWS_A_DAY)))
+        said += [(day, change.verdict.state) for change in detector.advance((day + 1) * DAY_MS - 1)]
+        scores.append(detector.verdict.score / detector.verdict.threshold)
+        detector = spec.restore(context, detector.snapshot())
+    drifts = [at for at, (_, state) in enumerate(said) if state is State.DRIFT]
+    assert len(drifts) == 1, said
+    begun, ended = said[drifts[0]][0], said[drifts[0] + 1][0]
+    assert said[drifts[0] + 1][1] in (State.STABLE, State.WARNING) and scores[ended] < LOW
+    above = np.array(scores[begun:ended]) >= 1
+    # Without hysteresis each time it passes the threshold again would have been an alarm.
+    assert np.count_nonzero(np.diff(above.astype(int)) == 1) >= 2
+    assert np.mean(scores[-20:]) < 1
 
 
 def test_a_snapshot_of_other_bets_is_refused() -> None:
