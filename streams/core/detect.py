@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from detectors.base import Change, Rows, Standing
+from detectors.base import Change, Rows, Standing, undecided
 from detectors.columns import share_of_budget
 from schemas.blocks import ObservationBlock, decode_block
 from schemas.codecs import STATUSES
@@ -35,6 +35,7 @@ from streams.core.detect_state import (
     decode_meta,
     encode_meta,
     encode_running,
+    is_current,
     key_of,
     piece_name,
 )
@@ -59,6 +60,7 @@ _FAMILIES: Mapping[str, Family] = {
     "comparison": Family.COMPARISON,
 }
 _OK = STATUSES.index("ok")
+_OTHERWISE = "it is configured otherwise now"
 #: Streams by the kind of block they read.
 _STREAMS: Mapping[str, tuple[str, ...]] = {
     "predictions": ("features", "score", "predictions"),
@@ -122,6 +124,8 @@ class DetectCore:
                 running.config.stream != "loss" or segments == segments_now
             )
             if not same_columns or wanted.get(key[2]) != running.config:
+                if key[2] in wanted:
+                    self._begin_again(key, running, running.said, _OTHERWISE)
                 self._drop(key)
             elif not running.failed and (running.context.false_pages, running.context.share) != (
                 contract.monitoring.false_pages,
@@ -438,7 +442,7 @@ class DetectCore:
     def _recall(self, key: Key) -> None:
         """What the stored detector was built with: it must be built so again, at once."""
         data = self._stored.get(piece_name(key))
-        if data is not None:
+        if data is not None and is_current(data):
             standing_key, known = msgspec.msgpack.decode(data)[7:9]
             self._cache.setdefault(standing_key, known)
 
@@ -446,19 +450,29 @@ class DetectCore:
         data = self._stored.pop(piece_name(key), None)
         if data is None:
             return
-        _schema, _role, written_for, said, failed, address, snapshot, *_ = msgspec.msgpack.decode(data)
+        _schema, _role, written_for, said, *rest = msgspec.msgpack.decode(data)
         if written_for != running.content:
-            return
+            return self._begin_again(key, running, State(said), _OTHERWISE)
         try:
+            if not is_current(data):
+                raise SnapshotError("another layout")
+            failed, address, snapshot, *_ = rest
             running.detector = running.spec.restore(running.context, snapshot)
-        except SnapshotError:
-            # Another code version wrote it: the detector warms up again, and says so through its own verdict.
-            self._count(
-                "driftline_errors_total", where=f"detector {running.config.kind}: snapshot of another version"
+        except SnapshotError as error:
+            where = f"detector {running.config.kind}: snapshot of another version"
+            self._count("driftline_errors_total", where=where)
+            return self._begin_again(
+                key, running, State(said), f"its state is of another code version ({error})"
             )
-            return
         running.said, running.failed, running.address = State(said), failed, address
         running.written, running.touched = data, False
+
+    def _begin_again(self, key: Key, running: Running, said: State, why: str) -> None:
+        """What was said of a detector no longer stands: it warms up, and says so, once."""
+        verdict = undecided(0.0, f"begins again: {why}"[:500])
+        change = Change(-1, max(self._meta.prediction_ms, self._meta.outcome_ms), verdict)
+        family = running.spec.family(running.config.stream)
+        self._signal(key, running.config, family, running.standing, running.role, said, change, "")
 
     def positions(self) -> dict[TopicPartition, int]:
         """The first record with a row that still waits; nothing named: all is consumed."""

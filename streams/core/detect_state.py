@@ -9,6 +9,7 @@ import msgspec
 from detectors.base import Context, Detector, Spec, Standing
 from schemas.blocks import ObservationBlock
 from schemas.contracts import DetectorConfig
+from schemas.errors import SnapshotError
 from schemas.ids import content_hash
 from schemas.verdicts import State
 from streams.core.comparing import BEGINNING_MS, Pair
@@ -86,6 +87,11 @@ def encode_running(running: Running) -> bytes:
     )
 
 
+def is_current(piece: bytes) -> bool:
+    """Whether this code wrote a detector's piece. Schema, role, content and what was said come first in every layout."""
+    return bool(msgspec.msgpack.decode(piece)[0] == DETECT_SCHEMA)
+
+
 def config_hash(config: DetectorConfig, context: Context) -> str:
     """Changes with anything that makes an old snapshot meaningless. Slow for a large reference: once a detector."""
     reference = context.reference
@@ -112,8 +118,14 @@ def encode_meta(meta: Meta) -> bytes:
 
 
 def decode_meta(data: bytes) -> Meta:
-    """Inverse of :func:`encode_meta`."""
-    _schema, predictions, feedback, prediction_ms, outcome_ms, pairs, seen = msgspec.msgpack.decode(data)
+    """Inverse of :func:`encode_meta`. Raises SnapshotError."""
+    schema, *values = msgspec.msgpack.decode(data)
+    if schema != DETECT_SCHEMA:
+        raise SnapshotError(
+            f"piece meta of a detect task has schema {schema}, this code reads {DETECT_SCHEMA}: run the version that "
+            "wrote it, or delete the task's records on the state topic to read its observations again"
+        )
+    predictions, feedback, prediction_ms, outcome_ms, pairs, seen = values
     return Meta(
         predictions, feedback, prediction_ms, outcome_ms, {m: Pair(*pair) for m, pair in pairs.items()}, seen
     )
