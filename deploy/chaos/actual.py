@@ -32,6 +32,8 @@ class Message(NamedTuple):
 
 
 Topics = dict[str, list[Message]]
+#: (partition, offset, row in its batch).
+Address = tuple[int, int, int]
 
 
 def read_topics(kafka: KafkaSettings, names: tuple[str, ...] = READ) -> Topics:
@@ -84,14 +86,14 @@ def read_aggregates(clickhouse: ClickHouseSettings) -> dict[str, list[list[Any]]
         }
 
 
-def read_logs(clickhouse: ClickHouseSettings) -> dict[str, list[tuple[int, int]]]:
-    """Addresses (partition, offset) in each log table, once for each row the analyst sees."""
+def read_logs(clickhouse: ClickHouseSettings) -> dict[str, list[Address]]:
+    """Addresses (partition, offset, row) in each log table, once for each row the analyst sees."""
     with clickhouse_connect.get_client(**clickhouse.client()) as client:
         return {
             name: [
-                (int(partition), int(offset))
-                for partition, offset in client.query(
-                    f"SELECT source_partition, source_offset FROM {name} FINAL"
+                (int(partition), int(offset), int(row))
+                for partition, offset, row in client.query(
+                    f"SELECT source_partition, source_offset, source_row FROM {name} FINAL"
                 ).result_rows
             ]
             for name, table in TABLES.items()

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from deploy.chaos.actual import AGGREGATES, Message, Topics
+from deploy.chaos.actual import AGGREGATES, Address, Message, Topics
 from deploy.chaos.load import HEADER_BAD
+from schemas.arrow import read_arrow
 from schemas.blocks import decode_block
 from schemas.control import ControlTick
-from schemas.events import HEADER_KIND, HEADER_ORIGIN, KIND_TICK
+from schemas.events import FORMAT_ARROW, HEADER_FORMAT, HEADER_KIND, HEADER_ORIGIN, KIND_TICK
 from schemas.ids import ROLES, RowId, identities, murmur2_many, partition_of
 from schemas.rows import TABLES
 
@@ -90,7 +91,7 @@ def check(
     expected: Mapping[str, Any],
     topics: Topics,
     aggregates: Mapping[str, Sequence[Sequence[Any]]],
-    logs: Mapping[str, Sequence[tuple[int, int]]],
+    logs: Mapping[str, Sequence[Address]],
     partitions: int,
 ) -> Checked:
     """Everything. ``expected``: the document of ``streams.offline``."""
@@ -143,14 +144,14 @@ def _plain(value: Any) -> Any:
 
 
 def _observations(checked: Checked, expected: Mapping[str, Any], messages: Sequence[Message]) -> None:
-    rows: list[tuple[int, int]] = []
+    rows: list[Address] = []
     net: Counter[tuple[Any, ...]] = Counter()
     for message in messages:
         if message.headers.get(HEADER_KIND) == KIND_TICK:
             continue
         block = decode_block(message.value)
         if block.kind == "predictions":
-            rows += zip(block.partition.tolist(), block.offset.tolist(), strict=True)
+            rows += zip(block.partition.tolist(), block.offset.tolist(), block.row.tolist(), strict=True)
             continue
         for identity, version, role, label, sign in zip(
             block.identity.tolist(), block.version.tolist(), block.role.tolist(), block.label.tolist(),
@@ -182,13 +183,13 @@ def _dead_letters(checked: Checked, topics: Topics) -> None:
     checked.bags("dead letters", want, have)
 
 
-def _archive(checked: Checked, topics: Topics, logs: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+def _archive(checked: Checked, topics: Topics, logs: Mapping[str, Sequence[Address]]) -> None:
     for topic, table in _EVENTS.items():
         kept = [m for m in topics[topic] if HEADER_KIND not in m.headers and _readable(m)]
-        checked.bags(table, {_address(m) for m in kept}, logs[table])
+        checked.bags(table, {at for m in kept for at in _addresses(m)}, logs[table])
     for topic, table in _LOGS.items():
         kept = [m for m in topics[topic] if HEADER_KIND not in m.headers]
-        checked.bags(table, [(m.partition, m.offset) for m in kept], logs[table])
+        checked.bags(table, [(m.partition, m.offset, 0) for m in kept], logs[table])
 
 
 def _readable(message: Message) -> bool:
@@ -196,12 +197,18 @@ def _readable(message: Message) -> bool:
     return reason is None or reason.decode() in READABLE_GARBAGE
 
 
-def _address(message: Message) -> tuple[int, int]:
+def _addresses(message: Message) -> list[Address]:
+    """Of the rows of a message, where they were first read."""
     origin = message.headers.get(HEADER_ORIGIN)
-    if origin is None:
-        return message.partition, message.offset
-    first = RowId.parse(origin.decode())
-    return first.partition, first.offset
+    if origin is not None:
+        first = RowId.parse(origin.decode())
+        return [(first.partition, first.offset, first.row)]
+    rows = read_arrow(message.value).num_rows if _is_arrow(message) else 1
+    return [(message.partition, message.offset, row) for row in range(rows)]
+
+
+def _is_arrow(message: Message) -> bool:
+    return message.headers.get(HEADER_FORMAT) == FORMAT_ARROW
 
 
 def _verdicts(checked: Checked, expected: Mapping[str, Any], topics: Topics, partitions: int) -> None:
@@ -247,7 +254,7 @@ def _scores(checked: Checked, topics: Topics) -> None:
     logged = [
         json.loads(m.value)
         for m in topics["predictions"]
-        if HEADER_KIND not in m.headers and HEADER_BAD not in m.headers and HEADER_ORIGIN not in m.headers
+        if not {HEADER_KIND, HEADER_BAD, HEADER_ORIGIN} & m.headers.keys() and not _is_arrow(m)
     ]
     checked.bags(
         "scored predictions",

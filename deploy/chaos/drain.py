@@ -51,14 +51,18 @@ def drain(platform: Platform, load: Load, probe: Probe, watch: LoopWatch, say: S
 
 
 def _clean(platform: Platform) -> bool:
-    """Whether no task of the monitor has a row the warehouse has not confirmed."""
+    """Whether no task of any worker has a row the warehouse has not confirmed."""
     state = json.loads((platform.data_dir / STATE_FILE).read_text())
-    try:
-        with urllib.request.urlopen(state["metrics"]["monitor"], timeout=5) as response:
-            text = response.read().decode()
-    except OSError:
-        return False
-    waiting = re.findall(r"^driftline_warehouse_dirty\{[^}]*\} (\S+)", text, re.MULTILINE)
+    waiting: list[str] = []
+    for name, url in state["metrics"].items():
+        if not name.startswith("monitor"):
+            continue
+        try:
+            with urllib.request.urlopen(url, timeout=5) as response:
+                text = response.read().decode()
+        except OSError:
+            return False
+        waiting += re.findall(r"^driftline_warehouse_dirty\{[^}]*\} (\S+)", text, re.MULTILINE)
     return bool(waiting) and not any(float(value) for value in waiting)
 
 

@@ -1,6 +1,6 @@
 """What flows through the loop while it is broken: predictions, labels and garbage, with every disorder that is allowed.
 
-Predictions come twice, late, and on partitions that are not theirs; labels come before their prediction, long after it,
+Predictions come one by one or as Arrow batches, twice, late, and on partitions that are not theirs; labels come before their prediction, long after it,
 twice, revised, too late to count, or never. Garbage carries the reason it must be refused for in a header: what is to
 become of it is known without asking any code that is under test. Event time is the wall clock's, as the load reads it:
 steps of the services' clocks do not touch it.
@@ -19,9 +19,10 @@ import msgspec
 from confluent_kafka import KafkaError, Message, Producer
 
 from deploy.chaos.model import DIRECT, SCORED, Features, bias, draw, truth
+from schemas.arrow import encode_arrow_predictions
 from schemas.clock import wall_ms
 from schemas.errors import PlatformError
-from schemas.events import HEADER_KIND, KIND_TICK, Tick
+from schemas.events import FORMAT_ARROW, HEADER_FORMAT, HEADER_KIND, KIND_TICK, Tick
 from schemas.ids import partition_of
 from schemas.settings import KafkaSettings
 
@@ -30,7 +31,11 @@ HEADER_BAD = "chaos-bad"
 HORIZON_MS = 180_000
 _STEP_S = 0.02
 _SCORED_SHARE = 0.25
+#: Of the directly logged predictions, those that come in batches, and how many make one.
+_BATCHED_SHARE = 0.3
+_BATCH_ROWS = 16
 _encode = msgspec.json.encode
+Headers = list[tuple[str, str | bytes | None]]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -40,6 +45,8 @@ class _Later:
     topic: str = field(compare=False)
     key: bytes = field(compare=False)
     value: bytes = field(compare=False)
+    #: None: as the key says; set for an Arrow batch, which has no key.
+    partition: int | None = field(compare=False, default=None)
     astray: bool = field(compare=False, default=False)
 
 
@@ -58,6 +65,7 @@ class Load:
             kafka.producer(**{"linger.ms": 5, "queue.buffering.max.messages": 2_000_000})
         )
         self._later: list[_Later] = []
+        self._batch: list[dict[str, object]] = []
         self._made = 0
         self._numbers = 0
         self._refused: list[str] = []
@@ -80,6 +88,7 @@ class Load:
         self._thread.join()
         if self._error is not None:
             raise PlatformError(f"the load failed: {self._error!r}") from self._error
+        self._send_batch(wall_ms())
         self._release(None)
         left = self._producer.flush(120)
         if left or self._refused:
@@ -137,6 +146,11 @@ class Load:
         score = bias(features)
         event = {"prediction_id": identity, "model": DIRECT, "version": "1", "event_time_ms": now_ms,
                  "features": features, "score": score, "latency_ms": round(rng.uniform(1, 9), 2)}  # fmt: skip
+        if rng.random() < _BATCHED_SHARE:
+            self._batch.append(event)
+            if len(self._batch) >= _BATCH_ROWS:
+                self._send_batch(now_ms + delay_ms)
+            return
         chance = rng.random()
         if chance < 0.01:
             delay_ms += rng.randint(7_000, 12_000)
@@ -148,6 +162,25 @@ class Load:
         if chance > 0.95:
             shadow = event | {"version": "9", "role": "shadow", "score": 1.0 - score}
             self._send("predictions", identity, shadow, now_ms + delay_ms)
+
+    def _send_batch(self, at_ms: int) -> None:
+        """What has gathered, cut by partition as an SDK does it; some batches come twice, some to the wrong partition."""
+        if not self._batch:
+            return
+        rng, rows = self._rng, self._batch
+        self._batch = []
+        columns: dict[str, list[object]] = {
+            name: [row[name] for row in rows] for name in rows[0] if name not in ("model", "features")
+        }
+        features: list[Features] = [row["features"] for row in rows]  # type: ignore[misc]
+        columns |= {name: [row[name] for row in features] for name in features[0]}
+        cut = encode_arrow_predictions(DIRECT, columns, self._kafka.input_partitions)
+        self.sent["arrow-rows"] += len(rows)
+        for partition, value in cut.items():
+            chance = rng.random()
+            due = (at_ms, at_ms + rng.choice((0, 1_500, 6_000))) if chance < 0.05 else (at_ms,)
+            for one_ms in due:
+                self._push("predictions", b"", value, one_ms, partition=partition, astray=chance > 0.97)
 
     def _labels(self, identity: str, model: str, label: float, now_ms: int, hurry: bool) -> None:
         rng = self._rng
@@ -186,6 +219,7 @@ class Load:
                 ("predictions", "missing-feature", _encode(good | {"features": short})),
                 ("predictions", "absurd-timestamp", _encode(good | {"event_time_ms": 631_152_000_000})),
                 ("predictions", "wrong-key", _encode(good | {"prediction_id": "somebody-else"})),
+                ("predictions", "bad-arrow", b"\xff\xff\xff\xff half a batch"),
                 ("feedback", "not-json", b"\xff\xfe"),
                 ("feedback", "wrong-type", _encode(label | {"label": "yes"})),
                 ("feedback", "unknown-model", _encode(label | {"model": "nobody"})),
@@ -193,24 +227,41 @@ class Load:
         )
         partition = rng.randrange(self._kafka.input_partitions)
         self.sent["garbage"] += 1
-        self._produce(topic, name.encode(), value, partition, [(HEADER_BAD, reason.encode())])
+        headers: Headers = [(HEADER_BAD, reason.encode())]
+        if reason == "bad-arrow":
+            headers.append((HEADER_FORMAT, FORMAT_ARROW))
+        self._produce(topic, name.encode(), value, partition, headers)
 
     # -- sending --------------------------------------------------------------------------------------------------
 
     def _send(self, topic: str, key: str, body: object, at_ms: int, *, astray: bool = False) -> None:
+        self._push(topic, key.encode(), _encode(body), at_ms, astray=astray)
+
+    def _push(
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes,
+        at_ms: int,
+        *,
+        partition: int | None = None,
+        astray: bool = False,
+    ) -> None:
         self._numbers += 1
         self.sent[topic] += 1
-        heapq.heappush(self._later, _Later(at_ms, self._numbers, topic, key.encode(), _encode(body), astray))
+        heapq.heappush(self._later, _Later(at_ms, self._numbers, topic, key, value, partition, astray))
 
     def _release(self, now_ms: int | None) -> None:
         """Write what is due; everything when there is no later."""
         while self._later and (now_ms is None or self._later[0].at_ms <= now_ms):
             due = heapq.heappop(self._later)
             partitions = self._kafka.input_partitions
-            partition = partition_of(due.key, partitions)
+            arrow = due.partition is not None
+            partition = partition_of(due.key, partitions) if due.partition is None else due.partition
             if due.astray:
                 partition = (partition + 1) % partitions
-            self._produce(due.topic, due.key, due.value, partition, [])
+            headers: Headers = [(HEADER_FORMAT, FORMAT_ARROW)] if arrow else []
+            self._produce(due.topic, due.key or None, due.value, partition, headers)
 
     def _produce(
         self,
@@ -218,7 +269,7 @@ class Load:
         key: bytes | None,
         value: bytes,
         partition: int,
-        headers: list[tuple[str, str | bytes | None]],
+        headers: Headers,
     ) -> None:
         while True:
             try:

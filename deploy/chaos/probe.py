@@ -72,7 +72,8 @@ class Probe:
             return wall_ms() - self.archived_ms <= 1000 * ARCHIVE_LAG_S
         if target == "scorer":
             return self.open_requests <= SCORER_LAG_S * self._requests_per_s + 10
-        return target not in ("monitor", "kafka") or self.loop_lag_s <= LOOP_LAG_S
+        loop = target == "kafka" or target.startswith("monitor")
+        return not loop or self.loop_lag_s <= LOOP_LAG_S
 
     def _follow_scores(self) -> None:
         kafka = self._platform.kafka

@@ -59,15 +59,17 @@ class ChaosOptions:
     data_dir: Path | None = None
     keep: bool = False
     input_partitions: int = 4
+    workers: int = 1
 
 
 def run_chaos(options: ChaosOptions, say: Say) -> int:
     """Run, compare, report. Returns the exit status: 0 only if everything is equal."""
-    faults = schedule(options.seed, options.minutes)
+    faults = schedule(options.seed, options.minutes, options.workers)
     report: dict[str, Any] = {
         "seed": options.seed,
         "minutes": options.minutes,
         "events_per_s": options.events_per_s,
+        "workers": options.workers,
         "schedule": [fault.document() for fault in faults],
         "passed": False,
     }
@@ -111,6 +113,7 @@ class _Run:
         self._platform = Platform(
             data_dir,
             input_partitions=options.input_partitions,
+            monitors=options.workers,
             restarts_max=RESTARTS_MAX,
             environment={
                 "DRIFTLINE_MONITOR__TICK_INTERVAL": "200ms",

@@ -68,14 +68,18 @@ class Fault:
         return asdict(self)
 
 
-def schedule(seed: int, minutes: float) -> list[Fault]:
-    """Every fault of a run in its order; the same for the same arguments."""
+def schedule(seed: int, minutes: float, workers: int = 1) -> list[Fault]:
+    """Every fault of a run in its order; the same for the same arguments. Of several ``workers`` each fault of the
+    monitor meets one."""
     rng = random.Random(seed)
+    which = random.Random(seed + 1)
     cards = _cards(rng)
     faults: list[Fault] = []
     at_s, end_s = LEAD_IN_S, 60 * minutes - LEAD_OUT_S
     while True:
         kind, target = next(cards)
+        if target == "monitor" and (number := which.randrange(workers)):
+            target = f"monitor-{number}"
         fault = _fault(rng, at_s, kind, target)
         if fault.at_s + fault.seconds > end_s:
             return faults

@@ -23,6 +23,12 @@ def chaos(
         float, typer.Option(help="Predictions a second; labels, repeats and garbage come on top.")
     ] = 300.0,
     partitions: Annotated[int, typer.Option(min=1, max=1024, help="Input partitions.")] = 4,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, max=16, help="Monitor workers that share the partitions; each is killed in turn."
+        ),
+    ] = 1,
     data_dir: Annotated[
         Path | None, typer.Option(help="Keep everything here; must be new. Else a directory that is removed.")
     ] = None,
@@ -52,6 +58,7 @@ def chaos(
         data_dir=None if data_dir is None else data_dir.expanduser(),
         keep=keep,
         input_partitions=partitions,
+        workers=workers,
     )
     interruptible()
     try:

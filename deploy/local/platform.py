@@ -86,7 +86,8 @@ class Service:
 class Platform:
     """Kafka, warehouse and services over one data directory. Also a context manager.
 
-    ``environment`` adds settings for every service (``DRIFTLINE_…``); ``say(service, text)`` receives one line for each
+    ``environment`` adds settings for every service (``DRIFTLINE_…``); ``monitors`` workers share the monitor's work,
+    named ``monitor``, ``monitor-1`` and so on; ``say(service, text)`` receives one line for each
     thing worth knowing. Ports of 0 are chosen freely.
     """
 
@@ -100,6 +101,7 @@ class Platform:
         services: tuple[str, ...] = tuple(SERVICES),
         environment: Mapping[str, str] | None = None,
         input_partitions: int = 4,
+        monitors: int = 1,
         restarts_max: int = RESTARTS_MAX,
         say: Say = lambda _service, _text: None,
     ) -> None:
@@ -108,7 +110,8 @@ class Platform:
             raise PlatformError(f"unknown services: {', '.join(unknown)}; known: {', '.join(SERVICES)}")
         self.data_dir = data_dir.resolve()
         self._ports = {"kafka": kafka_port, "warehouse": warehouse_port, "api": api_port or free_port()}
-        self._wanted = services
+        workers = tuple(f"monitor-{number}" for number in range(1, monitors))
+        self._wanted = services + (workers if "monitor" in services else ())
         self._extra = dict(environment or {})
         self._partitions = input_partitions
         self._restarts_max = restarts_max
@@ -159,8 +162,9 @@ class Platform:
             "DRIFTLINE_CONTROLLER__REGISTRY": str(self.registry),
             "DRIFTLINE_TRAINER__REGISTRY": str(self.registry),
             "DRIFTLINE_CONTROLLER__API_PORT": str(self._ports["api"]),
-            # A name of its own gives a killed worker its partitions back at once.
+            # A name of its own gives whoever is killed its partitions back at once.
             "DRIFTLINE_MONITOR__INSTANCE": "monitor-0",
+            "DRIFTLINE_ARCHIVE__INSTANCE": "archive-0",
             # One BLAS and OpenMP thread a process: six processes share the machine.
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
@@ -220,11 +224,14 @@ class Platform:
         environment = self.environment()
         started = []
         for name in services:
-            module, *arguments = SERVICES[name]
+            kind, _, number = name.partition("-")
+            module, *arguments = SERVICES[kind]
             log = self.data_dir / "logs" / f"{name}.log"
             port = free_port()
             self._metrics_ports[name] = port
             own = environment | {"DRIFTLINE_METRICS_PORT": str(port)}
+            if number:
+                own[f"DRIFTLINE_{kind.upper()}__INSTANCE"] = name
             service = Service(name, module, tuple(arguments), log, own)
             service.start()
             started.append(service)

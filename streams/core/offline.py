@@ -15,9 +15,10 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from schemas.arrow import PREDICTION_COLUMNS, read_arrow
 from schemas.contracts import ModelContract, ModelRecord, Reference
 from schemas.errors import DeliveryError
-from schemas.events import HEADER_KIND, HEADER_ORIGIN, KIND_TICK
+from schemas.events import FORMAT_ARROW, HEADER_FORMAT, HEADER_KIND, HEADER_ORIGIN, KIND_TICK
 from schemas.ids import RowId, partition_of
 from schemas.settings import MonitorSettings
 from streams.core import detect, policy
@@ -40,12 +41,12 @@ _ORDERS_MAX = 2_000
 
 @dataclass(slots=True)
 class Joined:
-    """One partition's share. ``addresses``: (partition, offset) of each row that was new, as it was first read.
+    """One partition's share. ``addresses``: (partition, offset, row) of each row that was new, as it was first read.
     ``sent_on``: rows of other partitions, which must stand on theirs once more; ``origins``: those that came so."""
 
     tables: dict[str, dict[Row, Row]] = field(default_factory=dict)
     outcomes: list[tuple[str, str, str, str, float]] = field(default_factory=list)
-    addresses: list[tuple[int, int]] = field(default_factory=list)
+    addresses: list[tuple[int, int, int]] = field(default_factory=list)
     sent_on: list[str] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
     duplicates: int = 0
@@ -77,25 +78,38 @@ def joined(
             continue
         if garbage in record.headers:
             continue
-        event = json.loads(record.value or b"")
-        origin = record.headers.get(HEADER_ORIGIN)
-        address = RowId(record.topic, record.partition, record.offset)
-        if origin is not None:
-            address = RowId.parse(origin.decode())
-            found.origins.append(str(address))
-        elif partition_of(event["prediction_id"].encode(), partitions) != partition:
-            found.sent_on.append(str(address))
-            continue
-        if record.topic == "predictions":
-            usual = {"role": "stable", "score": None, "latency_ms": 0.0, "status": "ok"}
-            event = usual | event | {"address": (address.partition, address.offset)}
-            steps.append(Step("prediction", event, payload_bytes=len(record.value or b"")))
-        else:
-            steps.append(Step("label", {"revision": 0} | event, "feedback"))
+        for row, event, size in _events(record):
+            origin = record.headers.get(HEADER_ORIGIN)
+            address = RowId(record.topic, record.partition, record.offset, row)
+            if origin is not None:
+                address = RowId.parse(origin.decode())
+                found.origins.append(str(address))
+            elif partition_of(event["prediction_id"].encode(), partitions) != partition:
+                found.sent_on.append(str(address))
+                continue
+            if record.topic == "predictions":
+                usual = {"role": "stable", "score": None, "latency_ms": 0.0, "status": "ok"}
+                event = usual | event | {"address": (address.partition, address.offset, address.row)}
+                steps.append(Step("prediction", event, payload_bytes=size))
+            else:
+                steps.append(Step("label", {"revision": 0} | event, "feedback"))
     for model, contract in contracts.items():
         mine = (s for s in steps if s.kind == "tick" or s.event["model"] == model)
         _add(found, model, expected(contract, mine, partition, references.get(model)))
     return found
+
+
+def _events(record: Record) -> Iterator[tuple[int, dict[str, Any], int]]:
+    """(row, document, bytes) of each event of a usable record, its share of the bytes where it is one of a batch."""
+    value = record.value or b""
+    if record.headers.get(HEADER_FORMAT) != FORMAT_ARROW:
+        yield 0, json.loads(value), len(value)
+        return
+    table = read_arrow(value)
+    model = (table.schema.metadata or {})[b"model"].decode()
+    for row, data in enumerate(table.to_pylist()):
+        document = {name: item for name in PREDICTION_COLUMNS if (item := data.pop(name, None)) is not None}
+        yield row, document | {"model": model, "features": data}, len(value) // table.num_rows
 
 
 def _add(found: Joined, model: str, share: Expected) -> None:

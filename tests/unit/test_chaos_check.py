@@ -8,12 +8,14 @@ from copy import deepcopy
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from deploy.chaos.actual import AGGREGATES, READ, Message
 from deploy.chaos.check import check
 from deploy.chaos.load import HEADER_BAD
-from schemas.events import HEADER_KIND, HEADER_ORIGIN, KIND_TICK
+from schemas.arrow import encode_arrow
+from schemas.events import FORMAT_ARROW, HEADER_FORMAT, HEADER_KIND, HEADER_ORIGIN, KIND_TICK
 from schemas.ids import partition_of
 from schemas.rows import TABLES
 
@@ -21,6 +23,8 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 MODEL = "m"
 PARTITIONS = 2
 MINE = partition_of(MODEL.encode(), PARTITIONS)
+#: Two rows.
+BATCH = encode_arrow(pa.table({"prediction_id": ["b1", "b2"]}))
 
 
 def row(table: str) -> tuple[list[Any], list[Any]]:
@@ -57,6 +61,7 @@ class Books:
                 Message(0, 2, None, b"{", {HEADER_BAD: b"not-json"}),
                 message(3, prediction_id="s1", model=MODEL, version="1"),
                 Message(1, 0, None, b"{}", {HEADER_ORIGIN: b"predictions/0/3/0"}),
+                Message(1, 1, None, BATCH, {HEADER_FORMAT: FORMAT_ARROW}),
             ],
             "signals": [message(0, MINE, model=MODEL, signal_id="s")],
             "alerts": [message(0, **alert)],
@@ -67,9 +72,9 @@ class Books:
             "scores": [message(0, request_id="r1", model="scored", version="1", role="stable", status="ok")],
         }
         self.tables = {name: [[*row(name)[0], *row(name)[1]]] for name in AGGREGATES}
-        self.logs: dict[str, list[tuple[int, int]]] = {
-            "prediction_log": [(0, 0), (0, 3)], "label_log": [], "signal_log": [(MINE, 0)], "alert_log": [(0, 0)],
-            "control_log": [(0, 0)], "deployment_log": [(0, 0)], "decision_log": [], "dead_letter_log": [(0, 0)],
+        self.logs: dict[str, list[tuple[int, int, int]]] = {
+            "prediction_log": [(0, 0, 0), (0, 3, 0), (1, 1, 0), (1, 1, 1)], "label_log": [], "signal_log": [(MINE, 0, 0)], "alert_log": [(0, 0, 0)],
+            "control_log": [(0, 0, 0)], "deployment_log": [(0, 0, 0)], "decision_log": [], "dead_letter_log": [(0, 0, 0)],
         }  # fmt: skip
         task = f"policy/{MINE}"
         self.expected: dict[str, Any] = {
@@ -116,7 +121,7 @@ def _send_stray_twice(books: Books) -> None:
 
 
 def _observe_nothing(books: Books) -> None:
-    books.expected["addresses"] = [[0, 0]]
+    books.expected["addresses"] = [[0, 0, 0]]
 
 
 def _lose_outcome(books: Books) -> None:
@@ -129,16 +134,20 @@ def _lose_letter(books: Books) -> None:
 
 
 def _archive_twice(books: Books) -> None:
-    books.logs["prediction_log"].append((0, 0))
+    books.logs["prediction_log"].append((0, 0, 0))
+
+
+def _lose_row_of_a_batch(books: Books) -> None:
+    books.logs["prediction_log"].remove((1, 1, 1))
 
 
 def _archive_garbage(books: Books) -> None:
-    books.logs["prediction_log"].append((0, 2))
+    books.logs["prediction_log"].append((0, 2, 0))
 
 
 def _signal_twice(books: Books) -> None:
     books.topics["signals"].append(message(1, MINE, model=MODEL, signal_id="s"))
-    books.logs["signal_log"].append((MINE, 1))
+    books.logs["signal_log"].append((MINE, 1, 0))
 
 
 def _lose_command(books: Books) -> None:
@@ -157,7 +166,7 @@ def _answer_twice(books: Books) -> None:
 def _score_without_log(books: Books) -> None:
     first = books.topics["predictions"][0]
     books.topics["predictions"][0] = first._replace(headers={HEADER_KIND: KIND_TICK})
-    books.logs["prediction_log"].remove((0, 0))
+    books.logs["prediction_log"].remove((0, 0, 0))
 
 
 def _skip_revision(books: Books) -> None:
@@ -180,6 +189,7 @@ DAMAGE: dict[Callable[[Books], None], set[str]] = {
     _lose_outcome: {"outcomes"},
     _lose_letter: {"dead letters"},
     _archive_twice: {"prediction_log"},
+    _lose_row_of_a_batch: {"prediction_log"},
     _archive_garbage: {"prediction_log"},
     _signal_twice: {f"signals of detect/{MINE}"},
     _lose_command: {f"control of policy/{MINE}"},

@@ -58,6 +58,15 @@ def test_a_long_run_breaks_everything_it_can() -> None:
     assert broken["kill", "monitor"] > broken["kill", "notifier"]
 
 
+def test_each_of_several_workers_is_broken() -> None:
+    """And everything else as it would be with one, at the same time."""
+    one, two = schedule(3, 10.0), schedule(3, 10.0, workers=2)
+    killed = Counter(fault.target for fault in two if fault.kind == "kill")
+    assert killed["monitor"] > 2 and killed["monitor-1"] > 2
+    assert [fault.at_s for fault in one] == [fault.at_s for fault in two]
+    assert [f.target for f in one] == [f.target.replace("monitor-1", "monitor") for f in two]
+
+
 def test_a_fault_reads_as_one_line() -> None:
     """As it is printed before the run."""
     assert str(Fault(12.5, "kill", "monitor")) == "  12.5 s  kill monitor"

@@ -142,7 +142,7 @@ def test_rows_of_other_partitions_are_told_from_rows_that_were_sent_on() -> None
     ]
     found = offline.joined(records, {"m": CONTRACT}, {}, 0, 2, "bad")
     assert (found.sent_on, found.origins) == (["predictions/0/0/0"], ["predictions/1/7/0"])
-    assert found.addresses == [(1, 7)]
+    assert found.addresses == [(1, 7, 0)]
 
 
 def test_both_inputs_become_one_in_the_order_of_the_broker() -> None:
