@@ -459,11 +459,9 @@ class DetectCore:
             failed, address, snapshot, *_ = rest
             running.detector = running.spec.restore(running.context, snapshot)
         except SnapshotError as error:
-            where = f"detector {running.config.kind}: snapshot of another version"
-            self._count("driftline_errors_total", where=where)
-            return self._begin_again(
-                key, running, State(said), f"its state is of another code version ({error})"
-            )
+            why = f"its state is of another code version ({error})"
+            self._count("driftline_errors_total", where=f"detector {running.config.kind}: {why}"[:200])
+            return self._begin_again(key, running, State(said), why)
         running.said, running.failed, running.address = State(said), failed, address
         running.written, running.touched = data, False
 
