@@ -89,7 +89,13 @@ function weightChart(model, points, caption) {
   });
   const under = node("figcaption");
   under.append(node("span", "", at(first)), node("span", "", caption), node("span", "", at(points.at(-1).at)));
-  figure.append(svg, under);
+  const legend = node("ul", "legend");
+  for (const version of new Set(points.flatMap(p => Object.keys(p.weights)))) {
+    const item = node("li"), dot = node("span", "dot");
+    dot.style.background = hue(model, version);
+    item.append(dot, named(version)); legend.append(item);
+  }
+  figure.append(svg, under, legend);
   return figure;
 }
 

@@ -37,13 +37,14 @@ function band(metric, points) {
   title.append(node("b", "", metric), node("span", `chip ${/passed|stable/.test(last.state) ? "good" : /failed|drift|error/.test(last.state) ? "bad" : "warn"}`, last.state), node("span", "dim", text));
   figure.append(title);
   if (whole.length < 2) return figure;
-  const ends = whole.flatMap(p => [p.value, p.low ?? p.value, p.high ?? p.value, 0]).filter(Number.isFinite);
+  const sure = whole.filter(p => p.low != null && p.high != null);
+  const ends = [...whole.flatMap(p => [p.value, p.low ?? p.value, p.high ?? p.value]), ...(sure.length ? [0] : [])].filter(Number.isFinite);
   const low = Math.min(...ends), height = Math.max(...ends) - low || 1, first = whole[0].event_time_ms, span = Math.max(1, last.event_time_ms - first);
   const x = p => (p.event_time_ms - first) / span * 1000, y = value => 96 - (value - low) / height * 92;
   const svg = shape("svg", { viewBox: "0 0 1000 100", preserveAspectRatio: "none", role: "img", "aria-label": `${metric} over event time: ${text}` });
-  const sure = whole.filter(p => p.low != null && p.high != null);
   if (sure.length > 1) svg.append(shape("polygon", { class: "band", points: [...sure.map(p => `${x(p)},${y(p.high)}`), ...sure.map(p => `${x(p)},${y(p.low)}`).reverse()].join(" ") }));
-  svg.append(shape("line", { class: "zero", x1: 0, x2: 1000, y1: y(0), y2: y(0) }), shape("polyline", { class: "value", points: whole.map(p => `${x(p)},${y(p.value)}`).join(" ") }));
+  if (sure.length) svg.append(shape("line", { class: "zero", x1: 0, x2: 1000, y1: y(0), y2: y(0) }));
+  svg.append(shape("polyline", { class: "value", points: whole.map(p => `${x(p)},${y(p.value)}`).join(" ") }));
   const under = node("figcaption");
   under.append(node("span", "", at(first)), node("span", "", sure.length > 1 ? "value, and where it is known to lie" : "value"), node("span", "", at(last.event_time_ms)));
   figure.append(svg, under);
