@@ -460,7 +460,7 @@ class DetectCore:
             running.detector = running.spec.restore(running.context, snapshot)
         except SnapshotError as error:
             why = f"its state is of another code version ({error})"
-            self._count("driftline_errors_total", where=f"detector {running.config.kind}: {why}"[:200])
+            self._count("driftline_errors_total", where=f"detector {running.config.kind}: other version")
             return self._begin_again(key, running, State(said), why)
         running.said, running.failed, running.address = State(said), failed, address
         running.written, running.touched = data, False

@@ -11,11 +11,12 @@ from deploy.chaos.run import ChaosOptions, run_chaos
 from deploy.chaos.schedule import schedule
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
-MINUTES, SEED = 0.4, 23
+#: Kills one worker and then the other, stops one of them, and kills the warehouse.
+MINUTES, SEED, WORKERS = 0.5, 275, 2
 
 
 def test_nothing_is_lost_and_nothing_is_twice(tmp_path: Path) -> None:
-    """The monitor among others is killed; aggregates, outcomes, verdicts, decisions, answers and copies are exact."""
+    """Two workers are killed in turn while partitions move between them; aggregates, outcomes, verdicts, decisions, answers and copies are exact."""
     said: list[str] = []
     options = ChaosOptions(
         minutes=MINUTES,
@@ -23,19 +24,20 @@ def test_nothing_is_lost_and_nothing_is_twice(tmp_path: Path) -> None:
         events_per_s=250,
         report=tmp_path / "report.json",
         data_dir=tmp_path / "data",
-        input_partitions=2,
+        workers=WORKERS,
     )
     status = run_chaos(options, lambda service, text: said.append(f"{service}: {text}"))
     report = json.loads(options.report.read_text())
     assert status == 0, (report["failures"], report.get("examples"), said[-30:])
-    assert report["schedule"] == [fault.document() for fault in schedule(SEED, MINUTES)]
-    assert report["restarted"]["monitor"] >= 1
+    assert report["schedule"] == [fault.document() for fault in schedule(SEED, MINUTES, WORKERS)]
+    assert report["restarted"]["monitor"] >= 1 and report["restarted"]["monitor-1"] >= 1
     assert report["differing"] == {}
     assert (
         min(report["compared"][name] for name in ("window_counts", "window_features", "window_outcomes"))
         > 100
     )
     assert report["compared"]["outcomes"] > 3_000
+    assert report["sent"]["arrow-rows"] > 500
     assert report["seen"]["dead_letters"] == report["sent"]["garbage"] > 0
     assert report["seen"]["duplicates"] > 0 and report["seen"]["sent_on"] > 0
     assert report["seen"]["commands"]["retrain"] >= 1
