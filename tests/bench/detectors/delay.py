@@ -64,7 +64,7 @@ Floats = NDArray[np.float64]
 #: Rows from one stream without drift to an alarm, for every detector alike.
 RUN_ROWS = 5_000
 BEFORE = 1_000
-AFTER = 3_000
+AFTER = 4_000
 COLUMNS = 10
 _SHARES = (0.4, 0.3, 0.2, 0.1)
 _SHARES_MOVED = (0.3, 0.3, 0.2, 0.2)
@@ -245,7 +245,7 @@ class Subject:
 
     name: str
     trace: Callable[[], Trace]
-    rows: int = 1_500_000
+    rows: int = 1_000_000
     dear: int = 1
 
 
@@ -260,12 +260,12 @@ def subjects(world: World) -> list[Subject]:
     return [
         Subject("drift-e", lambda: Whole(DriftETrace(run, whole))),
         Subject("drift-e, no joint bets", lambda: Whole(DriftETrace(without, whole))),
-        Subject("adwin", lambda: AdwinTrace(AdwinSpec(), world.reference, numbers.columns), 600_000, 2),
+        Subject("adwin", lambda: AdwinTrace(AdwinSpec(), world.reference, numbers.columns), 500_000, 2),
         Subject("kswin", lambda: KswinTrace(KswinSpec(), len(numbers.columns), 5), 300_000, 4),
-        Subject("page-hinkley", lambda: PageHinkleyTrace(PageHinkleySpec(), world.reference, numbers.columns), 1_000_000),
+        Subject("page-hinkley", lambda: PageHinkleyTrace(PageHinkleySpec(), world.reference, numbers.columns), 500_000),
         Subject("cusum", lambda: Whole(CusumTrace(CusumSpec(), whole))),
         Subject("CVM, windows of 200 rows", lambda: Whole(WindowTrace(windows, numbers), NUMERIC), 400_000),
-        Subject("CVM, a sliding window of 100", lambda: CvmTrace(100, world.reference, numbers.columns), 1_000_000),
+        Subject("CVM, a sliding window of 100", lambda: CvmTrace(100, world.reference, numbers.columns), 600_000),
         Subject("mmd", lambda: Whole(MovingTrace(MmdSpec(), whole))),
     ]  # fmt: skip
 
@@ -296,7 +296,7 @@ def _oracle_row(world: World, repeats: int) -> list[object]:
     """Each change has an oracle of its own; the realised run is the shortest and the longest of them."""
     cells, runs = [], []
     for name in world.changes:
-        found = fitted(LlrTrace(world.oracles[name]), world.source, RUN_ROWS, 1_000_000)
+        found = fitted(LlrTrace(world.oracles[name]), world.source, RUN_ROWS, 600_000)
         _say_run(world, f"oracle of {name}", found)
         runs.append(found.realised)
         cells.append(_cell(world, "oracle", found.player, name, repeats))

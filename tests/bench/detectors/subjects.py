@@ -248,10 +248,17 @@ class Fitted:
 
 
 def fitted(trace: Trace, source: Source, run: int, rows: int) -> Fitted:
-    """Fit the threshold on ``rows`` rows without drift, in streams of ``run`` rows, and count alarms on as many others."""
-    threshold = Peaks(trace, source, max(1, rows // run), run).threshold(run)
+    """Fit the threshold on ``rows`` rows without drift, in streams of twice ``run`` rows, and count alarms on as many others.
+
+    Streams that end count an alarm's rate as if it were even, which it is not where evidence is still growing then: what
+    other streams show in full is put right once, and counted again on others still.
+    """
+    peaks = Peaks(trace, source, max(1, rows // (2 * run)), 2 * run)
+    first = Passage(trace, peaks.threshold(run))
+    seen, _ = run_length(first, source, rows, seed=1)
+    threshold = peaks.threshold(run * run / seen)
     player = Passage(trace, threshold)
-    return Fitted(player, threshold, *run_length(player, source, rows, seed=1))
+    return Fitted(player, threshold, *run_length(player, source, rows, seed=2))
 
 
 # -- how late ---------------------------------------------------------------------------------------------------------

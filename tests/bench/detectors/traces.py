@@ -278,10 +278,10 @@ class KswinTrace(_Sliding):
     """Distances of ``kswin`` in parts of its sample, with a random part of one added: between two distances, chance decides,
     so that any run length can be had. Its machines all draw alike, and alike in every stream."""
 
-    def __init__(self, spec: KswinSpec, columns: int, seed: int, draws: int = 6_000) -> None:
+    def __init__(self, spec: KswinSpec, columns: int, seed: int) -> None:
         self._part = spec.stat_size
-        rest, random = range(spec.window_size - spec.stat_size), Random(seed)
-        self._draws = np.array([random.sample(rest, spec.stat_size) for _ in range(draws)])
+        self._rest, self._random = range(spec.window_size - spec.stat_size), Random(seed)
+        self._draws = np.empty((0, spec.stat_size), np.int64)
         self._steps = np.repeat(np.array([1, -1]), spec.stat_size)
         self._chance = np.random.default_rng(seed)
         super().__init__(columns, spec.window_size)
@@ -290,6 +290,9 @@ class KswinTrace(_Sliding):
         return values
 
     def statistic(self, windows: Floats, first: int) -> Floats:
+        while len(self._draws) < first + len(windows):
+            more = [self._random.sample(self._rest, self._part) for _ in range(1_000)]
+            self._draws = np.concatenate([self._draws, np.array(more)])
         drawn = np.take_along_axis(windows, self._draws[first : first + len(windows)], axis=1)
         both = np.concatenate([drawn, windows[:, -self._part :]], axis=1)
         order = np.argsort(both, axis=1)
