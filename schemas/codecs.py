@@ -42,6 +42,10 @@ TIME_MIN_MS = 946_684_800_000
 TIME_MAX_MS = 4_102_444_800_000
 
 
+#: Key, value, whether it is Arrow.
+Message = tuple[bytes | None, bytes | None, bool]
+
+
 @dataclass(frozen=True, slots=True)
 class Bad:
     """One row that cannot be used: position of its message, row in it, reason and detail."""
@@ -64,7 +68,8 @@ class PredictionColumns:
     message: NDArray[np.int64]
     row: NDArray[np.int32]
     ids: list[str]
-    versions: list[str]
+    versions: tuple[str, ...]
+    version: NDArray[np.int32]
     role: NDArray[np.int8]
     event_time_ms: NDArray[np.int64]
     score: NDArray[np.float64]
@@ -83,7 +88,8 @@ class PredictionColumns:
             self.message[keep],
             self.row[keep],
             [self.ids[i] for i in keep],
-            [self.versions[i] for i in keep],
+            self.versions,
+            self.version[keep],
             self.role[keep],
             self.event_time_ms[keep],
             self.score[keep],
@@ -166,7 +172,7 @@ class PredictionDecoder:
 
     def decode(
         self,
-        messages: Sequence[tuple[bytes | None, bytes | None, bool]],
+        messages: Sequence[Message],
         time_ms: int | None = None,
     ) -> tuple[list[PredictionColumns], list[Bad]]:
         """``messages``: (key, value, is Arrow). ``time_ms``: the stream's own event time, None before it has any.
@@ -174,6 +180,33 @@ class PredictionDecoder:
         Returns columns for each model, rows in the order of the messages, and what could not be used.
         """
         bad: list[Bad] = []
+        columns = self._columns_of_one(messages)
+        if columns is None:
+            columns = self._columns(messages, bad)
+        return [c for c in (_sane(c, time_ms, bad) for c in columns) if len(c)], bad
+
+    def _columns_of_one(self, messages: Sequence[Message]) -> list[PredictionColumns] | None:
+        """What nearly every batch is: good JSON of one model, each under its own key. None when it is anything else."""
+        if self._decoder is None or not messages:
+            return None
+        keys, values, arrow = zip(*messages, strict=True)
+        try:
+            if any(arrow) or max(map(len, values)) > MESSAGE_BYTES_MAX:
+                return None
+            events = list(map(self._decoder.decode, values))
+        except (TypeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        kinds = set(map(type, events))
+        if len(kinds) > 1:
+            return None
+        sizes = np.fromiter(map(len, values), np.int64, len(values))
+        builder = self._builders[self._model_of[kinds.pop()]]
+        columns = builder.columns(np.arange(len(values)), events, sizes)
+        given = [key if key is not None else i.encode() for key, i in zip(keys, columns.ids, strict=True)]
+        return [columns] if given == [i.encode() for i in columns.ids] else None
+
+    def _columns(self, messages: Sequence[Message], bad: list[Bad]) -> list[PredictionColumns]:
+        """Message by message: a bad one is named, its neighbours are taken."""
         rows: dict[str, tuple[list[int], list[Any], list[int]]] = {}
         columns: list[PredictionColumns] = []
         decode = self._decoder.decode if self._decoder is not None else _no_model
@@ -195,8 +228,10 @@ class PredictionDecoder:
             kept[1].append(event)
             kept[2].append(len(value or b""))
         for model, (places, events, sizes) in rows.items():
-            columns.append(self._builders[model].columns(places, events, sizes))
-        return [c for c in (_sane(c, time_ms, bad) for c in columns) if len(c)], bad
+            columns.append(
+                self._builders[model].columns(np.array(places, np.int64), events, np.array(sizes, np.int64))
+            )
+        return columns
 
     def _arrow(self, at: int, value: bytes | None, bad: list[Bad]) -> list[PredictionColumns]:
         try:
@@ -223,27 +258,31 @@ class _Builder:
             for feature in contract.features
         ]
 
-    def columns(self, places: list[int], events: list[Any], sizes: list[int]) -> PredictionColumns:
+    def columns(
+        self, places: NDArray[np.int64], events: list[Any], sizes: NDArray[np.int64]
+    ) -> PredictionColumns:
         n = len(events)
+        fields = list(zip(*map(msgspec.structs.astuple, events), strict=True))
+        ids, versions, times, features, roles, scores, latencies, statuses = fields[:8]
         matrix = np.empty((n, len(self.contract.features)), np.float64)
-        by_column = list(zip(*[msgspec.structs.astuple(e.features) for e in events], strict=True))
+        by_column = zip(*map(msgspec.structs.astuple, features), strict=True)
         for at, (feature, values) in enumerate(zip(self.contract.features, by_column, strict=True)):
             matrix[:, at] = values if feature.kind == "numeric" else self._coded(at, values)
+        names, version = coded(versions)
         return PredictionColumns(
             self.contract,
-            np.array(places, np.int64),
+            places,
             np.zeros(n, np.int32),
-            [e.prediction_id for e in events],
-            [e.version for e in events],
-            np.fromiter((_ROLE[e.role] for e in events), np.int8, n),
-            np.array([e.event_time_ms for e in events], dtype=object).clip(-(2**62), 2**62).astype(np.int64)
-            if any(abs(e.event_time_ms) > 2**62 for e in events)
-            else np.fromiter((e.event_time_ms for e in events), np.int64, n),
-            np.array([e.score for e in events], np.float64),
-            np.fromiter((e.latency_ms for e in events), np.float64, n),
-            np.fromiter((_STATUS[e.status] for e in events), np.int8, n),
+            list(ids),
+            names,
+            version,
+            _codes(roles, _ROLE),
+            _integers(times),
+            np.array(scores, np.float64),
+            np.array(latencies, np.float64),
+            _codes(statuses, _STATUS),
             matrix,
-            np.array(sizes, np.int64),
+            sizes,
         )
 
     def _coded(self, at: int, values: Iterable[str | None]) -> list[float]:
@@ -283,12 +322,14 @@ class _Builder:
         )
         bad += [Bad(at, row, *why) for row, why in sorted(batch.faults.items())]
         keep = np.array([row for row in range(batch.rows) if row not in batch.faults], np.int64)
+        names, version = coded([versions[i] for i in keep])
         return PredictionColumns(
             contract,
             np.full(len(keep), at, np.int64),
             keep.astype(np.int32),
             [ids[i] for i in keep],
-            [versions[i] for i in keep],
+            names,
+            version,
             role[keep],
             times[keep],
             score[keep],
@@ -297,6 +338,29 @@ class _Builder:
             matrix[keep],
             np.full(len(keep), size // max(batch.rows, 1), np.int64),
         )
+
+
+def coded(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """The distinct names, sorted, and for each of ``names`` its place among them."""
+    known = tuple(sorted(set(names)))
+    if len(known) < 2:
+        return known, np.zeros(len(names), np.int32)
+    index = {name: at for at, name in enumerate(known)}
+    return known, np.fromiter(map(index.__getitem__, names), np.int32, len(names))
+
+
+def _codes(names: Sequence[str], code: Mapping[str, int]) -> NDArray[np.int8]:
+    if len(set(names)) == 1:
+        return np.full(len(names), code[names[0]], np.int8)
+    return np.fromiter(map(code.__getitem__, names), np.int8, len(names))
+
+
+def _integers(values: Sequence[int]) -> NDArray[np.int64]:
+    """Whole numbers of any size; those beyond 62 bits are cut, and are absurd whatever they stand for."""
+    try:
+        return np.clip(np.array(values, np.int64), -(2**62), 2**62)
+    except OverflowError:
+        return np.array([min(max(value, -(2**62)), 2**62) for value in values], np.int64)
 
 
 def _sane(columns: PredictionColumns, time_ms: int | None, bad: list[Bad]) -> PredictionColumns:
@@ -311,10 +375,7 @@ def _sane(columns: PredictionColumns, time_ms: int | None, bad: list[Bad]) -> Pr
         )
     wrong = (times < low) | (times > high)
     infinite = np.isinf(columns.score)
-    names = {version for version in set(columns.versions) if _VERSION.fullmatch(version) is None}
-    unnamed = (
-        np.array([version in names for version in columns.versions], bool) if names else np.zeros_like(wrong)
-    )
+    unnamed = np.array([_VERSION.fullmatch(name) is None for name in columns.versions], bool)[columns.version]
     faulty = wrong | infinite | unnamed
     if not faulty.any():
         return columns
@@ -322,7 +383,7 @@ def _sane(columns: PredictionColumns, time_ms: int | None, bad: list[Bad]) -> Pr
         if unnamed[i]:
             why = (
                 "invalid-value",
-                f"version {columns.versions[i][:120]!r}: letters, digits, dot, dash, underscore only",
+                f"version {columns.versions[columns.version[i]][:120]!r}: letters, digits, dot, dash, underscore only",
             )
         elif wrong[i]:
             why = (
@@ -336,7 +397,7 @@ def _sane(columns: PredictionColumns, time_ms: int | None, bad: list[Bad]) -> Pr
 
 
 def decode_labels(
-    messages: Sequence[tuple[bytes | None, bytes | None, bool]], contracts: Mapping[str, ModelContract]
+    messages: Sequence[Message], contracts: Mapping[str, ModelContract]
 ) -> tuple[list[tuple[int, int, Label]], list[Bad]]:
     """Ground truths as (message, row, label) in order, and what could not be used."""
     good: list[tuple[int, int, Label]] = []

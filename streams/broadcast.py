@@ -18,7 +18,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Top
 from schemas.contracts import ModelRecord
 from schemas.errors import DeliveryError
 from schemas.settings import KafkaSettings
-from streams.core.delivery import Record
+from streams.core.records import Record
 from streams.store import log_bounds
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,9 @@ from schemas.blocks import ObservationBlock, decode_block
 from schemas.contracts import Feature, ModelContract, ModelRecord, Monitoring
 from schemas.events import FORMAT_ARROW, HEADER_FORMAT, HEADER_KIND, KIND_TICK, DeadLetter
 from schemas.settings import MonitorSettings
-from streams.core.delivery import Out, Record, StageContext
+from streams.core.delivery import Out, StageContext
 from streams.core.pipeline import JoinCore, create
+from streams.core.records import Record
 
 HOUR = 3_600_000
 T0 = 1_700_000_000_000 // HOUR * HOUR

@@ -27,7 +27,7 @@ from schemas.events import (
 )
 from schemas.ids import RowId
 from schemas.verdicts import SignalChanged
-from streams.core.delivery import Record
+from streams.core.records import Record
 
 Row = tuple[Any, ...]
 Address = tuple[int, int, int]

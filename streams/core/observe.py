@@ -16,8 +16,8 @@ from schemas.events import HEADER_ORIGIN
 from schemas.ids import RowId
 from schemas.rows import NANO
 from streams.core.counting import OutcomeArrays, Segments
-from streams.core.delivery import Record
 from streams.core.join import Settled
+from streams.core.records import Record
 
 #: A block stays well under what a broker takes in one message.
 BLOCK_BYTES_MAX = 700_000

@@ -107,13 +107,13 @@ def test_columns_hold_what_the_events_said() -> None:
     columns, bad = DECODER.decode([(None, value, False) for value in values])
     assert not bad
     flights, other = columns
-    assert (flights.ids, flights.versions) == (["a", "b"], ["v1", "v1"])
+    assert (flights.ids, flights.versions, flights.version.tolist()) == (["a", "b"], ("v1",), [0, 0])
     np.testing.assert_array_equal(flights.features, [[1.0, 2.5, 2.0], [2.0, np.nan, 3.0]])
     np.testing.assert_array_equal(flights.score, [0.75, np.nan])
     assert flights.role.tolist() == [0, 2]
     assert flights.status.tolist() == [0, 1]
     assert flights.payload_bytes.tolist() == [len(values[0]), len(values[1])]
-    assert (other.message.tolist(), other.latency_ms.tolist(), other.versions) == ([2], [7.25], ["v2"])
+    assert (other.message.tolist(), other.latency_ms.tolist(), other.versions) == ([2], [7.25], ("v2",))
 
 
 def test_what_the_encoders_write_the_decoders_read() -> None:

@@ -15,7 +15,7 @@ from schemas.codecs import Label
 from schemas.errors import StateCorrupt
 from schemas.events import HEADER_KIND, HEADER_ORIGIN, Tick
 from schemas.ids import RowId, partition_of
-from streams.core.delivery import Manifest, Out, Record
+from streams.core.delivery import Manifest, Out
 from streams.core.join import (
     ENTRY_BYTES,
     FINGERPRINT_BYTES,
@@ -26,6 +26,7 @@ from streams.core.join import (
     WindowKey,
 )
 from streams.core.pipeline import JoinCore
+from streams.core.records import Record
 from tests.support_join import CONTRACT, HOUR, T0, Stream, blocks, join_core, prediction, truth
 
 WINDOW = WindowKey("m", T0, HOUR)

@@ -14,7 +14,7 @@ import pytest
 from schemas.arrow import encode_arrow
 from schemas.errors import DeliveryError
 from schemas.events import MESSAGE_BYTES_MAX, REJECTIONS
-from streams.core.delivery import Record
+from streams.core.records import Record
 from tests.support_join import HOUR, T0, Stream, blocks, dead, join_core, prediction, truth
 
 Make = Callable[[Stream], Record]
