@@ -7,6 +7,7 @@ A message that does not fit becomes a :class:`Bad` with a reason of the closed l
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -396,10 +397,25 @@ def _sane(columns: PredictionColumns, time_ms: int | None, bad: list[Bad]) -> Pr
     return columns.take(np.flatnonzero(~faulty))
 
 
+@dataclass(slots=True)
+class LabelColumns:
+    """Ground truths in the order of the messages; ``message (n,)`` and ``row (n,)`` say where each came from."""
+
+    labels: list[Label]
+    message: NDArray[np.int64]
+    row: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
 def decode_labels(
     messages: Sequence[Message], contracts: Mapping[str, ModelContract]
-) -> tuple[list[tuple[int, int, Label]], list[Bad]]:
-    """Ground truths as (message, row, label) in order, and what could not be used."""
+) -> tuple[LabelColumns, list[Bad]]:
+    """Ground truths, and what could not be used."""
+    labels = _good_labels(messages, contracts)
+    if labels is not None:
+        return LabelColumns(labels, np.arange(len(labels)), np.zeros(len(labels), np.int64)), []
     good: list[tuple[int, int, Label]] = []
     bad: list[Bad] = []
     for at, (key, value, arrow) in enumerate(messages):
@@ -421,14 +437,32 @@ def decode_labels(
                 good.append((at, row, label))
             else:
                 bad.append(Bad(at, row, *why))
-    return good, bad
+    message, row_of = np.array([one[:2] for one in good], np.int64).reshape(len(good), 2).T
+    return LabelColumns([one[2] for one in good], message, row_of), bad
+
+
+def _good_labels(messages: Sequence[Message], contracts: Mapping[str, ModelContract]) -> list[Label] | None:
+    """What nearly every batch is: good JSON, each under its own key. None when it is anything else."""
+    if not messages:
+        return []
+    keys, values, arrow = zip(*messages, strict=True)
+    try:
+        if any(arrow) or max(map(len, values)) > MESSAGE_BYTES_MAX:
+            return None
+        labels = list(map(_LABELS.decode, values))
+    except (TypeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    given = (key is None or key == one.prediction_id.encode() for key, one in zip(keys, labels, strict=True))
+    if all(given) and not any(_label_fault(label, contracts) for label in labels):
+        return labels
+    return None
 
 
 def _label_fault(label: Label, contracts: Mapping[str, ModelContract]) -> tuple[str, str] | None:
     contract = contracts.get(label.model)
     if contract is None:
         return "unknown-model", f"no contract for model {label.model!r}"
-    if not np.isfinite(label.label):
+    if not math.isfinite(label.label):
         return "not-finite", "label is not finite"
     if label.label not in (0.0, 1.0):
         return "invalid-value", f"label {label.label} of a binary model is not 0 or 1"

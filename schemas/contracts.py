@@ -110,10 +110,24 @@ class Policy(Document):
     command_ttl: DurationMs = 7 * 86_400_000
 
 
+#: An event is in at most so many overlapping windows; every query over them reads each row as often.
+WINDOW_STEPS_MAX = 1_000
+WINDOW_MS_MAX = 366 * 86_400_000
+
+
 class Monitoring(Document):
-    """How a model is watched."""
+    """How a model is watched.
+
+    Windows begin at multiples of their step since 1970 (UTC). With a ``window_step`` they overlap: what is counted and
+    closed is one step, of which the warehouse's ``hopping_`` views put ``window / window_step`` together, so an event is
+    counted once however many windows it is in. Rows and labels are late by the step they are in.
+    """
 
     window: DurationMs = 3_600_000
+    window_step: DurationMs | None = Field(
+        default=None,
+        description="Distance between the starts of two windows, a whole part of ``window``; without it, ``window``.",
+    )
     allowed_lateness: DurationMs = 600_000
     label_horizon: DurationMs = 7 * 86_400_000
     event_age_max: DurationMs = 30 * 86_400_000
@@ -147,7 +161,25 @@ class Monitoring(Document):
             raise ValueError("monitoring.detectors: two detectors have the same name")
         if self.window <= 0:
             raise ValueError("monitoring.window must be positive")
+        step_ms = self.window if self.window_step is None else self.window_step
+        if step_ms <= 0 or self.window % step_ms:
+            raise ValueError(
+                f"monitoring.window_step must be a whole part of monitoring.window: {step_ms} ms does not divide "
+                f"{self.window} ms"
+            )
+        if self.window // step_ms > WINDOW_STEPS_MAX:
+            raise ValueError(
+                f"monitoring.window has {self.window // step_ms} steps, more than {WINDOW_STEPS_MAX}: make "
+                "monitoring.window_step longer"
+            )
+        if self.window > WINDOW_MS_MAX:
+            raise ValueError(f"monitoring.window is longer than {WINDOW_MS_MAX // 86_400_000} days")
         return self
+
+    @property
+    def pane_ms(self) -> int:
+        """What is counted as one: the step, which is the window when windows do not overlap."""
+        return self.window if self.window_step is None else self.window_step
 
 
 class TrainingChecks(Document):

@@ -32,6 +32,7 @@ class TableRows:
 _TEXT = "LowCardinality(String)"
 _TIME = "DateTime64(3, 'UTC')"
 _COUNTS = "Array(UInt64)"
+_DELAYS = "Map(Int16, UInt64)"
 
 _WINDOW: tuple[tuple[str, str], ...] = (
     ("window_start", _TIME),
@@ -61,6 +62,8 @@ OUTCOME_BINS = 200
 CALIBRATION_BINS = 10
 #: Latency buckets: bucket b holds (GAMMA**(b-1), GAMMA**b] microseconds, so a quantile is off by at most 1 %.
 LATENCY_GAMMA = 1.02
+#: Label delay buckets: bucket b holds (GAMMA**(b-1), GAMMA**b] milliseconds from the window's start to the label.
+DELAY_GAMMA = 1.05
 #: Probabilities are kept this far from 0 and 1 before a logarithm is taken.
 PROBABILITY_MIN = 1e-6
 NANO = 1_000_000_000
@@ -82,6 +85,7 @@ TABLES: dict[str, TableRows] = {
                 ("latency_sum_us", "UInt64"),
                 ("latency_buckets", "Map(Int16, UInt64)"),
                 ("score_histogram", _COUNTS),
+                ("span_ms", "UInt64"),
                 ("closed", "UInt8"),
             )
             + _VERSION,
@@ -101,6 +105,7 @@ TABLES: dict[str, TableRows] = {
                 ("edges", "Array(Float64)"),
                 ("histogram", _COUNTS),
                 ("categories", "Map(LowCardinality(String), UInt64)"),
+                ("span_ms", "UInt64"),
             )
             + _VERSION,
             (*_WINDOW_KEY, "feature"),
@@ -123,6 +128,15 @@ TABLES: dict[str, TableRows] = {
                 ("calibration_counts", _COUNTS),
                 ("calibration_score_nano", "Array(Int64)"),
                 ("calibration_positives", _COUNTS),
+                ("positive_log_loss_nano", "Int64"),
+                ("positive_brier_nano", "Int64"),
+                ("positive_delays", _DELAYS),
+                ("negative_delays", _DELAYS),
+                ("first_label_ms", "Int64"),
+                ("last_label_ms", "Int64"),
+                ("final_ms", "Int64"),
+                ("settled_ms", "Int64"),
+                ("span_ms", "UInt64"),
                 ("final", "UInt8"),
             )
             + _VERSION,

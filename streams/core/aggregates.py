@@ -66,7 +66,12 @@ class FeatureCounts:
 
 @dataclass(slots=True)
 class Outcomes:
-    """Of predictions whose label is known. Positive means that the label is 1."""
+    """Of predictions whose label is known. Positive means that the label is 1.
+
+    ``positive_log_loss_nano``, ``positive_brier_nano``: what the positives have of the two sums. ``positive_delays``,
+    ``negative_delays``: by bucket of ``streams.core.maturity``, how many first labels of that class came so long after
+    the window's start. ``first_label_ms``, ``last_label_ms``: event times of labels, 0 when there is none.
+    """
 
     predictions: int = 0
     labelled: int = 0
@@ -82,6 +87,12 @@ class Outcomes:
     calibration_counts: Ints = field(default_factory=lambda: _zeros(CALIBRATION_BINS))
     calibration_score_nano: Ints = field(default_factory=lambda: _zeros(CALIBRATION_BINS))
     calibration_positives: Ints = field(default_factory=lambda: _zeros(CALIBRATION_BINS))
+    positive_log_loss_nano: int = 0
+    positive_brier_nano: int = 0
+    positive_delays: dict[int, int] = field(default_factory=dict)
+    negative_delays: dict[int, int] = field(default_factory=dict)
+    first_label_ms: int = 0
+    last_label_ms: int = 0
 
 
 @dataclass(slots=True)

@@ -42,7 +42,7 @@ import msgspec
 from schemas.contracts import ModelRecord
 from schemas.errors import SnapshotError, StateCorrupt
 from schemas.settings import MonitorSettings
-from streams.core.records import Input, Record
+from streams.core.records import Input
 
 MANIFEST_SCHEMA = 1
 #: A chunk stays under the producer's usual request limit of 1 MB with room for key and headers.

@@ -10,19 +10,17 @@ until its window is settled, so that its duplicate is still no second prediction
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.codecs import Label
 from schemas.ids import key_hashes
 from streams.core.evicted import FINGERPRINT_BYTES, Fingerprints, Marks
-from streams.core.hash_table import HashTable
+from streams.core.join_counts import JoinCounts, ModelCounts, drain
+from streams.core.join_kinds import Kinds, hash64
 from streams.core.join_rows import NO_REVISION, ROW_BYTES, JoinRows
 from streams.core.join_state import Kind, Told, WindowKey
 from streams.core.outcomes import OutcomeRows, joined
@@ -32,37 +30,10 @@ __all__ = ["Arrivals", "JoinIndex", "Kind", "LabelRows", "ModelCounts", "WindowK
 
 BYTES_MAX = 2**62
 #: Positions of rows that have left are used again when they are more than the rows that are left, and more than this.
-_DEAD_MIN = 4_096
+DEAD_MIN = 4_096
 Positions = NDArray[np.int64]
 #: Position of a row, the label it had (NaN: none), the one it has now, and that one's time.
 Given = tuple[int, float, float, int]
-
-
-@dataclass(slots=True)
-class JoinCounts:
-    """Labels by what became of them, for metrics: since the last time they were read."""
-
-    joined: int = 0
-    duplicate: int = 0
-    revised: int = 0
-    stale: int = 0
-    beyond: int = 0
-    early: int = 0
-    unmatched: int = 0
-    dropped: int = 0
-    unlabelled: int = 0
-    duplicate_predictions: int = 0
-    evicted: int = 0
-    forgotten: int = 0
-
-
-class ModelCounts(msgspec.Struct, array_like=True):
-    """Since the task's first start, of one model. ``unlabelled``: predictions whose window was settled before a label
-    came. ``evicted``: those that had to leave without one; ``labelled``: that had one when they left or were settled."""
-
-    unlabelled: int = 0
-    evicted: int = 0
-    labelled: int = 0
 
 
 @dataclass(slots=True)
@@ -133,16 +104,12 @@ class JoinIndex:
         self.gone: dict[WindowKey, Fingerprints] = {}
         self.gone_count = 0
         self.commit = Commit(0)
-        self._table = HashTable()
-        self._size = 0
-        self._kinds: list[Kind] = []
-        self._code: dict[Kind, int] = {}
-        self._kind_end_ms = np.zeros(0, np.int64)
-        self._kind_mark = np.zeros(0, np.uint64)
+        self.size = 0
+        self.kinds = Kinds()
         self._salts: dict[str, tuple[np.uint64, np.uint32]] = {}
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
     @property
     def early(self) -> int:
@@ -153,23 +120,19 @@ class JoinIndex:
     def bytes_held(self) -> int:
         """About how much memory rows and fingerprints take. Labels that wait are bounded by their number: if they drove
         rows out, the labels of those would wait too and drive out more."""
-        return self._size * ROW_BYTES + self.gone_count * FINGERPRINT_BYTES
+        return self.size * ROW_BYTES + self.gone_count * FINGERPRINT_BYTES
 
     @property
     def oldest_ms(self) -> int | None:
         """Event time of the row that would be evicted next: how far back the index reaches."""
-        if not self._size:
+        if not self.size:
             return None
         first = int(np.argmax(self.rows.alive[: self.rows.size]))
         return int(self.rows.event_time_ms[first])
 
     def kind(self, position: int) -> Kind:
         """What the row shares with others."""
-        return self._kinds[int(self.rows.kind[position])]
-
-    def kind_of(self, code: int) -> Kind:
-        """What rows with this code of their kind share."""
-        return self._kinds[code]
+        return self.kinds[int(self.rows.kind[position])]
 
     def key_of(self, label: Label) -> Key:
         """By what the label's prediction is known."""
@@ -186,9 +149,9 @@ class JoinIndex:
         alone it would depend on which input was read first.
         """
         model, n = arrivals.kinds[0].window.model, len(arrivals.identity)
-        codes = self._codes(arrivals.kinds)[arrivals.kind]
-        key, check = self._salted(model, arrivals.identity, arrivals.check)
         self._make_room(n)
+        codes = self.kinds.codes(arrivals.kinds)[arrivals.kind]
+        key, check = self._salted(model, arrivals.identity, arrivals.check)
         rows, first = self.rows, self.next_number
         at = rows.append(
             n, number=np.arange(first, first + n), key=key, check=check, kind=codes, event_time_ms=arrivals.event_time_ms,
@@ -199,8 +162,7 @@ class JoinIndex:
         new = ~self._was_evicted(key, check, codes)
         given: list[Given] = []
         enter = np.flatnonzero(new)
-        other = self._table.claim(key[enter], check[enter], at[enter], rows.key, rows.check)
-        rows.alive[at[enter]] = other < 0
+        other = rows.enter(at[enter])
         if len(self.waiting):
             waits = self.waiting.keys
             alone = enter[other < 0]
@@ -213,24 +175,18 @@ class JoinIndex:
             else:
                 new[i] = False
         self.counts.duplicate_predictions += n - int(np.count_nonzero(new))
-        self._size += int(np.count_nonzero(new))
-        self._remember(codes[new], first)
+        self.size += int(np.count_nonzero(new))
+        self.remember(codes[new], first)
         return new, self._outcomes(model, given)
 
     def _chained(self, head: int, position: int) -> bool:
         """Put a row behind the others of its prediction, unless it is there."""
-        rows = self.rows
         own = self.kind(position)
-        at = head
-        while True:
-            held = self.kind(at)
-            if held.version == own.version and held.role == own.role:
-                return False
-            if rows.link[at] < 0:
-                break
-            at = int(rows.link[at])
-        rows.link[at] = position
-        rows.alive[position] = True
+        chain = self.rows.chain(head)
+        if any((held.version, held.role) == (own.version, own.role) for held in map(self.kind, chain)):
+            return False
+        self.rows.link[chain[-1]] = position
+        self.rows.alive[position] = True
         return True
 
     def _tell_early(self, position: int, horizon_ms: int) -> list[Given]:
@@ -264,18 +220,18 @@ class JoinIndex:
     ) -> NDArray[np.bool_]:
         found = np.zeros(len(key), bool)
         if self.gone_count:
-            marks = self._marks(key, check, codes)
+            marks = self.kinds.marks(key, check, codes)
             for code in np.unique(codes).tolist():
-                held = self.gone.get(self._kinds[code].window)
+                held = self.gone.get(self.kinds[code].window)
                 if held is not None:
                     mine = codes == code
                     found[mine] = held.contains(marks[mine])
         return found
 
-    def _remember(self, codes: NDArray[np.int64], first: int) -> None:
+    def remember(self, codes: NDArray[np.int64], first: int) -> None:
         """The windows of these rows hold rows from number ``first`` on."""
         for code in np.unique(codes).tolist():
-            window = self._kinds[code].window
+            window = self.kinds[code].window
             held = self.windows.get(window)
             if held is None:
                 held = self.windows[window] = Held(first)
@@ -292,12 +248,12 @@ class JoinIndex:
         labels, rows = arrived.labels, self.rows
         model = labels[0].model
         key, check = self._salted(model, arrived.identity, arrived.check)
-        at = self._table.find(key, check, rows.key, rows.check)
+        at = rows.find(key, check)
         time_ms = np.fromiter((one.label_time_ms for one in labels), np.int64, len(labels))
         simple = at >= 0
         simple &= (rows.link[at] < 0) & (rows.revision[at] == NO_REVISION)
         if simple.any():
-            simple &= time_ms <= self._kind_end_ms[rows.kind[at]] + horizon_ms
+            simple &= time_ms <= self.kinds.end_ms[rows.kind[at]] + horizon_ms
             found = at[simple]
             if len(np.unique(found)) < len(found):
                 _, which, times = np.unique(at, return_inverse=True, return_counts=True)
@@ -331,10 +287,9 @@ class JoinIndex:
 
     def _apply(self, head: int, label: Label, horizon_ms: int) -> list[Given]:
         rows = self.rows
-        chain = [head]
-        while rows.link[chain[-1]] >= 0:
-            chain.append(int(rows.link[chain[-1]]))
-        chain = [p for p in chain if label.label_time_ms <= self.kind(p).window.end_ms + horizon_ms]
+        chain = [
+            p for p in rows.chain(head) if label.label_time_ms <= self.kind(p).window.end_ms + horizon_ms
+        ]
         if not chain:
             self.counts.beyond += 1
             return []
@@ -395,7 +350,7 @@ class JoinIndex:
         at, replaces = at[which], replaces[which]
         codes, kind = np.unique(rows.kind[at], return_inverse=True)
         return OutcomeRows(
-            kinds=[self._kinds[code] for code in codes.tolist()],
+            kinds=[self.kinds[code] for code in codes.tolist()],
             kind=kind,
             identity=rows.key[at] ^ self._salt(model)[0],
             event_time_ms=rows.event_time_ms[at],
@@ -435,8 +390,8 @@ class JoinIndex:
 
     def _leave_marks(self, at: Positions) -> None:
         rows = self.rows
-        marks = self._marks(rows.key[at], rows.check[at], rows.kind[at])
-        for window, own in self._by_window(rows.kind[at]):
+        marks = self.kinds.marks(rows.key[at], rows.check[at], rows.kind[at])
+        for window, own in self.kinds.by_window(rows.kind[at]):
             self.commit.gone.setdefault(window, Fingerprints()).add(marks[own])
             self.mark(window, marks[own])
 
@@ -444,12 +399,6 @@ class JoinIndex:
         """Know evicted rows of a window by these."""
         self.windows.setdefault(window, Held(0))
         self.gone_count += self.gone.setdefault(window, Fingerprints()).add(marks)
-
-    def _by_window(self, codes: NDArray[np.int32]) -> list[tuple[WindowKey, NDArray[np.bool_]]]:
-        found: dict[WindowKey, list[int]] = {}
-        for code in np.unique(codes).tolist():
-            found.setdefault(self._kinds[code].window, []).append(code)
-        return [(window, np.isin(codes, of)) for window, of in found.items()]
 
     def _forget(self, window: WindowKey) -> int:
         held = self.gone.pop(window, None)
@@ -479,45 +428,17 @@ class JoinIndex:
         """Rows leave; (model, how many had a label, how many had not)."""
         rows = self.rows
         at = at[rows.alive[at]]
-        head = self._table.find(rows.key[at], rows.check[at], rows.key, rows.check)
-        simple = (head == at) & (rows.link[at] < 0)
-        rows.alive[at] = False
-        self._table.drop(rows.key[at[simple]], at[simple])
-        for position, first in zip(at[~simple].tolist(), head[~simple].tolist(), strict=True):
-            self._unlink(position, first)
-        self._size -= len(at)
+        rows.remove(at)
+        self.size -= len(at)
         if self.earlier:
             for number in self.earlier.keys() & set(rows.number[at].tolist()):
                 del self.earlier[number]
         unlabelled = rows.revision[at] == NO_REVISION
         found = []
-        for model, own in self._by_model(rows.kind[at]):
+        for model, own in self.kinds.by_model(rows.kind[at]):
             without = int(np.count_nonzero(unlabelled & own))
             found.append((model, int(np.count_nonzero(own)) - without, without))
         return found
-
-    def _by_model(self, codes: NDArray[np.int32]) -> list[tuple[str, NDArray[np.bool_]]]:
-        found: dict[str, list[int]] = {}
-        for code in np.unique(codes).tolist():
-            found.setdefault(self._kinds[code].window.model, []).append(code)
-        return [(model, np.isin(codes, of)) for model, of in found.items()]
-
-    def _unlink(self, position: int, _head: int) -> None:
-        """Take a row out of its prediction's chain. The head may have changed since it was looked up."""
-        rows = self.rows
-        key, check = rows.key[position : position + 1], rows.check[position : position + 1]
-        head = int(self._table.find(key, check, rows.key, rows.check)[0])
-        after = int(rows.link[position])
-        if head != position:
-            before = head
-            while rows.link[before] != position:
-                before = int(rows.link[before])
-            rows.link[before] = after
-        elif after >= 0:
-            self._table.replace(int(key[0]), position, after)
-        else:
-            self._table.drop(key, np.array([position]))
-        rows.link[position] = -1
 
     def _total(self, model: str) -> ModelCounts:
         total = self.totals.get(model)
@@ -525,105 +446,23 @@ class JoinIndex:
             total = self.totals[model] = ModelCounts()
         return total
 
-    # -- restoring ------------------------------------------------------------------------------------------------
-
-    def restore_rows(
-        self, kinds: Sequence[Kind], columns: Mapping[str, NDArray[Any]], floor_ms: Mapping[str, int]
-    ) -> None:
-        """Put rows of a stored piece behind those of earlier ones, but for those that had to leave since."""
-        lives = [k.window.end_ms > floor_ms.get(k.window.model, k.window.start_ms) for k in kinds]
-        keep = np.array(lives, bool)[columns["kind"]] & (columns["number"] >= self.first_number)
-        codes = self._codes(kinds)[columns["kind"][keep]]
-        own = {name: values[keep] for name, values in columns.items()} | {"kind": codes}
-        at = self.rows.append(int(keep.sum()), **own, revision=NO_REVISION, link=-1, alive=True)
-        self._size += len(at)
-        if len(at):
-            self._remember(codes, int(own["number"][0]))
-
-    def restore_labels(
-        self, columns: Mapping[str, NDArray[Any]], earlier: Mapping[int, list[Told]]
-    ) -> Positions:
-        """Give rows their labels, unless they have better ones; the numbers of those that are there."""
-        at = self.rows.position_of(columns["number"])
-        take = at >= 0
-        take[take] = self.rows.revision[at[take]] <= columns["revision"][take]
-        for name in ("revision", "label", "label_time_ms"):
-            getattr(self.rows, name)[at[take]] = columns[name][take]
-        numbers: Positions = columns["number"][take]
-        if earlier:
-            self.earlier |= {n: list(earlier[n]) for n in numbers.tolist() if n in earlier}
-        return numbers
-
-    def restored(self) -> None:
-        """All rows are there: find them by key, in chains where a prediction has several."""
-        self.commit = Commit(self.next_number)
-        rows, at = self.rows, np.arange(self.rows.size)
-        self._table.clear(2 * len(at))
-        other = self._table.claim(rows.key[at], rows.check[at], at, rows.key, rows.check)
-        for position in np.flatnonzero(other >= 0).tolist():
-            before = int(other[position])
-            while rows.link[before] >= 0:
-                before = int(rows.link[before])
-            rows.link[before] = position
-        # A label is in its row: a piece written before that came still shows it waiting.
-        waits = self.waiting.keys
-        for position, key in enumerate(rows.key[at].tolist()) if waits else ():
-            if key in waits:
-                self.waiting.take(Key(key, int(rows.check[position])))
-
     # -- room -----------------------------------------------------------------------------------------------------
 
     def _make_room(self, rows: int) -> None:
-        if not self._table.has_room(rows) or self.rows.size > 2 * self._size + _DEAD_MIN:
+        if not self.rows.has_room(rows) or self.rows.size > 2 * self.size + DEAD_MIN:
             self.pack(rows)
 
     def pack(self, rows: int = 0) -> None:
         """Close the gaps of what has left, and make room for so many more rows in the table."""
         own = self.rows
         own.pack()
-        self._keep_kinds()
-        at = np.arange(own.size)
-        linked = np.zeros(own.size, bool)
-        linked[own.link[: own.size][own.link[: own.size] >= 0]] = True
-        heads = at[~linked]
-        self._table.clear(2 * len(heads) + rows)
-        self._table.claim(own.key[heads], own.check[heads], heads, own.key, own.check)
-
-    def _keep_kinds(self) -> None:
-        """Codes are given anew to the kinds that rows still have."""
-        codes, place = np.unique(self.rows.kind[: self.rows.size], return_inverse=True)
+        codes, place = np.unique(own.kind[: own.size], return_inverse=True)
+        self.kinds.keep(codes)
+        own.kind[: own.size] = place
         moved = {code: at for at, code in enumerate(codes.tolist())}
-        self._kinds = [self._kinds[code] for code in codes.tolist()]
-        self._code = {kind: at for at, kind in enumerate(self._kinds)}
-        self._kind_end_ms, self._kind_mark = self._kind_end_ms[codes], self._kind_mark[codes]
-        self.rows.kind[: self.rows.size] = place
         for held in self.windows.values():
             held.kinds = {moved[code] for code in held.kinds if code in moved}
-
-    def _codes(self, kinds: Iterable[Kind]) -> NDArray[np.int64]:
-        """The index's own codes of these kinds."""
-        found = []
-        fresh = []
-        for kind in kinds:
-            code = self._code.get(kind)
-            if code is None:
-                code = self._code[kind] = len(self._kinds)
-                self._kinds.append(kind)
-                fresh.append(kind)
-            found.append(code)
-        if fresh:
-            ends = [kind.window.end_ms for kind in fresh]
-            marks = [_hash64(f"{kind.version}\0{kind.role}") for kind in fresh]
-            self._kind_end_ms = np.append(self._kind_end_ms, np.array(ends, np.int64))
-            self._kind_mark = np.append(self._kind_mark, np.array(marks, np.uint64))
-        return np.array(found, np.int64)
-
-    def _marks(
-        self, key: NDArray[np.uint64], check: NDArray[np.uint32], codes: NDArray[Any]
-    ) -> NDArray[np.uint64]:
-        """Fingerprints: two of a million in one window are alike once in thirty million windows."""
-        marks: Marks = (key ^ self._kind_mark[codes]) * np.uint64(0x9E3779B97F4A7C15)
-        return marks ^ check.astype(np.uint64)
+        own.index(rows)
 
     def _salted(
         self, model: str, identity: NDArray[np.uint64], check: NDArray[np.uint32]
@@ -635,19 +474,6 @@ class JoinIndex:
     def _salt(self, model: str) -> tuple[np.uint64, np.uint32]:
         found = self._salts.get(model)
         if found is None:
-            name = _hash64(model)
-            found = self._salts[model] = (np.uint64(name), np.uint32(_hash64(f"{model}\0") & 0xFFFFFFFF))
+            name = hash64(model)
+            found = self._salts[model] = (np.uint64(name), np.uint32(hash64(f"{model}\0") & 0xFFFFFFFF))
         return found
-
-
-def _hash64(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def drain(counts: JoinCounts) -> Iterable[tuple[str, int]]:
-    """(name, count) of everything counted, and start again from zero."""
-    for name in counts.__slots__:
-        value: Any = getattr(counts, name)
-        setattr(counts, name, 0)
-        if value:
-            yield name, value

@@ -7,7 +7,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,16 @@ from schemas.codecs import Label
 from streams.core.evicted import Fingerprints
 from streams.core.join import Commit, JoinIndex
 from streams.core.join_rows import NO_REVISION
-from streams.core.join_state import ADDED, SETTLED, WindowKey, decode_piece, encode_piece
+from streams.core.join_state import (
+    ADDED,
+    SETTLED,
+    Columns,
+    Kind,
+    Told,
+    WindowKey,
+    decode_piece,
+    encode_piece,
+)
 from streams.core.waiting import Key
 
 PREFIX = "join/rows/"
@@ -121,7 +130,7 @@ class JoinPieces:
             (index.next_number, index.first_number),
             (piece.first, piece.end),
             piece.level,
-            [index.kind_of(code) for code in codes.tolist()],
+            [index.kinds[code] for code in codes.tolist()],
             columns,
             {name: getattr(rows, name)[settled] for name in SETTLED},
             earlier,
@@ -145,8 +154,9 @@ class JoinPieces:
             index.next_number = max(index.next_number, body.numbers[0])
             self._next = number + 1
             added, settled = body.columns()
-            index.restore_rows(body.kinds, added, floor_ms)
-            piece = _Piece(body.level, *body.added_between, index.restore_labels(settled, dict(body.earlier)))
+            self._restore_rows(body.kinds, added, floor_ms)
+            numbers = self._restore_labels(settled, dict(body.earlier))
+            piece = _Piece(body.level, *body.added_between, numbers)
             for label in body.waits:
                 key = index.key_of(label)
                 known = index.waiting.of(key)
@@ -160,4 +170,39 @@ class JoinPieces:
                     index.mark(window, marks)
                     piece.gone.setdefault(window, Fingerprints()).add(marks)
             self._pieces[number] = piece
-        index.restored()
+        self._restored()
+
+    def _restore_rows(self, kinds: Sequence[Kind], columns: Columns, floor_ms: Mapping[str, int]) -> None:
+        """Put rows behind those of earlier pieces, but for those that had to leave since."""
+        index = self._index
+        lives = [k.window.end_ms > floor_ms.get(k.window.model, k.window.start_ms) for k in kinds]
+        keep = np.array(lives, bool)[columns["kind"]] & (columns["number"] >= index.first_number)
+        codes = index.kinds.codes(kinds)[columns["kind"][keep]]
+        own = {name: values[keep] for name, values in columns.items()} | {"kind": codes}
+        at = index.rows.append(int(keep.sum()), **own, revision=NO_REVISION, link=-1, alive=True)
+        index.size += len(at)
+        if len(at):
+            index.remember(codes, int(own["number"][0]))
+
+    def _restore_labels(self, columns: Columns, earlier: Mapping[int, list[Told]]) -> NDArray[np.int64]:
+        """Give rows their labels, unless they have better ones; the numbers of those that are there."""
+        rows = self._index.rows
+        at = rows.position_of(columns["number"])
+        take = at >= 0
+        take[take] = rows.revision[at[take]] <= columns["revision"][take]
+        for name in ("revision", "label", "label_time_ms"):
+            getattr(rows, name)[at[take]] = columns[name][take]
+        numbers: NDArray[np.int64] = columns["number"][take]
+        if earlier:
+            self._index.earlier |= {n: list(earlier[n]) for n in numbers.tolist() if n in earlier}
+        return numbers
+
+    def _restored(self) -> None:
+        index = self._index
+        index.commit = Commit(index.next_number)
+        index.rows.index()
+        # A label is in its row: a piece written before that came still shows it waiting.
+        waits, rows = index.waiting.keys, index.rows
+        for position, key in enumerate(rows.key[: rows.size].tolist()) if waits else ():
+            if key in waits:
+                index.waiting.take(Key(key, int(rows.check[position])))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.core.hash_table import SLOT_BYTES, SLOTS_PER_ROW
+from streams.core.hash_table import SLOT_BYTES, SLOTS_PER_ROW, HashTable
 
 NO_REVISION = -1
 #: What belongs to a row. ``link``: the next row of the same prediction id, -1 when there is none. ``kind``: code of what
@@ -41,7 +41,10 @@ ROW_BYTES = round(
 
 
 class JoinRows:
-    """Columns of ``size`` rows, each longer than that."""
+    """Columns of ``size`` rows, each longer than that, and a table that finds them by their key.
+
+    The table knows the first row of a prediction id; further ones (other roles, other versions) are linked behind it.
+    """
 
     number: NDArray[np.int64]
     key: NDArray[np.uint64]
@@ -61,6 +64,7 @@ class JoinRows:
 
     def __init__(self) -> None:
         self.size = 0
+        self._table = HashTable()
         for name, dtype in DTYPES.items():
             setattr(self, name, np.zeros(16, dtype))
 
@@ -96,15 +100,65 @@ class JoinRows:
         found: NDArray[np.int64] = np.flatnonzero(self.alive[within]) + within.start
         return found
 
+    # -- by key ---------------------------------------------------------------------------------------------------
+
+    def has_room(self, rows: int) -> bool:
+        """Whether so many more may be entered."""
+        return self._table.has_room(rows)
+
+    def find(self, key: NDArray[np.uint64], check: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """The first row of each prediction, -1 where there is none."""
+        return self._table.find(key, check, self.key, self.check)
+
+    def enter(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Let rows that were appended be found, and live, unless their prediction has one: the first it has, else -1."""
+        other = self._table.claim(self.key[at], self.check[at], at, self.key, self.check)
+        self.alive[at] = other < 0
+        return other
+
+    def chain(self, head: int) -> list[int]:
+        """All rows of the prediction whose first one this is."""
+        found = [head]
+        while self.link[found[-1]] >= 0:
+            found.append(int(self.link[found[-1]]))
+        return found
+
+    def remove(self, at: NDArray[np.int64]) -> None:
+        """Rows leave."""
+        head = self.find(self.key[at], self.check[at])
+        alone = (head == at) & (self.link[at] < 0)
+        self.alive[at] = False
+        self._table.drop(self.key[at[alone]], at[alone])
+        for position in at[~alone].tolist():
+            self._unlink(position)
+
+    def _unlink(self, position: int) -> None:
+        key, after = self.key[position : position + 1], int(self.link[position])
+        head = int(self.find(key, self.check[position : position + 1])[0])
+        if head != position:
+            chain = self.chain(head)
+            self.link[chain[chain.index(position) - 1]] = after
+        elif after >= 0:
+            self._table.replace(int(key[0]), position, after)
+        else:
+            self._table.drop(key, np.array([position]))
+        self.link[position] = -1
+
+    def index(self, rows: int = 0) -> None:
+        """Make the table anew, with room for so many more rows."""
+        at = np.arange(self.size)
+        self._table.clear(2 * self.size + rows)
+        self.link[: self.size] = -1
+        other = self._table.claim(self.key[at], self.check[at], at, self.key, self.check)
+        for position in np.flatnonzero(other >= 0).tolist():
+            self.link[self.chain(int(other[position]))[-1]] = position
+
     def pack(self) -> None:
-        """Close the gaps of rows that have left."""
+        """Close the gaps of rows that have left; ``index`` must follow."""
         keep = np.flatnonzero(self.alive[: self.size])
-        moved = np.full(self.size + 1, -1, np.int64)
-        moved[keep] = np.arange(len(keep))
         capacity = max(16, round(len(keep) * _GROWTH))
         for name, dtype in DTYPES.items():
             packed = np.zeros(capacity, dtype)
             packed[: len(keep)] = getattr(self, name)[keep]
             setattr(self, name, packed)
         self.size = len(keep)
-        self.link[: self.size] = moved[self.link[: self.size]]

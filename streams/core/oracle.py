@@ -17,6 +17,7 @@ from typing import Any
 from schemas.contracts import Feature, ModelContract, Reference
 from schemas.rows import (
     CALIBRATION_BINS,
+    DELAY_GAMMA,
     LATENCY_GAMMA,
     MICRO,
     NANO,
@@ -81,14 +82,14 @@ def expected(
     duplicates = too_late = 0
 
     def settled(start_ms: int) -> bool:
-        end_ms = start_ms + monitoring.window
+        end_ms = start_ms + monitoring.pane_ms
         return (
             clock["predictions"] >= end_ms + monitoring.allowed_lateness
             and clock["feedback"] >= end_ms + monitoring.label_horizon
         )
 
     def in_horizon(label: Event, p: Prediction) -> bool:
-        return bool(label["label_time_ms"] <= p.start_ms + monitoring.window + monitoring.label_horizon)
+        return bool(label["label_time_ms"] <= p.start_ms + monitoring.pane_ms + monitoring.label_horizon)
 
     for step in steps:
         event = step.event
@@ -98,14 +99,14 @@ def expected(
             alive = {i: [w for w in held if not settled(w["label_time_ms"])] for i, held in waiting.items()}
             waiting = {i: held for i, held in alive.items() if held}
         elif step.kind == "prediction":
-            start_ms = event["event_time_ms"] // monitoring.window * monitoring.window
+            start_ms = event["event_time_ms"] // monitoring.pane_ms * monitoring.pane_ms
             same = [p for p in of_id.get(event["prediction_id"], []) if not settled(p.start_ms)]
             if settled(start_ms):
                 too_late += 1
             elif any(_identity(p.event) == _identity(event) for p in same):
                 duplicates += 1
             else:
-                closes_ms = start_ms + monitoring.window + monitoring.allowed_lateness
+                closes_ms = start_ms + monitoring.pane_ms + monitoring.allowed_lateness
                 late = clock["predictions"] >= closes_ms
                 one = Prediction(event, start_ms, late, step.payload_bytes)
                 if same:
@@ -144,16 +145,18 @@ def _tables(
     monitoring = contract.monitoring
     tables: dict[str, dict[Key, Key]] = {"window_counts": {}, "window_features": {}, "window_outcomes": {}}
     for (start_ms, version, role, segment), rows in _cells(contract, counted).items():
-        end_ms = start_ms + monitoring.window
+        end_ms = start_ms + monitoring.pane_ms
         start = datetime.fromtimestamp(start_ms / 1000, UTC)
-        key = (start, monitoring.window, contract.model, version, role, segment, partition)
+        key = (start, monitoring.pane_ms, contract.model, version, role, segment, partition)
         closed = watermark_ms >= end_ms + monitoring.allowed_lateness
         tables["window_counts"][key] = _counts(contract, rows, closed)
         tables["window_outcomes"][key] = _outcomes(contract, rows, closed, settled(start_ms))
         if not segment:
             for feature in contract.features:
                 edges = _edges(contract, feature, references.get(version))
-                tables["window_features"][(*key, feature.name)] = _feature(feature, rows, edges)
+                tables["window_features"][(*key, feature.name)] = _feature(
+                    feature, rows, edges, monitoring.window
+                )
     return tables
 
 
@@ -206,6 +209,7 @@ def _counts(contract: ModelContract, rows: list[Prediction], closed: bool) -> Ke
         sum(latencies),
         dict(sorted(buckets.items())),
         _bins(scores, SCORE_BINS),
+        contract.monitoring.window,
         int(closed),
     )
 
@@ -226,7 +230,7 @@ def _edges(contract: ModelContract, feature: Feature, reference: Reference | Non
     return []
 
 
-def _feature(feature: Feature, rows: list[Prediction], edges: list[float]) -> Key:
+def _feature(feature: Feature, rows: list[Prediction], edges: list[float], span_ms: int) -> Key:
     values = [p.event["features"].get(feature.name) for p in rows]
     known = [v for v in values if v is not None]
     missing = len(values) - len(known)
@@ -234,7 +238,7 @@ def _feature(feature: Feature, rows: list[Prediction], edges: list[float]) -> Ke
         names = Counter(v if v in feature.categories else "(other)" for v in known)
         return (
             (len(values), missing, names["(other)"], 0, math.inf, -math.inf, [], [0])
-            + (dict(sorted((n, c) for n, c in names.items() if c)),)
+            + (dict(sorted((n, c) for n, c in names.items() if c)), span_ms)
         )  # fmt: skip
     low, high = feature.low, feature.high
     invalid = sum((low is not None and v < low) or (high is not None and v > high) for v in known)
@@ -242,7 +246,7 @@ def _feature(feature: Feature, rows: list[Prediction], edges: list[float]) -> Ke
     histogram = [places[at] for at in range(len(edges) + 1)]
     total = sum(round(v * MICRO) for v in known)
     least, most = min(known, default=math.inf), max(known, default=-math.inf)
-    return (len(values), missing, invalid, total, least, most, edges, histogram, {})
+    return (len(values), missing, invalid, total, least, most, edges, histogram, {}, span_ms)
 
 
 def _outcomes(contract: ModelContract, rows: list[Prediction], closed: bool, settled: bool) -> Key:
@@ -277,5 +281,37 @@ def _outcomes(contract: ModelContract, rows: list[Prediction], closed: bool, set
         [sum(b == at for b, _, _ in coarse) for at in range(CALIBRATION_BINS)],
         [sum(round(s * NANO) for b, s, _ in coarse if b == at) for at in range(CALIBRATION_BINS)],
         [sum(true for b, _, true in coarse if b == at) for at in range(CALIBRATION_BINS)],
-        int(settled or (closed and len(joined) == len(rows))),
+        *_maturity(contract, rows, losses, closed, settled),
+    )
+
+
+def _maturity(
+    contract: ModelContract, rows: list[Prediction], losses: list[int], closed: bool, settled: bool
+) -> Key:
+    """What the positives lost, when labels came by the class they said first, and when no more could come."""
+    monitoring = contract.monitoring
+    joined = [p for p in rows if p.labels and p.event.get("score") is not None]
+    true = [p.labels[-1]["label"] == 1.0 for p in joined]
+    misses = [1 - min(max(p.event["score"], 0.0), 1.0) for p in joined]
+    delays: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
+    for p in joined:
+        delay_ms = max(p.labels[0]["label_time_ms"] - p.start_ms, 1)
+        delays[p.labels[0]["label"] == 1.0][math.ceil(math.log(delay_ms) / math.log(DELAY_GAMMA))] += 1
+    times = [label["label_time_ms"] for p in joined for label in p.labels]
+    end_ms = rows[0].start_ms + monitoring.pane_ms
+    closes_ms = end_ms + monitoring.allowed_lateness
+    settles_ms = max(closes_ms, end_ms + monitoring.label_horizon)
+    complete = closed and len(joined) == len(rows)
+    settled_ms = settles_ms if settled else 0
+    return (
+        sum(loss for loss, positive in zip(losses, true, strict=True) if positive),
+        sum(round(miss**2 * NANO) for miss, positive in zip(misses, true, strict=True) if positive),
+        dict(sorted(delays[True].items())),
+        dict(sorted(delays[False].items())),
+        min(times, default=0),
+        max(times, default=0),
+        max(closes_ms, *times) if complete else settled_ms,
+        settled_ms,
+        monitoring.window,
+        int(settled or complete),
     )

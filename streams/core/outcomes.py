@@ -50,7 +50,8 @@ class OutcomeRows:
         losses = np.empty(len(p), np.float64)
         losses[positive] = list(map(math.log, p[positive].tolist()))
         losses[~positive] = list(map(math.log1p, (-p[~positive]).tolist()))
-        return np.rint(-losses * NANO).astype(np.int64)
+        nano: Ints = np.rint(-losses * NANO).astype(np.int64)
+        return nano
 
 
 def joined(parts: list[OutcomeRows]) -> OutcomeRows:

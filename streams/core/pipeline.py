@@ -8,6 +8,7 @@ outcome row. Ticks move event time, close windows, and go on to every observatio
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from schemas.blocks import ObservationBlock, encode_block
 from schemas.codecs import (
     PREDICTION_COLUMNS,
     Bad,
+    Message,
     PredictionColumns,
     PredictionDecoder,
     decode_labels,
@@ -36,12 +38,14 @@ from schemas.events import (
     DeadLetter,
     Tick,
 )
-from schemas.ids import RowId, identities, murmur2_many, partitions_of
-from streams.core.counting import OutcomeArrays, Segments
+from schemas.ids import RowId, key_hashes, partition_of
+from streams.core.counting import Members, Segments
 from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
-from streams.core.join import Entry, JoinIndex, ModelCounts, Settled, WindowKey, drain
-from streams.core.observe import Addresses, address, addresses_of, cut, outcome_block, prediction_block
-from streams.core.records import Record
+from streams.core.join import Arrivals, JoinIndex, LabelRows, ModelCounts, drain
+from streams.core.join_pieces import JoinPieces
+from streams.core.observe import address, addresses_of, cut, outcome_block, prediction_block
+from streams.core.outcomes import OutcomeRows
+from streams.core.records import Input, Record, RecordBatch, batches
 from streams.core.windows import Windows
 
 META_SCHEMA = 4
@@ -198,7 +202,7 @@ class JoinCore:
         """Count what is new, put it into the index and on the way to the detectors."""
         contract = columns.contract
         hashes = key_hashes([i.encode() for i in columns.ids])
-        window_ms = contract.monitoring.window
+        window_ms = contract.monitoring.pane_ms
         starts = columns.event_time_ms // window_ms * window_ms
         stays = self._stays(records, columns, hashes.partitions(self._partitions))
         in_time = starts + window_ms > self._meta.floor_ms.get(contract.model, BEGINNING_MS)
@@ -253,7 +257,9 @@ class JoinCore:
         oldest_ms = self._oldest_waiting_ms()
         for model, places in of_model.items():
             contract = self._contracts[model]
-            rows = LabelRows([labels.labels[at] for at in places], hashes.identity[places], hashes.check[places])
+            rows = LabelRows(
+                [labels.labels[at] for at in places], hashes.identity[places], hashes.check[places]
+            )
             outcomes = self._index.label(rows, oldest_ms[model], contract.monitoring.label_horizon)
             self._settle(contract, outcomes)
 
@@ -265,7 +271,7 @@ class JoinCore:
         """
         floors = self._meta.floor_ms
         return {
-            model: floors.get(model, BEGINNING_MS) - contract.monitoring.window + 1
+            model: floors.get(model, BEGINNING_MS) - contract.monitoring.pane_ms + 1
             for model, contract in self._contracts.items()
         }
 

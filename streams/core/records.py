@@ -103,3 +103,18 @@ def one_by_one(records: Iterable[Input]) -> Iterator[Record]:
             yield record
         else:
             yield from record
+
+
+def batches(records: Iterable[Input]) -> Iterator[RecordBatch]:
+    """For a core that works on columns: neighbours of one topic together, in their order."""
+    alone: list[Record] = []
+    for record in records:
+        if alone and (isinstance(record, RecordBatch) or record.topic != alone[0].topic):
+            yield RecordBatch.of(alone)
+            alone = []
+        if isinstance(record, RecordBatch):
+            yield record
+        else:
+            alone.append(record)
+    if alone:
+        yield RecordBatch.of(alone)

@@ -6,7 +6,7 @@ A window lives in memory until its labels can no longer change it and ClickHouse
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -16,15 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.codecs import PredictionColumns
-from schemas.contracts import ModelContract, Reference
+from schemas.contracts import ModelContract, Monitoring, Reference
 from schemas.errors import StateCorrupt
 from schemas.ids import ROLES
 from streams.core.aggregates import Cell, Counts, FeatureCounts, Outcomes, pack, unpack
-from streams.core.counting import OutcomeArrays, PredictionFacts, count_features
+from streams.core.counting import Members, PredictionFacts, count_features, count_outcomes, distinct
 from streams.core.delivery import Upsert
-from streams.core.join import Settled, WindowKey
+from streams.core.join_state import WindowKey
+from streams.core.maturity import count_labels
+from streams.core.outcomes import OutcomeRows
 
-WINDOW_SCHEMA = 2
+WINDOW_SCHEMA = 3
 PREFIX = "window/"
 _INT64_MAX = 2**63 - 1
 
@@ -37,10 +39,18 @@ Mark = tuple[str, CellKey, str]
 @dataclass(slots=True)
 class Group:
     """One window of one model. ``dirty``: (table, cell, feature) the warehouse is to be told; ``sent``: it was told
-    and has not confirmed."""
+    and has not confirmed.
+
+    ``span_ms``: length of the hopping windows that this one is a step of; its own length when windows do not overlap.
+    ``closes_ms``, ``settles_ms``: event times by which rows and labels were to come, as of the contract under which it
+    closed.
+    """
 
     key: WindowKey
     cells: dict[CellKey, Cell] = field(default_factory=dict)
+    span_ms: int = 0
+    closes_ms: int = 0
+    settles_ms: int = 0
     closed: bool = False
     final: bool = False
     changed: bool = True
@@ -53,6 +63,13 @@ class Group:
         if found is None:
             found = self.cells[key] = Cell()
         return found
+
+    def close(self, monitoring: Monitoring) -> None:
+        """No more rows are expected."""
+        if not self.closed:
+            self.closed = True
+            self.closes_ms = self.key.end_ms + monitoring.allowed_lateness
+            self.settles_ms = self.key.end_ms + max(monitoring.allowed_lateness, monitoring.label_horizon)
 
     def touch(self, table: str, key: CellKey, feature: str = "") -> None:
         """Note a row that changed."""
@@ -89,60 +106,51 @@ class Windows:
     def add(
         self,
         columns: PredictionColumns,
-        windows: list[WindowKey],
-        window_of: NDArray[np.int64],
-        labels: list[list[str]],
-        codes: list[NDArray[np.int64]],
+        members: Members,
         references: Mapping[str, Reference],
         watermark_ms: int,
     ) -> None:
-        """Count predictions; row i is of ``windows[window_of[i]]`` and of segment ``labels[s][codes[s][i]]``.
-
-        Rows that come when their window has been closed are counted, and counted as late.
-        """
-        contract = columns.contract
-        model, lateness_ms = contract.model, contract.monitoring.allowed_lateness
-        closed = np.array([key.end_ms + lateness_ms <= watermark_ms for key in windows], bool)
-        late = closed[window_of]
+        """Count predictions. Rows that come when their window has been closed are counted, and counted as late."""
+        contract, monitoring = columns.contract, columns.contract.monitoring
+        model, lateness_ms = contract.model, monitoring.allowed_lateness
+        closed = np.array([w.end_ms + lateness_ms <= watermark_ms for w in members.windows], bool)[
+            members.window
+        ]
+        late = closed[members.of_row]
         if late.any():
             self.late[model] = self.late.get(model, 0) + int(late.sum())
-        versions = sorted(set(columns.versions))
-        index = {version: at for at, version in enumerate(versions)}
-        version_of = np.array([index[version] for version in columns.versions], np.int64)
-        base = (window_of * len(versions) + version_of) * len(ROLES) + columns.role
-        facts = PredictionFacts(columns, late)
-        everywhere = np.zeros(len(columns), np.int64)
-        for which, (names, code) in enumerate(zip([[""], *labels], [everywhere, *codes], strict=True)):
-            found, member = np.unique(base * len(names) + code, return_inverse=True)
-            member = member.astype(np.int64)
+        groups = len(members.window)
+        facts = PredictionFacts(columns, late, members.of_row, groups)
+        everywhere = np.zeros(groups, np.int64)
+        base = (members.window * len(members.versions) + members.version) * len(ROLES) + members.role
+        segments = [([""], everywhere), *zip(members.labels, members.segments, strict=True)]
+        for which, (names, code) in enumerate(segments):
+            found, of_group = distinct(base * len(names) + code)
             cells: list[tuple[str, Cell]] = []
             for one in found.tolist():
                 rest, segment = divmod(one, len(names))
                 rest, role = divmod(rest, len(ROLES))
-                window, version = divmod(rest, len(versions))
-                key = (versions[version], ROLES[role], names[segment])
-                group = self.group(windows[window])
-                group.closed = group.closed or bool(closed[window])
-                cells.append((versions[version], group.cell(key)))
+                window, version = divmod(rest, len(members.versions))
+                key = (members.versions[version], ROLES[role], names[segment])
+                group = self.group(members.windows[window])
+                group.span_ms = monitoring.window
+                if group.key.end_ms + lateness_ms <= watermark_ms:
+                    group.close(monitoring)
+                cells.append((members.versions[version], group.cell(key)))
                 group.touch("window_counts", key)
                 group.touch("window_outcomes", key)
                 if which == 0:
                     for feature in contract.feature_names:
                         group.touch("window_features", key, feature)
-            facts.count([cell for _, cell in cells], member)
+            facts.count([cell for _, cell in cells], of_group)
             if which == 0:
-                count_features(cells, member, columns, references)
+                count_features(cells, of_group[members.of_row], columns, references)
 
-    def settle(self, outcomes: Sequence[Settled], arrays: OutcomeArrays, threshold: float) -> None:
+    def settle(self, outcomes: OutcomeRows, losses_nano: NDArray[np.int64], threshold: float) -> None:
         """Add outcomes of one model and take back those they replace, in every cell of their predictions."""
-        places: dict[tuple[WindowKey, str, int, tuple[str, ...]], int] = {}
-        kinds = [
-            places.setdefault((e.window, e.version, e.role, e.segments), len(places))
-            for e in (outcome.entry for outcome in outcomes)
-        ]
         cells: dict[tuple[WindowKey, CellKey], int] = {}
         cells_of: list[list[int]] = []
-        for window, version, role, segments in places:
+        for window, version, role, segments in outcomes.kinds:
             keys = [(window, (version, ROLES[role], segment)) for segment in ("", *segments)]
             cells_of.append([cells.setdefault(key, len(cells)) for key in keys])
         found = []
@@ -150,7 +158,10 @@ class Windows:
             group = self.group(window)
             found.append(group.cell(key))
             group.touch("window_outcomes", key)
-        arrays.count(found, np.array(cells_of, np.int64)[np.array(kinds, np.int64)[arrays.source]], threshold)
+        member = np.array(cells_of, np.int64)[outcomes.kind]
+        count_outcomes(found, member, outcomes, losses_nano, threshold)
+        starts_ms = np.array([window.start_ms for window, _ in cells], np.int64)
+        count_labels(found, starts_ms, member, outcomes, losses_nano)
 
     def advance(
         self, contracts: Mapping[str, ModelContract], watermark_ms: int, floor_ms: Mapping[str, int]
@@ -162,10 +173,11 @@ class Windows:
             if contract is None:
                 continue
             if not group.closed and watermark_ms >= key.end_ms + contract.monitoring.allowed_lateness:
-                group.closed = True
+                group.close(contract.monitoring)
                 group.touch_all("window_counts", "window_outcomes")
             if not group.final and key.end_ms <= floor_ms.get(key.model, key.start_ms):
-                group.closed = group.final = True
+                group.close(contract.monitoring)
+                group.final = True
                 group.touch_all("window_counts", "window_outcomes")
             if group.final and not group.dirty and not group.sent:
                 del self._groups[key]
@@ -208,23 +220,28 @@ class Windows:
             c = cell.counts
             row = (
                 c.predictions, c.errors, c.fallbacks, c.late, c.positives, c.payload_bytes, c.latency_sum_us,
-                dict(sorted(c.latency_buckets.items())), c.score_histogram.tolist(), int(group.closed),
+                dict(sorted(c.latency_buckets.items())), c.score_histogram.tolist(), group.span_ms,
+                int(group.closed),
             )  # fmt: skip
         elif table == "window_outcomes":
             o = cell.outcomes
-            final = group.final or (group.closed and o.predictions > 0 and o.labelled == o.predictions)
+            complete = group.closed and o.predictions > 0 and o.labelled == o.predictions
+            settled_ms = group.settles_ms if group.final else 0
+            final_ms = max(group.closes_ms, o.last_label_ms) if complete else settled_ms
             row = (
                 o.predictions, o.labelled, o.revisions, o.true_positive, o.false_positive, o.true_negative,
                 o.false_negative, o.log_loss_nano, o.brier_nano, o.positive_scores.tolist(),
                 o.negative_scores.tolist(), o.calibration_counts.tolist(), o.calibration_score_nano.tolist(),
-                o.calibration_positives.tolist(), int(final),
+                o.calibration_positives.tolist(), o.positive_log_loss_nano, o.positive_brier_nano,
+                dict(sorted(o.positive_delays.items())), dict(sorted(o.negative_delays.items())), o.first_label_ms,
+                o.last_label_ms, final_ms, settled_ms, group.span_ms, int(complete or group.final),
             )  # fmt: skip
         else:
             f = cell.features[feature]
             key += (feature,)
             row = (
                 f.rows, f.missing, f.invalid, max(-_INT64_MAX, min(f.sum_micro, _INT64_MAX)), f.low, f.high, list(f.edges), f.histogram.tolist(),
-                dict(sorted(f.categories.items())),
+                dict(sorted(f.categories.items())), group.span_ms,
             )  # fmt: skip
         return Upsert(table, key, (*key, *row, version), version)
 
@@ -258,6 +275,7 @@ def _encode(group: Group) -> bytes:
         {
             "schema": WINDOW_SCHEMA,
             "key": list(group.key),
+            "times": [group.span_ms, group.closes_ms, group.settles_ms],
             "closed": group.closed,
             "final": group.final,
             "dirty": sorted((t, list(k), f) for t, k, f in group.dirty | group.sent),
@@ -279,7 +297,17 @@ def _decode(name: str, data: bytes) -> Group:
         raw = msgspec.msgpack.decode(data, strict=False)
         if raw["schema"] != WINDOW_SCHEMA:
             raise StateCorrupt(f"piece {name}: schema {raw['schema']}, this code reads {WINDOW_SCHEMA}")
-        group = Group(WindowKey(*raw["key"]), {}, raw["closed"], raw["final"], changed=False)
+        span_ms, closes_ms, settles_ms = raw["times"]
+        group = Group(
+            WindowKey(*raw["key"]),
+            {},
+            span_ms,
+            closes_ms,
+            settles_ms,
+            raw["closed"],
+            raw["final"],
+            changed=False,
+        )
         for key, counts, outcomes, features in raw["cells"]:
             group.cells[tuple(key)] = Cell(
                 unpack(Counts, counts),

@@ -31,7 +31,8 @@ CONTRACT = ModelContract(
         Feature(name="where", kind="categorical", nullable=True, categories=("EWR", "JFK", "LGA")),
     ),
     monitoring=Monitoring(
-        window=60 * MINUTE,
+        window=120 * MINUTE,
+        window_step=60 * MINUTE,
         allowed_lateness=10 * MINUTE,
         label_horizon=180 * MINUTE,
         event_ahead_max=2 * 86_400_000,

@@ -123,7 +123,7 @@ def test_what_the_encoders_write_the_decoders_read() -> None:
     assert (columns[0].ids, bad) == (["a"], [])
     key, value = encode_label(GroundTruth.model_validate(truth("a", revision=2)))
     good, bad = decode_labels([(key, value, False)], {"flights": CONTRACT})
-    assert [(label.prediction_id, label.revision) for _, _, label in good] == [("a", 2)]
+    assert [(label.prediction_id, label.revision) for label in good.labels] == [("a", 2)]
     assert bad == []
 
 

@@ -20,13 +20,14 @@ from schemas.contracts import (
     Reference,
 )
 from schemas.errors import StateCorrupt
-from schemas.rows import LATENCY_GAMMA, MICRO, SCORE_BINS, TABLES
+from schemas.rows import DELAY_GAMMA, LATENCY_GAMMA, MICRO, SCORE_BINS, TABLES
 from streams.core.aggregates import Counts, Outcomes, latency_bucket, pack, unit_bin, unpack
-from streams.core.counting import Segments, log_loss
+from streams.core.counting import Segments
 from streams.core.delivery import Upsert
+from streams.core.maturity import delay_bucket
 from streams.core.pipeline import JoinCore
 from streams.core.windows import Windows
-from tests.support_join import CONTRACT, HOUR, T0, Stream, join_core, prediction, truth
+from tests.support_join import CONTRACT, HOUR, T0, Stream, blocks, join_core, prediction, truth
 
 END = T0 + HOUR
 LATENESS = CONTRACT.monitoring.allowed_lateness
@@ -248,7 +249,7 @@ def test_segments_beyond_the_limit_share_one() -> None:
     codes = segments.codes(np.array([[0.0], [1.0], [2.0], [5.0], [6.0], [np.nan]]))
     named = ["c=a", "c=b", "c=(other)", "c=(other)", "c=(other)", "c=(null)"]
     assert [segments.labels[0][code] for code in codes[0].tolist()] == named
-    assert segments.of_rows(codes, 6) == [(name,) for name in named]
+    assert [segments.labels[0][code] for code in codes[0].tolist()] == named
 
 
 @given(st.lists(st.integers(1, 10**9), min_size=1))
@@ -273,11 +274,98 @@ def test_aggregates_are_packed_without_loss(values: list[int]) -> None:
 
 def test_log_loss_is_finite_at_the_ends() -> None:
     """A score of exactly 0 or 1 costs much, not infinitely much."""
-    assert log_loss(0.0, 1.0) == log_loss(-5.0, 1.0) == pytest.approx(-math.log(1e-6))
-    assert log_loss(1.0, 1.0) == pytest.approx(1e-6, rel=1e-3)
+    core, stream = join_core(), Stream()
+    for at, score in enumerate((0.0, 1.0)):
+        core.apply([stream.event(prediction(f"p{at}", score=score)), stream.event(truth(f"p{at}"))], 0)
+    (block,) = (b for b in blocks(core.outputs()) if b.kind == "outcomes")
+    assert block.loss.tolist() == pytest.approx([-math.log(1e-6), 1e-6], rel=1e-3)
 
 
 def test_a_window_piece_that_cannot_be_read_is_named() -> None:
     """Never a silent start from less."""
     with pytest.raises(StateCorrupt, match="window/m/0/1"):
         Windows(0).restore({"window/m/0/1": b"?"})
+
+
+def outcome_row(events: list[dict[str, Any] | int]) -> dict[str, Any]:
+    """What the warehouse is told of the whole window after events; a number is a tick on both inputs."""
+    core, stream = join_core(), Stream()
+    for event in events:
+        if isinstance(event, int):
+            core.apply([stream.tick(event), stream.tick(event, "feedback")], 0)
+        else:
+            core.apply([stream.event(event)], 0)
+    return row(committed(core, 1), "window_outcomes")
+
+
+def test_labels_are_counted_by_class_and_delay() -> None:
+    """From the window's start, so that when in the window rows of a class come is part of it; a revision moves no delay."""
+    labels = [
+        truth("a", label=1.0, label_time_ms=T0 + 2 * HOUR),
+        truth("b", label=0.0, label_time_ms=T0 + HOUR),
+        truth("b", label=1.0, label_time_ms=T0 + 5 * HOUR, revision=1),
+    ]
+    found = outcome_row([prediction("a", event_time_ms=END - 1), prediction("b"), *labels])
+    hour, two = delay_bucket(np.array([HOUR, 2 * HOUR])).tolist()
+    assert (found["positive_delays"], found["negative_delays"]) == ({two: 1}, {hour: 1})
+    assert DELAY_GAMMA ** (hour - 1) < HOUR <= DELAY_GAMMA**hour
+    assert (found["first_label_ms"], found["last_label_ms"]) == (T0 + HOUR, T0 + 5 * HOUR)
+    assert found["positive_log_loss_nano"] == found["log_loss_nano"] == 2 * round(-math.log(0.75) * 1e9)
+    assert found["positive_brier_nano"] == found["brier_nano"] == 125_000_000
+
+
+def test_a_figure_says_when_it_became_final() -> None:
+    """When all labels are in, or when none is waited for any more; in event time, so a replay says the same."""
+    events = [prediction("a"), truth("a", label_time_ms=T0 + 3 * HOUR), prediction("b")]
+    partial = outcome_row([*events, END + LATENESS])
+    assert (partial["final"], partial["final_ms"], partial["settled_ms"]) == (0, 0, 0)
+    complete = outcome_row([*events, truth("b", label_time_ms=T0 + 4 * HOUR), END + LATENESS])
+    assert (complete["final"], complete["final_ms"], complete["settled_ms"]) == (1, T0 + 4 * HOUR, 0)
+    settled = outcome_row([*events, END + HORIZON])
+    assert (settled["final"], settled["final_ms"], settled["settled_ms"]) == (1, END + HORIZON, END + HORIZON)
+
+
+#   window 1 s, step 250 ms: what is counted and stored is a step; the warehouse's views put four of them together
+#   |--250--|--250--|--250--|--250--|
+def test_windows_that_overlap_are_counted_in_steps() -> None:
+    """An event is counted once, in the step it is in, down to parts of a second; its row says how long a window is."""
+    contract = CONTRACT.model_copy(
+        update={"monitoring": Monitoring(window="1s", window_step="250ms", allowed_lateness=0)}
+    )
+    core, stream = join_core(contract=contract), Stream()
+    times = [0, 249, 250, 999]
+    core.apply(
+        [stream.event(prediction(f"p{at}", event_time_ms=T0 + at)) for at in times] + [stream.tick(T0 + 500)],
+        0,
+    )
+    found = [
+        dict(zip(TABLES[u.table].names, u.row, strict=True))
+        for u in committed(core, 1)
+        if u.table == "window_counts"
+    ]
+    assert [
+        (
+            r["window_start"].timestamp() * 1000 - T0,
+            r["window_ms"],
+            r["span_ms"],
+            r["predictions"],
+            r["closed"],
+        )
+        for r in sorted(found, key=lambda r: r["window_start"])
+    ] == [(0, 250, 1_000, 2, 1), (250, 250, 1_000, 1, 1), (750, 250, 1_000, 1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("window", "step", "says"),
+    [
+        ("1s", "300ms", "does not divide"),
+        ("1s", 0, "does not divide"),
+        ("1s", "2s", "does not divide"),
+        ("1h", "1s", "3600 steps"),
+        ("400d", None, "longer than 366 days"),
+    ],
+)
+def test_a_window_is_bounded_and_made_of_whole_steps(window: str, step: str | int | None, says: str) -> None:
+    """A contract that would cost without bound, or means nothing, is refused with the reason."""
+    with pytest.raises(ValueError, match=says):
+        Monitoring.model_validate({"window": window, "window_step": step})
