@@ -4,6 +4,11 @@ The monitor has its own (``streams.failpoints``), for the two halves share no co
 Scorer: ``scorer.gathered``, ``scorer.scored``, ``scorer.begun``, ``scorer.produced`` (outputs, no offsets yet),
 ``scorer.before-commit``, ``scorer.after-commit`` (nothing acknowledged in the process), ``scorer.shadow-scored``,
 ``scorer.tripped`` (the trip not reported yet), ``scorer.swapped`` (a revision applied).
+Controller: ``controller.decided`` (nothing written), ``controller.produced`` (facts, alerts and the revision, not
+committed), ``controller.committed`` (nothing acknowledged in the process).
+Trainer: ``training.taken-up``, ``training.attempt-noted``, ``training.snapshot-taken``, ``training.trained`` (not registered),
+``training.registered`` (not announced), ``training.announced`` (not reported), ``training.before-commit`` (report and alert
+produced), ``training.after-commit`` (reported, the attempt still noted).
 """
 
 from __future__ import annotations

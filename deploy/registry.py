@@ -1,7 +1,7 @@
 """Where model versions are kept: directories that are written once, checked before every use, and never changed.
 
 ``<root>/<model>/<version>/`` holds ``model.onnx``, ``encoder.json``, ``golden.json``, ``reference.json``, ``card.md``,
-``manifest.json`` and, when a key is at hand, ``signature.json``. The manifest lists the SHA-256 of every file and the
+``manifest.json``, further ``.json`` notes and, when a key is at hand, ``signature.json``. The manifest lists the SHA-256 of every file and the
 version's lineage; the SHA-256 of the manifest is the version's digest, and the signature covers the manifest's bytes.
 A version appears by one rename, so a reader sees all of it or nothing.
 """
@@ -15,137 +15,48 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from deploy.artifact import (
+    APPROVALS_NEEDED,
+    GOLDEN_TOLERANCE,
+    Approval,
+    Artifact,
+    ContractLink,
+    Golden,
+    Lineage,
+    canonical,
+    feature_difference,
+)
 from schemas.contracts import ModelContract, ModelVersion, Reference
 from schemas.errors import RegistryError, SignatureError
 from schemas.ids import content_hash
 from schemas.signing import Signer, Verifier
 
+__all__ = [
+    "APPROVALS_NEEDED",
+    "GOLDEN_TOLERANCE",
+    "Approval",
+    "Artifact",
+    "ContractLink",
+    "Golden",
+    "Lineage",
+    "Registry",
+    "feature_difference",
+]
+
 MANIFEST_SCHEMA = 1
-GOLDEN_SCHEMA = 1
-#: Outputs of the same version on the same rows may differ by this much between processors; more is another model.
-GOLDEN_TOLERANCE = 1e-5
 FILES = ("model.onnx", "encoder.json", "golden.json", "reference.json", "card.md")
 MANIFEST = "manifest.json"
 SIGNATURE = "signature.json"
 PRUNED = ".pruned"
-
-
-@dataclass(frozen=True, slots=True)
-class Golden:
-    """Input rows as callers send them, and the scores, shape ``(n,)``, recorded for them at registration."""
-
-    inputs: tuple[Mapping[str, Any], ...]
-    scores: tuple[float, ...]
-
-    def agrees(self, scores: Sequence[float] | NDArray[Any], tolerance: float = GOLDEN_TOLERANCE) -> bool:
-        """Whether ``scores`` equal those on record within ``tolerance``; NaN and a wrong length never do."""
-        answered = np.asarray(scores, np.float64)
-        if len(answered) != len(self.scores):
-            return False
-        return bool(np.all(np.abs(answered - np.asarray(self.scores)) <= tolerance))
-
-    def to_json(self) -> str:
-        """Text form, canonical."""
-        return _canonical(
-            {
-                "schema": GOLDEN_SCHEMA,
-                "inputs": [dict(row) for row in self.inputs],
-                "scores": list(self.scores),
-            }
-        )
-
-    @staticmethod
-    def from_json(text: str) -> Golden:
-        """Inverse of :meth:`to_json`. Raises RegistryError."""
-        try:
-            data = json.loads(text)
-            if data["schema"] != GOLDEN_SCHEMA:
-                raise RegistryError(f"golden set of schema {data['schema']}, this code reads {GOLDEN_SCHEMA}")
-            return Golden(tuple(data["inputs"]), tuple(float(s) for s in data["scores"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise RegistryError(f"golden set cannot be read: {error!r}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Artifact:
-    """What one version consists of. ``encoder_json`` is :meth:`deploy.training.features.Encoder.to_json`."""
-
-    onnx: bytes
-    encoder_json: str
-    golden: Golden
-    reference: Reference
-    card: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lineage:
-    """Where a version came from. ``cause`` is the request id or person that asked for it."""
-
-    parent: str | None = None
-    snapshot: str | None = None
-    trained_from_ms: int | None = None
-    trained_to_ms: int | None = None
-    cause: str = ""
-    created_event_ms: int = 0
-    risk: Literal["low", "medium", "high"] = "low"
-    code: str = ""
-
-
-#: Different people who must have approved a version of each risk tier before it may get traffic.
-APPROVALS_NEEDED: Mapping[str, int] = {"low": 0, "medium": 1, "high": 2}
 APPROVALS = "approvals"
-
-
-@dataclass(frozen=True, slots=True)
-class Approval:
-    """Somebody's word for one digest, signed by the key of the machine it was given on; ``at_ms`` is wall-clock time."""
-
-    by: str
-    at_ms: int
-    sha256: str
-    reason: str = ""
-    key_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ContractLink:
-    """What a version was registered against. ``features``: (name, kind) in the order of the contract."""
-
-    revision: int
-    hash: str
-    features: tuple[tuple[str, str], ...]
-    purpose: str = ""
-    owner: str = ""
-    threshold: float = 0.5
-    code: str = ""
-
-
-def feature_difference(have: Sequence[tuple[str, str]], wanted: Sequence[tuple[str, str]]) -> str | None:
-    """How a version's features (name, kind) differ from a contract's, in words; None when they do not."""
-    mine, theirs = dict(have), dict(wanted)
-    parts = []
-    if missing := [name for name in theirs if name not in mine]:
-        parts.append(f"the version lacks {', '.join(missing)}")
-    if extra := [name for name in mine if name not in theirs]:
-        parts.append(f"the contract lacks {', '.join(extra)}")
-    parts += [
-        f"{name} is {mine[name]} in the version and {kind} in the contract"
-        for name, kind in theirs.items()
-        if name in mine and mine[name] != kind
-    ]
-    if not parts and [name for name, _ in have] != [name for name, _ in wanted]:
-        parts.append(f"the order is {', '.join(mine)} in the version and {', '.join(theirs)} in the contract")
-    return "; ".join(parts) or None
 
 
 class Registry:
@@ -208,7 +119,7 @@ class Registry:
 
         Raises RegistryError when it is missing or altered, SignatureError when its signature is not by a trusted key.
         """
-        record, files = self._open(model, version, FILES)
+        record, files = self._open(model, version, None)
         if sha256 is not None and record.sha256 != sha256:
             raise RegistryError(
                 f"{model}/{version}: the registry holds {record.sha256[:12]}, but {sha256[:12]} was announced: "
@@ -220,6 +131,7 @@ class Registry:
             Golden.from_json(files["golden.json"].decode()),
             record.reference,
             files["card.md"].decode(),
+            {name: files[name].decode() for name in files.keys() - set(FILES)},
         )
 
     def registered_ms(self, model: str, version: str) -> int:
@@ -261,12 +173,12 @@ class Registry:
         if self._signer is None:
             raise SignatureError("an approval must be signed: set DRIFTLINE_SIGNING__KEY_FILE")
         approval = Approval(by, at_ms, record.sha256, reason, self._signer.key_id)
-        text = _canonical({"model": model, "version": version, **asdict(approval)})
+        text = canonical({"model": model, "version": version, **asdict(approval)})
         directory = self.root / model / version / APPROVALS
         directory.mkdir(exist_ok=True)
         name = f"{at_ms}-{content_hash(text.encode())[:12]}.json"
         (directory / f".{name}").write_text(
-            _canonical({"approval": text, "signature": self._signer.sign_bytes(text.encode())})
+            canonical({"approval": text, "signature": self._signer.sign_bytes(text.encode())})
         )
         (directory / f".{name}").rename(directory / name)
         return approval
@@ -338,6 +250,7 @@ class Registry:
             "golden.json": artifact.golden.to_json().encode(),
             "reference.json": artifact.reference.model_dump_json().encode(),
             "card.md": artifact.card.encode(),
+            **{_note(name): text.encode() for name, text in artifact.notes.items()},
         }
         try:
             draft = ModelVersion(
@@ -359,7 +272,7 @@ class Registry:
             )
         except ValidationError as error:
             raise RegistryError(f"{contract.model}/{version} cannot be registered: {error}") from error
-        manifest = _canonical(
+        manifest = canonical(
             {
                 "schema": MANIFEST_SCHEMA,
                 "version": draft.model_dump(
@@ -385,7 +298,7 @@ class Registry:
             record = record.model_copy(
                 update={"signature": self._signer.sign_bytes(manifest), "key_id": self._signer.key_id}
             )
-            files[SIGNATURE] = _canonical({"signature": record.signature, "key_id": record.key_id}).encode()
+            files[SIGNATURE] = canonical({"signature": record.signature, "key_id": record.key_id}).encode()
         self._publish(contract.model, version, files)
         return record
 
@@ -410,8 +323,10 @@ class Registry:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
-    def _open(self, model: str, version: str, names: Sequence[str]) -> tuple[ModelVersion, dict[str, bytes]]:
-        """Check the signature first, then the checksums, and only then hand out bytes."""
+    def _open(
+        self, model: str, version: str, names: Sequence[str] | None
+    ) -> tuple[ModelVersion, dict[str, bytes]]:
+        """Check the signature first, then the checksums, and only then hand out bytes: of ``names``, or of all files."""
         directory = self.root / model / version
         try:
             manifest = (directory / MANIFEST).read_bytes()
@@ -431,7 +346,11 @@ class Registry:
                     f"{model}/{version}: manifest schema {content['schema']} is not {MANIFEST_SCHEMA}"
                 )
             sums: dict[str, str] = content["files"]
-            files = {name: (directory / name).read_bytes() for name in {*names, "reference.json"}}
+            chosen = names
+            if chosen is None:
+                # A manifest may be unsigned: it must not lead out of the directory.
+                chosen = [*FILES, *(_note(name) for name in sums.keys() - set(FILES))]
+            files = {name: (directory / name).read_bytes() for name in {*chosen, "reference.json"}}
             wrong = sorted(name for name, data in files.items() if content_hash(data) != sums[name])
             if wrong:
                 raise RegistryError(
@@ -489,5 +408,13 @@ def _signature(directory: Path) -> dict[str, str] | None:
         raise SignatureError(f"{directory}/{SIGNATURE} cannot be read: {error!r}") from error
 
 
-def _canonical(data: Any) -> str:
-    return json.dumps(data, sort_keys=True, separators=(",", ":"))
+def _note(name: str) -> str:
+    """``name``, if it may be a further file of a version. Raises RegistryError."""
+    if (
+        name in (*FILES, MANIFEST, SIGNATURE)
+        or not name.endswith(".json")
+        or "/" in name
+        or name.startswith(".")
+    ):
+        raise RegistryError(f"{name!r} cannot be a further file of a version: name it like `something.json`")
+    return name

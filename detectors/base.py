@@ -171,8 +171,9 @@ class Spec(BaseModel, ABC):
     kind: ClassVar[str]
     #: Streams it can read, and the family of its verdicts on each.
     streams: ClassVar[Mapping[Stream, Family]]
-    #: Rough cost of a row on one core, nanoseconds, and of its state.
+    #: Rough cost of a row on one core, nanoseconds, of closing a block of ``block_ms`` where there are blocks, and of its state.
     cost_ns: ClassVar[int]
+    closing_ns: ClassVar[int] = 0
     state_size: ClassVar[str]
     sees: ClassVar[str]
     blind_to: ClassVar[str]
@@ -181,8 +182,11 @@ class Spec(BaseModel, ABC):
     #: Whether its false-alarm rate can be bounded well enough to wake a person; ``standing`` says if it is.
     pages: ClassVar[bool] = False
     #: The option that ``detectors.tools.calibrate`` may set to fit the budget, for kinds without a proof. One that is bounded by 1
-    #: is a probability and stricter the smaller it is; any other is stricter the greater it is.
+    #: is a probability and stricter the smaller it is; any other is stricter the greater it is. Such a kind may page once the
+    #: fitted value has held on the reference in time order, and takes its part of the budget for it.
     knob: ClassVar[str | None] = None
+    #: Whether all it sees of a block of time is how many rows each column had in each of ``schemas.bins``, or little more.
+    counts_blocks: ClassVar[bool] = False
     #: Whether categorical columns are kept from it.
     numeric_only: ClassVar[bool] = False
     #: Whether every closed block is to be announced, not only changes of state (whoever waits for rows needs it).
@@ -203,7 +207,13 @@ class Spec(BaseModel, ABC):
     @property
     def spends_budget(self) -> bool:
         """Whether its false pages count against the model's budget, and so whether it gets a part of it."""
-        return self.pages
+        return self.pages or self.knob is not None
+
+    def knob_value(self, context: Context) -> float:
+        """Where the knob stands in this context, fitted or not. Only for kinds that have one."""
+        value = getattr(self, str(self.knob))
+        # A threshold that follows from the budget is where the budget puts it.
+        return float(self.build(context).verdict.threshold if value is None else value)
 
     def restore(self, context: Context, data: bytes) -> Detector:
         """The detector whose ``snapshot`` was ``data``. Raises SnapshotError."""

@@ -7,15 +7,18 @@ Commands and facts are different types. A command may be refused; a fact happene
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from schemas.ids import Role
 from schemas.rollout import GateKind
 from schemas.verdicts import Evidence, State
+
+FLOAT_MAX = sys.float_info.max
 
 
 class Message(BaseModel):
@@ -30,13 +33,21 @@ class Severity(StrEnum):
     PAGE = "page"
 
 
+def _bounded(score: float) -> float:
+    return max(-FLOAT_MAX, min(FLOAT_MAX, score))
+
+
+#: A score without bound is the largest number there is: JSON has no infinity, and ``null`` could not be read back.
+Score = Annotated[float, AfterValidator(_bounded)]
+
+
 class Because(Message):
     """One signal a decision rests on."""
 
     signal_id: str
     detector: str
-    score: float
-    threshold: float
+    score: Score
+    threshold: Score
     evidence: Evidence = Evidence()
 
 
@@ -211,8 +222,8 @@ class CanaryAnalysis(Message):
     detector: str
     state: State
     evidence: Evidence = Evidence()
-    score: float = 0.0
-    threshold: float = 0.0
+    score: Score = 0.0
+    threshold: Score = 0.0
     event_time_ms: int
     signal_id: str = ""
     trace_id: str | None = None
@@ -301,6 +312,7 @@ class GateState(Message):
     approvals_needed: int = 0
     approved_by: tuple[str, ...] = ()
     webhook: str = ""
+    answered: bool = Field(default=False, description="The webhook has said yes; people have not yet.")
     weight: float = Field(default=0, description="Share of the traffic the version gets when the gate opens.")
 
 
@@ -380,9 +392,14 @@ class Deployment(Message):
     gate: GateState | None = None
     gates_passed: tuple[str, ...] = Field(default=(), description="Ids of this rollout's gates that opened.")
     metrics: dict[str, MetricState] = Field(
-        default_factory=dict, description="Newest standing of each metric of the version that is measured."
+        default_factory=dict, description="Newest standing of each metric of the candidate."
     )
-    alerting: tuple[str, ...] = Field(default=(), description="Metrics beyond their alert bound.")
+    watch: dict[str, MetricState] = Field(
+        default_factory=dict, description="The same of the stable version, after its promotion."
+    )
+    alerting: tuple[str, ...] = Field(
+        default=(), description="What somebody was told of and stands: ``metric/VERSION/NAME`` and the like."
+    )
     baseline: dict[str, float] = Field(
         default_factory=dict, description="The replaced version's value of each metric, as last measured."
     )

@@ -39,6 +39,10 @@ class Fenced(DeliveryError):
     """Another owner has taken over this task's transactional id; this process must let go of it at once."""
 
 
+class Halted(DeliveryError):
+    """Most of an input is bad: its task stops until contracts change, instead of dead-lettering the stream."""
+
+
 class StateCorrupt(DeliveryError):
     """A manifest names a piece that is missing or whose checksum differs."""
 
@@ -69,3 +73,15 @@ class RolloutError(DriftlineError):
 
 class TrainingError(DriftlineError):
     """A training run was refused or failed; the reason is the message."""
+
+
+class TrainerCommandError(TrainingError):
+    """A trainer's command line failed, took too long, or wrote what cannot be used. It may succeed when tried again."""
+
+
+class AccessError(DriftlineError):
+    """A caller's token, or the file tokens are kept in, cannot be used."""
+
+
+class RecordError(DriftlineError):
+    """The record of decisions is not whole: a fact is missing, changed, out of order or not signed by a known key."""

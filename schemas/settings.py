@@ -67,6 +67,8 @@ class KafkaSettings(Section):
             "client.id": self.client_id,
             "security.protocol": self.security.lower(),
             "log.connection.close": False,
+            # After an outage the next attempt is near.
+            "reconnect.backoff.max.ms": 2_000,
         }
         if self.sasl_mechanism:
             config["sasl.mechanism"] = self.sasl_mechanism
@@ -271,8 +273,19 @@ class MonitorSection(Section):
 class ArchiveSection(Section):
     """The archive: copies logs to ClickHouse on its own cursor."""
 
+    instance: str = Field(
+        default="",
+        description="Static name of this archive in its group, as of the monitor's workers; empty: none.",
+    )
     batch_rows_max: int = Field(default=50_000, ge=1)
     flush_interval: DurationMs = 500
+
+
+class RateLimit(Section):
+    """A bound on what one scorer instance takes from the callers of a model; beyond it they get an error that says so."""
+
+    per_s: float = Field(gt=0, description="Requests a second on average.")
+    burst: int = Field(default=1_000, ge=1, description="Requests that may come at once.")
 
 
 class ScorerSection(Section):
@@ -281,13 +294,59 @@ class ScorerSection(Section):
     instance: str = "scorer-0"
     batch_rows_max: int = Field(default=512, ge=1)
     batch_deadline: DurationMs = 5
+    in_flight_rows_max: int = Field(
+        default=8_192,
+        ge=1,
+        description="Requests read and not yet committed; at the bound the scorer stops reading.",
+    )
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, ge=1)
+    memory_bytes_max: int = Field(
+        default=2_147_483_648,
+        ge=1,
+        description="Estimated memory of loaded versions, on the device if it runs there. What nothing routes to leaves "
+        "first; what is routed or warm never does.",
+    )
+    feature_cache_rows: int = Field(
+        default=8_192,
+        ge=0,
+        description="Different rows of features kept for each model, checked and encoded; 0: none.",
+    )
+    rate_limits: dict[str, RateLimit] = Field(
+        default_factory=dict, description="By model; `*` for each model that is not named."
+    )
+    shadow_rows_max: int = Field(
+        default=16_384,
+        ge=1,
+        description="Requests that wait for their shadow; further ones are dropped and counted.",
+    )
+    shadow: Literal["after", "with"] = Field(
+        default="after",
+        description="Shadows are scored after the answers are out. `with` them: for replays, whose event time does not "
+        "wait for the clock.",
+    )
     registry: Path = Path("registry")
     trip_answer_timeout: DurationMs = 30_000
     event_age_max: DurationMs = Field(
         default=0, description="Requests older than this are refused; 0: no limit."
     )
+
+
+class OidcSection(Section):
+    """An identity provider whose tokens (JWT) the API believes."""
+
+    issuer: str = Field(min_length=1)
+    audience: str = Field(min_length=1, description="This API's name at the provider.")
+    jwks_url: str = Field(pattern=r"^https?://", description="Where the provider's public keys are.")
+    role_claim: str = Field(default="roles", description="Claim with the caller's groups; dots go deeper.")
+    name_claim: str = Field(
+        default="email", description="Claim with the caller's name; `sub` if it is missing."
+    )
+    roles: dict[Literal["viewer", "operator", "admin"], tuple[str, ...]] = Field(
+        default={"viewer": ("viewer",), "operator": ("operator",), "admin": ("admin",)},
+        description="Role here to the claim's values that stand for it; the highest counts.",
+    )
+    leeway: DurationMs = Field(default=30_000, description="By how much clocks may differ.")
 
 
 class ControllerSection(Section):
@@ -296,8 +355,24 @@ class ControllerSection(Section):
     registry: Path = Path("registry")
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8080, ge=0, le=65535, description="0 turns the HTTP API off.")
-    api_token: SecretStr | None = Field(
-        default=None, description="Bearer token of every call that changes anything."
+    api_tokens: Path | None = Field(
+        default=None, description="File of hashed bearer tokens; `driftline tokens create` writes it."
+    )
+    api_oidc: OidcSection | None = Field(default=None, description="Sign-in by an identity provider.")
+    api_open: Literal["none", "viewer", "operator", "admin"] | None = Field(
+        default=None,
+        description="What callers may who show nothing. Not given: admin where only this machine can call and neither "
+        "tokens nor OIDC are set up, else viewer.",
+    )
+    api_reads_per_s: float = Field(default=50, gt=0, description="Reading calls of one caller, on average.")
+    api_changes_per_s: float = Field(
+        default=2, gt=0, description="Calls of one caller that change something."
+    )
+    webhook_key: SecretStr | None = Field(
+        default=None, description="Signs the questions to webhooks of gates (HMAC-SHA256)."
+    )
+    archive_timeout: DurationMs = Field(
+        default=60_000, description="Longest wait for the archive before a measurement is an error."
     )
     activation_delay: DurationMs = Field(
         default=0,

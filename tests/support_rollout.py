@@ -7,6 +7,7 @@ from typing import Any
 from deploy.core.rollout import World, decide
 from schemas.contracts import CanaryStep, Feature, ModelContract, Rollout
 from schemas.control import (
+    Alert,
     Answer,
     AnyCommand,
     CanaryAnalysis,
@@ -42,6 +43,7 @@ class Play:
         self.state: Deployment | None = None
         self.published: list[Deployment] = []
         self.facts: list[Decision] = []
+        self.alerts: list[Alert] = []
         self.time_ms = -1
         self.unfit: dict[str, str] = {}
         self._offset = 0
@@ -55,6 +57,7 @@ class Play:
         self._offset += 1
         self.state = step.state
         self.facts += step.decisions
+        self.alerts += step.alerts
         if step.deployment is not None:
             self.published.append(step.deployment)
         return step.deployment

@@ -1,7 +1,8 @@
-"""The controller's shell: ``control`` in, ``deployments`` and ``decisions`` out, each revision in one transaction.
+"""The controller's shell: ``control`` in, ``deployments``, ``decisions`` and ``alerts`` out, each revision in one transaction.
 
 What it knows is the newest revision of each model; that names the offsets of ``control`` to read on from, so a controller
 killed at any instruction reads the same messages again and decides the same. A second controller fences the first.
+Measurements and questions to webhooks run on threads of their own; what they find comes back over ``control``.
 """
 
 from __future__ import annotations
@@ -9,28 +10,32 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
-from typing import Any
 
-import uvicorn
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from pydantic import ValidationError
 
 from deploy.broadcast import Broadcast
+from deploy.controller.checks import Checks
+from deploy.controller.measure import Measurer
 from deploy.controller.view import View
+from deploy.controller.webhooks import Webhooks
 from deploy.core.ledger import Ledger
-from deploy.core.rollout import Step, World, decide
+from deploy.core.rollout import Step, World, decide, needs_time
+from deploy.failpoints import failpoint
+from deploy.http.server import ApiServer
 from deploy.process import serve_metrics, stop_event, wall_ms
 from deploy.registry import Registry
-from schemas.contracts import ModelRecord
+from schemas.contracts import ModelRecord, ModelVersion
 from schemas.control import (
     COMMANDS,
     Alert,
     AnyCommand,
+    CanaryAnalysis,
     Command,
     ControlTick,
     Decision,
     Deployment,
-    ScorerReport,
+    Measured,
 )
 from schemas.errors import DriftlineError, Fenced, PlatformError, SignatureError
 from schemas.events import HEADER_TRACE
@@ -38,6 +43,7 @@ from schemas.observability import Metrics, configure_logs
 from schemas.record import head_of
 from schemas.settings import ControllerSettings
 from schemas.signing import Signer, Verifier
+from schemas.verdicts import SignalChanged
 
 log = logging.getLogger(__name__)
 _LOOK_S = 0.05
@@ -54,11 +60,11 @@ def run(
     metrics = metrics or Metrics()
     serve_metrics(metrics, settings)
     controller = Controller(settings, metrics)
-    api: _Api | None = None
+    api: ApiServer | None = None
     try:
         controller.open()
         if settings.controller.api_port:
-            api = _Api(settings, controller)
+            api = ApiServer(settings.controller, controller.view, controller.submit)
             api.start()
         log.info("controller is ready", extra={"event": "ready", "api_port": settings.controller.api_port})
         while not stop.is_set():
@@ -88,7 +94,8 @@ class Controller:
         self._signer = None if key is None else Signer.load(key)
         trusted = list(settings.signing.trusted)
         self._verifier = Verifier(trusted) if trusted else None
-        self._registry = Registry(Path(settings.controller.registry), self._signer, self._verifier)
+        registry = Registry(Path(settings.controller.registry), self._signer, self._verifier)
+        self._checks = Checks(registry, self._announced, self.view.contract)
         self._states: dict[str, Deployment] = {}
         self._ledger = Ledger()
         self._sources: dict[str, int] = {}
@@ -97,6 +104,18 @@ class Controller:
         self._producer: Producer | None = None
         self._commands = Producer(self._kafka.producer())
         self._input: Broadcast | None = None
+        self._looked_ms = -1
+        self._measurer = Measurer(
+            settings.clickhouse,
+            self._kafka.input_partitions,
+            self.submit,
+            metrics,
+            settings.controller.archive_timeout,
+        )
+        key_text = settings.controller.webhook_key
+        self._webhooks = Webhooks(
+            None if key_text is None else key_text.get_secret_value(), self.submit, metrics
+        )
 
     def open(self) -> None:
         """Fence a predecessor, learn where things stand, and where to read on."""
@@ -113,7 +132,7 @@ class Controller:
         with Broadcast(self._kafka, ["deployments"]) as history:
             for message in history.read_to_end():
                 self._hear("deployments", message)
-        self._input = Broadcast(self._kafka, ["models", "alerts", "decisions"])
+        self._input = Broadcast(self._kafka, ["models", "alerts", "decisions", "signals"])
         for message in self._input.read_to_end():
             self._hear(self._input.name(message), message)
         starts = self._start_offsets()
@@ -148,6 +167,13 @@ class Controller:
                 self._control(message)
             else:
                 self._hear(topic, message)
+        if self._time_ms < 0:
+            return
+        states = list(self._states.values())
+        if self._time_ms > self._looked_ms:
+            self._looked_ms = self._time_ms
+            self._measurer.look(states, self.view.contract, self._time_ms)
+        self._webhooks.look(states, self.view.contract, self._time_ms)
 
     def _hear(self, topic: str, message: Message) -> None:
         value = message.value()
@@ -164,6 +190,8 @@ class Controller:
                 self.view.decided(fact)
             elif topic == "alerts":
                 self.view.alerted(Alert.model_validate_json(value))
+            elif topic == "signals":
+                self._measurer.heard(SignalChanged.model_validate_json(value))
         except ValidationError as error:
             self._metrics.count("driftline_errors_total", where=f"controller: {topic}")
             log.warning("%s/%s/%s cannot be read: %s", topic, message.partition(), message.offset(), error)
@@ -189,6 +217,8 @@ class Controller:
         if isinstance(command, ControlTick):
             self._tick(command, partition, offset)
         else:
+            if isinstance(command, CanaryAnalysis):
+                self.view.analysed(command)
             self._obey(command.model, command, (partition, offset))
 
     def _tick(self, tick: ControlTick, partition: int, offset: int) -> None:
@@ -203,7 +233,7 @@ class Controller:
         self.view.reached(reached)
         moved = tick.model_copy(update={"event_time_ms": reached})
         for model, state in list(self._states.items()):
-            if state.candidate is not None:
+            if needs_time(state):
                 self._obey(model, moved, (partition, offset))
 
     def _reached(self) -> int:
@@ -227,39 +257,35 @@ class Controller:
             return
         world = World(
             contract,
-            lambda v: self._unfit(model, v),
+            lambda v: self._checks.verify(model, v),
             self._time_ms,
             self._settings.controller.activation_delay,
+            lambda v: self._checks.intact(model, v),
+            lambda v: self._checks.approvals(model, v),
         )
-        self._publish(model, decide(state, command, address, world, self._untrusted(command)))
+        step = decide(state, command, address, world, self._untrusted(command))
+        failpoint("controller.decided")
+        self._publish(model, step)
+        if isinstance(command, Measured):
+            self.view.measured(self._states[model])
 
     def _untrusted(self, command: AnyCommand) -> str | None:
-        if self._verifier is None or not isinstance(command, Command) or isinstance(command, ScorerReport):
+        if self._verifier is None or not isinstance(command, Command):
             return None
         try:
             self._verifier.verify(command)
         except SignatureError as error:
+            self._metrics.count("driftline_errors_total", where="controller: signature")
             return str(error)
         return None
 
-    def _unfit(self, model: str, version: str) -> str | None:
-        """Why a version must not get traffic, by looking at every byte of its artifact; None when it may."""
+    def _announced(self, model: str, version: str) -> ModelVersion | None:
+        """The version's record on `models`, which may be newer than what was read."""
         record = self.view.version(model, version)
         if record is None:
             self._refresh_models()
             record = self.view.version(model, version)
-        if record is None:
-            return "it was never announced on `models`"
-        contract = self.view.contract(model)
-        try:
-            loaded, _ = self._registry.load(model, version, record.sha256)
-            if contract is not None:
-                self._registry.check_features(contract, version)
-        except DriftlineError as error:
-            return str(error)
-        if contract is not None and loaded.contract_revision > contract.revision:
-            return f"it was trained for contract revision {loaded.contract_revision}, in force is {contract.revision}"
-        return None
+        return record
 
     def _refresh_models(self) -> None:
         with Broadcast(self._kafka, ["models"]) as models:
@@ -301,11 +327,17 @@ class Controller:
                 )
                 self._produce(producer, "deployments", model, revision.model_dump_json().encode(), None)
                 self._states[model] = revision
+                for alert in step.alerts:
+                    self._produce(
+                        producer, "alerts", alert.incident, alert.model_dump_json().encode(), alert.trace_id
+                    )
+            failpoint("controller.produced")
             producer.commit_transaction(_TRANSACTION_S)
         except KafkaException as error:
             if error.args[0].code() in _FENCED:
                 raise Fenced(str(error)) from error
             raise PlatformError(f"a decision about {model} could not be written: {error}") from error
+        failpoint("controller.committed")
         for decision in decisions:
             self._ledger.learn(decision)
             self._metrics.count("driftline_decisions_total", model=model, kind=decision.kind)
@@ -314,6 +346,10 @@ class Controller:
                 extra={"event": "decision", "model": model, "trace_id": decision.trace_id},
             )  # fmt: skip
         if step.deployment is not None:
+            for alert in step.alerts:
+                self._metrics.count(
+                    "driftline_alerts_total", model=model, severity=alert.severity.value, status=alert.status
+                )
             self.view.deployed(self._states[model])
             self._metrics.set("driftline_deployment_revision", step.deployment.revision, model=model)
 
@@ -335,7 +371,7 @@ class Controller:
         producer.produce(self._kafka.topic(topic), value, key.encode(), 0, headers=headers)
 
     def submit(self, command: Command) -> None:
-        """Put a command of the API on ``control``, signed with this service's key. Raises PlatformError."""
+        """Put a command or a fact on ``control``, signed with this service's key; any thread may. Raises PlatformError."""
         signed = command if self._signer is None else self._signer.sign(command)
         self._commands.produce(
             self._kafka.topic("control"), signed.model_dump_json().encode(), signed.model.encode(), 0
@@ -344,34 +380,7 @@ class Controller:
             raise PlatformError("the command could not be written to `control`: is the broker up?")
 
     def close(self) -> None:
+        self._measurer.close()
+        self._webhooks.close()
         if self._input is not None:
             self._input.close()
-
-
-class _Api:
-    """The HTTP API on a thread of its own."""
-
-    def __init__(self, settings: ControllerSettings, controller: Controller) -> None:
-        from deploy.api import create_app
-
-        token = settings.controller.api_token
-        app: Any = create_app(
-            controller.view, controller.submit, None if token is None else token.get_secret_value()
-        )
-        config = uvicorn.Config(
-            app,
-            settings.controller.api_host,
-            settings.controller.api_port,
-            log_level="warning",
-            access_log=False,
-        )
-        self._server = uvicorn.Server(config)
-        # Signals are the process's business; a server on a thread cannot have them anyway.
-        self._thread = threading.Thread(target=self._server.run, name="api", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(5)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import defaultdict, deque
 
+from deploy.http.history import AnalysisPoint, History, WeightPoint
 from schemas.contracts import ModelContract, ModelRecord, ModelVersion
-from schemas.control import Alert, Decision, Deployment
+from schemas.control import Alert, CanaryAnalysis, Decision, Deployment
 
 DECISIONS_KEPT = 2_000
 ALERTS_KEPT = 500
@@ -22,6 +23,7 @@ class View:
         self._deployments: dict[str, Deployment] = {}
         self._decisions: deque[Decision] = deque(maxlen=DECISIONS_KEPT)
         self._alerts: deque[Alert] = deque(maxlen=ALERTS_KEPT)
+        self._histories: defaultdict[str, History] = defaultdict(History)
         self._time_ms: int | None = None
 
     def record(self, record: ModelRecord) -> None:
@@ -34,10 +36,23 @@ class View:
     def deployed(self, deployment: Deployment) -> None:
         with self._lock:
             self._deployments[deployment.model] = deployment
+            self._histories[deployment.model].deployed(deployment)
+
+    def measured(self, deployment: Deployment) -> None:
+        """Metrics as they stand between two revisions, of the revision that is shown."""
+        with self._lock:
+            shown = self._deployments.get(deployment.model)
+            if shown is not None and shown.revision == deployment.revision:
+                self._deployments[deployment.model] = deployment
 
     def decided(self, decision: Decision) -> None:
         with self._lock:
             self._decisions.append(decision)
+            self._histories[decision.model].decided(decision)
+
+    def analysed(self, analysis: CanaryAnalysis) -> None:
+        with self._lock:
+            self._histories[analysis.model].analysed(analysis)
 
     def alerted(self, alert: Alert) -> None:
         with self._lock:
@@ -47,7 +62,7 @@ class View:
         with self._lock:
             self._time_ms = time_ms
 
-    # what deploy.api asks
+    # what deploy.http asks
 
     def contract(self, model: str) -> ModelContract | None:
         with self._lock:
@@ -74,6 +89,16 @@ class View:
         with self._lock:
             chosen = [d for d in self._decisions if model is None or d.model == model]
         return chosen[::-1][:limit]
+
+    def weights(self, model: str, limit: int = 100) -> list[WeightPoint]:
+        """Traffic over time, oldest first."""
+        with self._lock:
+            return self._histories[model].weights(limit) if model in self._histories else []
+
+    def analysis(self, model: str, limit: int = 100) -> list[AnalysisPoint]:
+        """What was measured, oldest first."""
+        with self._lock:
+            return self._histories[model].analysis(limit) if model in self._histories else []
 
     def alerts(self, limit: int = 100) -> list[Alert]:
         with self._lock:

@@ -7,6 +7,7 @@ everyone who had it keeps it.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -33,11 +34,43 @@ def caller_unit(model: str, caller: str) -> float:
     return stable_unit(model, _SALT, caller)
 
 
+def versions_of(deployment: Deployment) -> list[str]:
+    """The versions that ``deployment`` may send a request to, or keeps warm; the most needed first."""
+    named = (deployment.stable, deployment.candidate, deployment.previous)
+    rest = (*deployment.weights, *deployment.shadow, *deployment.warm)
+    return [*dict.fromkeys(version for version in (*named, *rest) if version is not None)]
+
+
 def role_of(deployment: Deployment, version: str) -> Role:
     """The role in which ``version`` answers: the stable version and its stand-in are stable, all others canary."""
     if version == deployment.stable or (version == deployment.previous and version != deployment.candidate):
         return "stable"
     return "canary"
+
+
+_NOBODY = Route(None, "stable", 0)
+
+
+class Plan:
+    """Routes of every request while neither the revisions nor the health of their versions change."""
+
+    def __init__(self, revisions: list[Deployment], unhealthy: frozenset[str]) -> None:
+        self._starts = [r.effective_ms for r in revisions[1:]]
+        barred = unhealthy | (set(revisions[-1].tripped) if revisions else set())
+        self._shares = [_shares(r, barred | set(r.tripped)) for r in revisions] or [([], [_NOBODY])]
+
+    @property
+    def splits(self) -> bool:
+        """Whether callers of one event time may go to different versions, so that :func:`caller_unit` is needed."""
+        return any(bounds for bounds, _ in self._shares)
+
+    def route(self, event_time_ms: int, unit: float) -> Route:
+        """Who answers a request of ``event_time_ms`` from the caller at ``unit``."""
+        # Revisions are in the order of their effective times. The topic is compacted: the revision that an early request
+        # belonged to may be gone, and the oldest known one takes its place.
+        at = bisect_right(self._starts, event_time_ms) if self._starts else 0
+        bounds, routes = self._shares[at]
+        return routes[bisect_right(bounds, unit)] if bounds else routes[0]
 
 
 class Routes:
@@ -50,6 +83,7 @@ class Routes:
     def __init__(self, model: str) -> None:
         self.model = model
         self._revisions: list[Deployment] = []
+        self._plan: tuple[frozenset[str], Plan] | None = None
 
     @property
     def newest(self) -> Deployment | None:
@@ -63,52 +97,54 @@ class Routes:
             return False
         self._revisions = [r for r in self._revisions if r.effective_ms < deployment.effective_ms]
         self._revisions = [*self._revisions, deployment][-REVISIONS_MAX:]
+        self._plan = None
         return True
 
-    def versions(self) -> set[str]:
-        """Every version that a revision held here may send a request to, or keeps warm."""
-        held: set[str] = set()
-        for r in self._revisions:
-            held.update(r.weights, r.shadow, r.warm)
-            held.update(v for v in (r.stable, r.candidate, r.previous) if v is not None)
-        return held
+    def versions(self) -> list[str]:
+        """Every version that a revision held here may send a request to, or keeps warm; the most needed first."""
+        return [*dict.fromkeys(v for revision in reversed(self._revisions) for v in versions_of(revision))]
 
-    def at(self, event_time_ms: int) -> Deployment | None:
-        """The revision that a request of this event time follows; None when there is none at all.
-
-        The topic is compacted: after a restart the revision a request belonged to may be gone, and the oldest known one
-        takes its place.
-        """
-        for deployment in reversed(self._revisions):
-            if deployment.effective_ms <= event_time_ms:
-                return deployment
-        return self._revisions[0] if self._revisions else None
+    def plan(self, unhealthy: Collection[str]) -> Plan:
+        """Routes by the revisions known now, never to one of ``unhealthy`` nor to what the newest revision tripped."""
+        barred = frozenset(unhealthy)
+        if self._plan is None or self._plan[0] != barred:
+            self._plan = (barred, Plan(self._revisions, barred))
+        return self._plan[1]
 
     def route(self, event_time_ms: int, unit: float, unhealthy: Collection[str]) -> Route:
-        """Who answers a request of ``event_time_ms`` from the caller at ``unit``; never one of ``unhealthy``.
+        """One request's route by :meth:`plan`."""
+        return self.plan(unhealthy).route(event_time_ms, unit)
 
-        What the newest revision calls tripped is never served, whichever revision the request follows.
-        """
-        deployment, newest = self.at(event_time_ms), self.newest
-        if deployment is None or newest is None:
-            return Route(None, "stable", 0)
-        barred = {*unhealthy, *newest.tripped, *deployment.tripped}
-        shadows = [v for v in deployment.shadow if v not in barred]
-        for version in (_drawn(deployment, unit), deployment.stable, deployment.previous):
+
+def _shares(deployment: Deployment, barred: Collection[str]) -> tuple[list[float], list[Route]]:
+    """Bounds between the routes on [0, 1), and the routes; neighbours that are equal are one."""
+    shadows = [v for v in deployment.shadow if v not in barred]
+    bounds: list[float] = []
+    routes: list[Route] = []
+    for drawn, reached in _cumulative(deployment):
+        route = Route(None, "stable", deployment.revision, tuple(shadows))
+        for version in (drawn, deployment.stable, deployment.previous):
             if version is not None and version not in barred:
                 beside = tuple(v for v in shadows if v != version)
-                return Route(version, role_of(deployment, version), deployment.revision, beside)
-        return Route(None, "stable", deployment.revision, tuple(shadows))
+                route = Route(version, role_of(deployment, version), deployment.revision, beside)
+                break
+        if routes and routes[-1] == route:
+            bounds[-1] = reached
+        else:
+            bounds.append(reached)
+            routes.append(route)
+    # The last share goes to the end, however the weights round.
+    return bounds[:-1], routes
 
 
-def _drawn(deployment: Deployment, unit: float) -> str | None:
-    """The version whose share of [0, 1) holds ``unit``; the candidate's share starts at 0, so it only grows."""
-    if not deployment.weights:
-        return None
-    names = sorted(deployment.weights, key=lambda v: (v == deployment.stable, v != deployment.candidate, v))
+def _cumulative(deployment: Deployment) -> list[tuple[str | None, float]]:
+    """Versions with the end of their share of [0, 1); the candidate's share starts at 0, so it only grows."""
+    found: list[tuple[str | None, float]] = []
     reached = 0.0
-    for name in names:
-        reached += deployment.weights[name]
-        if unit < reached:
-            return name
-    return names[-1]
+    for name in sorted(
+        deployment.weights, key=lambda v: (v == deployment.stable, v != deployment.candidate, v)
+    ):
+        if deployment.weights[name] > 0:
+            reached += deployment.weights[name]
+            found.append((name, reached))
+    return found or [(None, 1.0)]

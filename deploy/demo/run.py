@@ -73,6 +73,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
                     "DRIFTLINE_MONITOR__TICKER": "off",
                     "DRIFTLINE_MONITOR__COMMIT_INTERVAL": "100",
                     "DRIFTLINE_CONTROLLER__ACTIVATION_DELAY": str(SPAN_MS),
+                    "DRIFTLINE_SCORER__SHADOW": "with",
                     "DRIFTLINE_NOTIFIER__CONSOLE": "true",
                 },
                 say=story.service,

@@ -1,7 +1,8 @@
-"""One micro-batch of requests to its answers: decode, route, score, fall back. No Kafka, no clock of its own.
+"""One micro-batch of requests to its answers: check, route, score, fall back. No Kafka, no clock of its own.
 
 Every request gets exactly one answer, whatever happens to it: a score, an error with its reason, or the fallback's
-heuristic. What reached a model or the fallback also becomes a prediction on record.
+heuristic. What reached a model or the fallback also becomes a prediction on record. Shadows are told apart from the
+answers here and scored elsewhere, when nobody waits any more (:mod:`deploy.scoring.shadow`).
 """
 
 from __future__ import annotations
@@ -9,50 +10,52 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from deploy.core.breaker import Breaker
-from deploy.core.routing import Route, Routes, caller_unit
+from deploy.core.ratelimit import TokenBucket
+from deploy.core.routing import Plan, Routes, caller_unit
 from deploy.core.trips import Trips
+from deploy.scoring.answers import FALLBACK, Row, Scored, ShadowJob, prediction
 from deploy.scoring.engine import Engine
 from deploy.scoring.wire import (
     CompiledContract,
-    Head,
-    Incoming,
-    Out,
     PredictionOut,
+    Record,
     ScoreOut,
     dead_letter,
     decode_head,
-    encode,
     rescue,
 )
 from schemas.contracts import ModelContract
-from schemas.errors import BadMessage
+from schemas.errors import BadMessage, RegistryError
 from schemas.events import HEADER_TRACE
-from schemas.ids import partitions_of
 from schemas.observability import Metrics
 
-FALLBACK = "fallback"
+__all__ = ["FALLBACK", "Model", "ScoringCore"]
+
+#: Model calls that may be spent on finding the rows of a failed batch that it fails on.
+_CALLS_MAX = 64
+_Result = tuple[float | None, str | None]
 
 
 class Model:
     """What a scorer knows about one model."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, cache_rows: int = 0, limit: TokenBucket | None = None) -> None:
         self.routes = Routes(name)
         self.trips = Trips()
         self.breaker = Breaker()
+        self.limit = limit
         self.compiled: CompiledContract | None = None
         self.failed: frozenset[str] = frozenset()
+        self._cache_rows = cache_rows
 
     def contract(self, contract: ModelContract) -> None:
         """Use a newer revision of the contract."""
         if self.compiled is None or contract.revision >= self.compiled.contract.revision:
-            self.compiled = CompiledContract(contract)
+            self.compiled = CompiledContract(contract, self._cache_rows)
 
     @property
     def unhealthy(self) -> frozenset[str]:
@@ -60,214 +63,216 @@ class Model:
         return self.trips.tripped | self.breaker.open | self.failed
 
 
-class _Row(msgspec.Struct):
-    """One valid request on its way."""
+class _Known:
+    """A model as one batch sees it: between two rows nothing changes."""
 
-    head: Head
-    features: Any
-    route: Route
-    received_ms: float
-    score: float | None = None
-    status: str = "ok"
-    error: str | None = None
+    __slots__ = ("compiled", "limit", "plan", "splits")
+
+    def __init__(self, model: Model, compiled: CompiledContract) -> None:
+        self.compiled = compiled
+        self.plan: Plan = model.routes.plan(model.unhealthy)
+        self.splits = self.plan.splits
+        self.limit = model.limit
 
 
 class ScoringCore:
-    """Turns batches into answers. ``now_ms`` is wall time for age limits; ``clock_ms`` a monotonic clock for latency."""
+    """Turns batches into answers. ``now_ms`` is wall time for age limits; ``clock_ms`` a monotonic clock for latency.
+
+    ``shadows_inline``: score shadows with the answers and not after them. ``limits``: requests a second and burst by
+    model, ``*`` for every other one.
+    """
 
     def __init__(
         self,
         engine: Engine,
-        input_partitions: int,
         metrics: Metrics,
         *,
         clock_ms: Callable[[], float],
         event_age_max_ms: int = 0,
+        cache_rows: int = 0,
+        limits: Mapping[str, tuple[float, int]] | None = None,
+        shadows_inline: bool = False,
         on_break: Callable[[str, str, str], None] = lambda _model, _version, _why: None,
     ) -> None:
         self.models: dict[str, Model] = {}
         self._engine = engine
-        self._partitions = input_partitions
         self._metrics = metrics
         self._clock_ms = clock_ms
         self._event_age_max_ms = event_age_max_ms
+        self._cache_rows = cache_rows
+        self._limits = limits or {}
+        self._shadows_inline = shadows_inline
         self._on_break = on_break
 
     def model(self, name: str) -> Model:
         """The model of this name, made on first mention."""
         if name not in self.models:
-            self.models[name] = Model(name)
+            limit = self._limits.get(name, self._limits.get("*"))
+            bucket = None if limit is None else TokenBucket(*limit)
+            self.models[name] = Model(name, self._cache_rows, bucket)
         return self.models[name]
 
-    def answer(self, batch: Sequence[Incoming], received_ms: Sequence[float], now_ms: int) -> list[Out]:
-        """All records to write for ``batch``, in order: one score a request, its prediction, dead letters.
+    def score(self, batch: Sequence[Record], received_ms: Sequence[float], now_ms: int) -> Scored:
+        """Everything there is to say about ``batch``, ready to be written.
 
         ``received_ms``: when each record came, on ``clock_ms``'s scale.
         """
-        rows: list[_Row] = []
-        letters: list[Out] = []
-        scores: list[ScoreOut] = []
+        scored = Scored()
+        known: dict[str, _Known] = {}
+        rows = scored.rows
         for record, received in zip(batch, received_ms, strict=True):
             try:
-                rows.append(self._accept(record, received, now_ms))
+                row = self._accept(record, received, now_ms, known, scored)
             except BadMessage as error:
-                self._refuse(record, error, received, letters, scores)
-        predictions = self._predict(rows)
-        scores += [self._score_of(row) for row in rows]
-        self._count(scores)
-        return self._records(predictions, scores) + letters
+                self._refuse(record, error, received, scored)
+            else:
+                if row is not None:
+                    rows.append(row)
+        self._answer(scored, now_ms)
+        return scored
 
-    def _accept(self, record: Incoming, received: float, now_ms: int) -> _Row:
-        head = decode_head(record.value)
-        model = self.models.get(head.model)
-        if model is None or model.compiled is None:
-            raise BadMessage(
-                "unknown-model", f"no contract of model {head.model!r} was published on `models`"
-            )
+    def shadow(self, job: ShadowJob) -> list[PredictionOut]:
+        """What a shadow makes of requests that were answered; its latency is its own, without the wait for its turn.
+
+        Safe beside :meth:`score` in another thread. A shadow that fails says so in the log and harms nobody.
+        """
+        started = self._clock_ms()
+        results, _ = self._infer(job.model, job.version, job.rows)
+        took_ms = self._clock_ms() - started
+        return [
+            prediction(row, job.version, "shadow", score, "ok" if error is None else "error", took_ms)
+            for row, (score, error) in zip(job.rows, results, strict=True)
+        ]
+
+    def _accept(
+        self, record: Record, received: float, now_ms: int, known: dict[str, _Known], scored: Scored
+    ) -> Row | None:
+        """The request as a row with its route; None when it was answered already. Raises BadMessage."""
+        head = decode_head(record.value())
+        name = head.model
+        model = known.get(name)
+        if model is None:
+            model = known[name] = self._known(name)
         if self._event_age_max_ms and head.event_time_ms < now_ms - self._event_age_max_ms:
             raise BadMessage(
                 "absurd-timestamp", f"event_time_ms {head.event_time_ms} is too old to be answered"
             )
+        if model.limit is not None and (wait_ms := model.limit.take(record.timestamp()[1])):
+            self._metrics.count("driftline_rate_limited_total", model=name)
+            why = (
+                f"rate-limited: model {name} takes {model.limit.rate_per_s:g} requests a second here; "
+                f"ask again in {wait_ms} ms"
+            )
+            latency = round(self._clock_ms() - received, 3)
+            time_ms = head.event_time_ms
+            scored.refuse(
+                ScoreOut(head.request_id, name, None, "stable", None, "error", latency, time_ms, 0, why), name
+            )
+            return None
         features = model.compiled.decode(head.features)
         if head.trace_id is None:
             head.trace_id = _trace(record, head.request_id)
-        unit = caller_unit(head.model, head.entity or head.request_id)
-        return _Row(head, features, model.routes.route(head.event_time_ms, unit, model.unhealthy), received)
+        unit = caller_unit(name, head.entity or head.request_id) if model.splits else 0.0
+        return Row(head, features, model.plan.route(head.event_time_ms, unit), received)
 
-    def _refuse(
-        self, record: Incoming, error: BadMessage, received: float, letters: list[Out], scores: list[ScoreOut]
-    ) -> None:
-        self._metrics.count("driftline_dead_letters_total", reason=error.reason)
-        key = f"scoring-requests/{record.partition}".encode()
-        letters.append(Out("dead-letters", key, dead_letter(record, error).model_dump_json().encode(), 0))
-        found = rescue(record.value)
+    def _known(self, name: str) -> _Known:
+        model = self.models.get(name)
+        if model is None or model.compiled is None:
+            raise BadMessage("unknown-model", f"no contract of model {name!r} was published on `models`")
+        return _Known(model, model.compiled)
+
+    def _refuse(self, record: Record, error: BadMessage, received: float, scored: Scored) -> None:
+        key = f"scoring-requests/{record.partition()}".encode()
+        scored.letters.append((key, error.reason, dead_letter(record, error).model_dump_json().encode()))
+        found = rescue(record.value())
         if found is None:
             return
         identity, model, event_time_ms = found
         latency = round(self._clock_ms() - received, 3)
-        scores.append(
-            ScoreOut(
-                identity, model, None, "stable", None, "error", latency, event_time_ms, 0, error=str(error)
-            )
+        # A refused request may name any model at all: it must not make a new series of metrics.
+        scored.refuse(
+            ScoreOut(identity, model, None, "stable", None, "error", latency, event_time_ms, 0, str(error)),
+            model if model in self.models else "",
         )
 
-    def _predict(self, rows: list[_Row]) -> list[PredictionOut]:
-        answering: dict[tuple[str, str], list[_Row]] = defaultdict(list)
-        shadowing: dict[tuple[str, str], list[_Row]] = defaultdict(list)
-        for row in rows:
-            if row.route.version is None:
+    def _answer(self, scored: Scored, now_ms: int) -> None:
+        answering: dict[tuple[str, str], list[Row]] = defaultdict(list)
+        shadowing: dict[tuple[str, str], list[Row]] = defaultdict(list)
+        for row in scored.rows:
+            route = row.route
+            if route.version is None:
                 self._fall_back(row)
             else:
-                answering[row.head.model, row.route.version].append(row)
-            for shadow in row.route.shadows:
+                answering[row.head.model, route.version].append(row)
+            for shadow in route.shadows:
                 shadowing[row.head.model, shadow].append(row)
         for (name, version), group in answering.items():
-            for row, (score, error) in zip(group, self._infer(name, version, group), strict=True):
-                row.score, row.error = score, error
-                row.status = "ok" if error is None else "error"
-        done = self._clock_ms()
-        predictions = [
-            _prediction(row, row.route.version or FALLBACK, row.route.role, row.score, row.status, done)
-            for row in rows
-        ]
-        for (name, version), group in shadowing.items():
-            results = self._infer(name, version, group)
-            done = self._clock_ms()
-            predictions += [
-                _prediction(row, version, "shadow", score, "ok" if error is None else "error", done)
-                for row, (score, error) in zip(group, results, strict=True)
-            ]
-        return predictions
+            results, why = self._infer(name, version, group)
+            for row, (score, error) in zip(group, results, strict=True):
+                row.score = score
+                if error is not None:
+                    row.error, row.status = error, "error"
+            self._judge(name, version, why, now_ms)
+        scored.done_ms = self._clock_ms()
+        scored.shadows = [ShadowJob(name, version, rows) for (name, version), rows in shadowing.items()]
+        if self._shadows_inline:
+            scored.shadowed = [one for job in scored.shadows for one in self.shadow(job)]
+            scored.shadows = []
 
-    def _infer(self, name: str, version: str, rows: list[_Row]) -> list[tuple[float | None, str | None]]:
-        """Score and error of each row; a batch that fails as a whole counts against the version's breaker."""
-        model = self.models[name]
-        loaded = self._engine.get(name, version)
-        assert model.compiled is not None
+    def _judge(self, name: str, version: str, why: str | None, now_ms: int) -> None:
+        """A batch of which no row got a score counts against its version's breaker."""
+        breaker = self.models[name].breaker
+        if why is None:
+            breaker.succeeded(version)
+            return
+        self._metrics.count("driftline_errors_total", where="inference")
+        if breaker.failed(version, now_ms):
+            self._on_break(name, version, why)
+
+    def _infer(self, name: str, version: str, rows: Sequence[Row]) -> tuple[list[_Result], str | None]:
+        """Score and error of each row; and why no row at all has a score, if none has."""
+        compiled, loaded = self.models[name].compiled, self._engine.get(name, version)
+        assert compiled is not None
         started = self._clock_ms()
-        try:
-            if loaded is None:
-                raise LookupError(f"version {version} is not loaded")
-            scores = loaded.score(model.compiled.table([row.features for row in rows])).tolist()
-            if len(scores) != len(rows):
-                raise ValueError(f"version {version} gave {len(scores)} scores for {len(rows)} rows")
-        except Exception as error:  # noqa: BLE001 - whatever a model does, its callers get an answer
-            why = f"{type(error).__name__}: {error}"
-            self._metrics.count("driftline_errors_total", where="inference")
-            if model.breaker.failed(version):
-                self._on_break(name, version, why)
-            return [(None, why)] * len(rows)
-        model.breaker.succeeded(version)
-        seconds = (self._clock_ms() - started) / 1_000
-        self._metrics.observe("driftline_score_seconds", seconds, model=name, version=version)
-        self._metrics.observe("driftline_batch_rows", len(rows), model=name)
-        return [(s, None) if math.isfinite(s) else (None, "the model's output is not finite") for s in scores]
+        budget = [_CALLS_MAX]
 
-    def _fall_back(self, row: _Row) -> None:
+        def attempt(part: Sequence[Row]) -> list[_Result]:
+            """A model may fail on one row: the rows around it still get their scores."""
+            budget[0] -= 1
+            try:
+                if loaded is None:
+                    raise RegistryError(f"version {version} is not loaded")
+                scores = loaded.score([row.features for row in part], compiled).tolist()
+                if len(scores) != len(part):
+                    raise RegistryError(f"version {version} gave {len(scores)} scores for {len(part)} rows")
+            except Exception as error:  # noqa: BLE001 - whatever a model does, its callers get an answer
+                if len(part) == 1 or loaded is None or budget[0] <= 0:
+                    return [(None, f"{type(error).__name__}: {error}")] * len(part)
+                middle = len(part) // 2
+                return attempt(part[:middle]) + attempt(part[middle:])
+            return [
+                (score, None) if math.isfinite(score) else (None, "the model's output is not finite")
+                for score in scores
+            ]
+
+        results = attempt(rows)
+        self._metrics.observe(
+            "driftline_score_seconds", (self._clock_ms() - started) / 1_000, model=name, version=version
+        )
+        self._metrics.observe("driftline_batch_rows", len(rows), model=name)
+        failed = all(error is not None for _, error in results)
+        return results, results[0][1] if failed else None
+
+    def _fall_back(self, row: Row) -> None:
         compiled = self.models[row.head.model].compiled
         assert compiled is not None
         row.score, row.status = compiled.contract.fallback_score, "fallback"
 
-    def _score_of(self, row: _Row) -> ScoreOut:
-        latency = round(self._clock_ms() - row.received_ms, 3)
-        return ScoreOut(
-            row.head.request_id,
-            row.head.model,
-            row.route.version or FALLBACK,
-            row.route.role,
-            row.score,
-            row.status,
-            latency,
-            row.head.event_time_ms,
-            row.route.revision,
-            row.error,
-            row.head.trace_id,
-        )
 
-    def _records(self, predictions: list[PredictionOut], scores: list[ScoreOut]) -> list[Out]:
-        predicted = [p.prediction_id.encode() for p in predictions]
-        scored = [s.request_id.encode() for s in scores]
-        partitions = partitions_of(predicted + scored, self._partitions).tolist()
-        keys = predicted + scored
-        values: list[Any] = [*predictions, *scores]
-        topics = ["predictions"] * len(predictions) + ["scores"] * len(scores)
-        return [
-            Out(topic, key, encode(value), partition)
-            for topic, key, value, partition in zip(topics, keys, values, partitions, strict=True)
-        ]
-
-    def _count(self, scores: list[ScoreOut]) -> None:
-        counts: dict[tuple[str, str, str], int] = defaultdict(int)
-        for score in scores:
-            # A refused request may name any model at all: it must not make a new series of metrics.
-            known = score.model if score.model in self.models else ""
-            counts[known, score.version or "", score.status] += 1
-        for (model, version, status), rows in counts.items():
-            self._metrics.count("driftline_requests_total", rows, model=model, version=version, status=status)
-
-
-def _prediction(
-    row: _Row, version: str, role: str, score: float | None, status: str, done_ms: float
-) -> PredictionOut:
-    head = row.head
-    return PredictionOut(
-        head.request_id,
-        head.model,
-        version,
-        role,
-        head.event_time_ms,
-        row.features,
-        score,
-        round(max(0.0, done_ms - row.received_ms), 3),
-        status,
-        head.entity,
-        head.trace_id,
-    )
-
-
-def _trace(record: Incoming, request_id: str) -> str:
+def _trace(record: Record, request_id: str) -> str:
     """The caller's trace id from the header, or one that a second delivery of the same request gets again."""
-    for name, value in record.headers:
+    headers: Any = record.headers()
+    for name, value in headers or ():
         if name == HEADER_TRACE and value:
-            return value.decode("ascii", "replace")[:64]
+            return str(value.decode("ascii", "replace"))[:64]
     return hashlib.blake2b(request_id.encode(), digest_size=16).hexdigest()

@@ -1,81 +1,102 @@
-"""Model versions in memory: verified, loaded once, kept warm, run by ONNX Runtime on a GPU where there is one."""
+"""Model versions in memory: verified, proven on their golden sets, loaded once, kept warm, within a budget of bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import threading
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from deploy.registry import Artifact, Registry
+from deploy.core.memory import MemoryBudget
+from deploy.registry import GOLDEN_TOLERANCE, Artifact, Registry
+from deploy.scoring.provider import choose, look
+from deploy.scoring.session import Session
+from deploy.scoring.wire import CompiledContract, Features
 from deploy.training.features import Encoder
 from schemas.contracts import ModelVersion
-from schemas.errors import ConfigurationError, DriftlineError, RegistryError
+from schemas.errors import DriftlineError, RegistryError
 from schemas.settings import ScorerSection
 
-_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-
-
-def choose_provider(settings: ScorerSection, available: list[str] | None = None) -> tuple[list[str], str]:
-    """ONNX Runtime's providers in order of preference, and why, for people.
-
-    Raises ConfigurationError when CUDA is demanded and this build of ONNX Runtime does not have it.
-    """
-    names = onnxruntime.get_available_providers() if available is None else available
-    if settings.provider == "cpu":
-        return [_CPU], "CPU, because scorer.provider is cpu"
-    if _CUDA in names:
-        return [
-            _CUDA,
-            _CPU,
-        ], f"CUDA, because this ONNX Runtime has it and scorer.provider is {settings.provider}"
-    if settings.provider == "cuda":
-        raise ConfigurationError(
-            f"scorer.provider is cuda, but this ONNX Runtime offers {', '.join(names)} only: "
-            "install the distribution's `gpu` extra, or set scorer.provider to auto"
-        )
-    return [_CPU], f"CPU, because this ONNX Runtime offers {', '.join(names)} only"
+#: What a session takes, for the budget: its file twice (weights, and kernels prepared from them) and its arenas.
+_SESSION_BYTES, _FILE_TIMES = 4_000_000, 2
+_encoders = itertools.count()
 
 
 class LoadedVersion:
     """One version ready to answer."""
 
-    def __init__(self, record: ModelVersion, artifact: Artifact, session: Any, encoder: Encoder) -> None:
+    def __init__(self, record: ModelVersion, artifact: Artifact, session: Session, encoder: Encoder) -> None:
         self.record = record
         self.golden = artifact.golden
         self._session = session
         self._encoder = encoder
-        self._input = session.get_inputs()[0].name
-        self._output = session.get_outputs()[0].name
+        #: Under which name rows remember what this version's encoder made of them.
+        self._name = next(_encoders)
 
     @property
     def provider(self) -> str:
-        """The provider that runs it, which is not the wished one when the device could not be opened."""
-        return str(self._session.get_providers()[0])
+        """The provider that runs it."""
+        return self._session.provider
 
-    def score(self, table: Mapping[str, Any]) -> NDArray[np.float64]:
-        """Scores ``(n,)`` of raw columns of length n. Whatever ONNX Runtime or the encoder raises passes through."""
-        answers = self._session.run([self._output], {self._input: self._encoder.encode(table)})[0]
-        return np.asarray(answers, np.float64).reshape(-1)
+    def score(self, rows: Sequence[Features], contract: CompiledContract) -> NDArray[np.float64]:
+        """Scores ``(n,)`` of checked rows. Whatever ONNX Runtime or the encoder raises passes through."""
+        return self._session.run(self._matrix(rows, contract))
+
+    def run(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Scores ``(n,)`` of rows that are encoded already, ``(n, features)``."""
+        return self._session.run(matrix)
+
+    def encode(self, table: Mapping[str, Any]) -> NDArray[np.float32]:
+        """Raw columns of length n as the matrix this version reads."""
+        return self._encoder.encode(table)
 
     def golden_agrees(self) -> bool:
         """Whether the golden set's outputs are those recorded at registration."""
         names = self.golden.inputs[0].keys() if self.golden.inputs else ()
         table = {name: [row[name] for row in self.golden.inputs] for name in names}
-        return not self.golden.inputs or self.golden.agrees(self.score(table))
+        return not self.golden.inputs or self.golden.agrees(self.run(self.encode(table)))
+
+    def _matrix(self, rows: Sequence[Features], contract: CompiledContract) -> NDArray[np.float32]:
+        if not contract.caches:
+            return self._encoder.encode(contract.table(rows))
+        name = self._name
+        new = [row for row in rows if name not in row.encoded]
+        if new:
+            matrix = self._encoder.encode(contract.table(new))
+            data, width = matrix.tobytes(), matrix.shape[1] * 4
+            for at, row in enumerate(new):
+                row.encoded[name] = data[at * width : (at + 1) * width]
+            if len(new) == len(rows):
+                return matrix
+        lines = b"".join([row.encoded[name] for row in rows])
+        return np.frombuffer(lines, np.float32).reshape(len(rows), -1)
 
 
 class Engine:
-    """Loads versions from the registry and remembers which could not be served, and why."""
+    """Loads versions from the registry and remembers which could not be served, and why.
+
+    :meth:`load` and :meth:`warm`, which take long, may run on one thread beside the others' calls of everything else.
+    """
 
     def __init__(self, registry: Registry, settings: ScorerSection) -> None:
         self._registry = registry
         self._threads = settings.threads
-        self.providers, self.why = choose_provider(settings)
+        self._choice = choose(settings, look())
+        self.why = self._choice.why
+        self._memory: MemoryBudget[tuple[str, str]] = MemoryBudget(settings.memory_bytes_max)
         self._loaded: dict[tuple[str, str], LoadedVersion] = {}
         self._failed: dict[tuple[str, str], str] = {}
+        self._lock = threading.Lock()
+        #: Versions by model that must stay: routed, or kept warm.
+        self._pinned: dict[str, frozenset[str]] = {}
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimated bytes of everything loaded."""
+        return self._memory.used
 
     def get(self, model: str, version: str) -> LoadedVersion | None:
         """The version, if it is loaded."""
@@ -85,34 +106,70 @@ class Engine:
         """Versions of ``model`` that could not be loaded, with the reason."""
         return {version: why for (name, version), why in self._failed.items() if name == model}
 
-    def keep(self, model: str, versions: set[str], digests: Mapping[str, str]) -> dict[str, str]:
-        """Have exactly ``versions`` of ``model`` loaded; returns those that failed now, with the reason.
+    def claim(self, model: str, versions: Collection[str]) -> bool:
+        """Make ``versions`` those of ``model`` that are never given up; whether all of them are loaded already."""
+        with self._lock:
+            self._pinned[model] = frozenset(versions)
+            loaded = [(model, version) for version in versions if (model, version) in self._loaded]
+            for key in loaded:
+                self._memory.used_now(key)
+            return len(loaded) == len(versions)
 
-        ``digests``: announced SHA-256 by version. A version that failed before is tried again.
+    def settled(self, model: str, versions: Collection[str]) -> bool:
+        """Whether each of ``versions`` is loaded, or is known not to load."""
+        return all((model, v) in self._loaded or (model, v) in self._failed for v in versions)
+
+    def load(self, model: str, versions: Sequence[str], digests: Mapping[str, str]) -> dict[str, str]:
+        """Load what is missing of ``versions``, the most needed first; what was loaded before stays while there is room.
+
+        Returns those that failed now, with the reason; a version that failed before is tried again. ``digests``:
+        announced SHA-256 by version.
         """
-        for key in [k for k in self._loaded if k[0] == model and k[1] not in versions]:
-            del self._loaded[key]
         for key in [k for k in self._failed if k[0] == model and k[1] not in versions]:
             del self._failed[key]
         failed = {}
-        for version in sorted(versions):
+        for version in versions:
             if (model, version) in self._loaded:
                 continue
             try:
-                self._loaded[model, version] = self._load(model, version, digests.get(version))
+                self._load(model, version, digests.get(version))
                 self._failed.pop((model, version), None)
             except DriftlineError as error:
                 failed[version] = self._failed[model, version] = str(error)
         return failed
 
-    def _load(self, model: str, version: str, sha256: str | None) -> LoadedVersion:
+    def warm(self, model: str, version: str, sha256: str | None) -> None:
+        """Load a version that nothing routes to yet, so that it is there when it is wanted. Raises DriftlineError."""
+        if (model, version) not in self._loaded:
+            self._load(model, version, sha256)
+
+    def _load(self, model: str, version: str, sha256: str | None) -> None:
         record, artifact = self._registry.load(model, version, sha256)
-        encoder = Encoder.from_json(artifact.encoder_json)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = 3
+        size = _SESSION_BYTES + _FILE_TIMES * len(artifact.onnx)
+        with self._lock:
+            pinned = {(name, kept) for name, all_kept in self._pinned.items() for kept in all_kept}
+            going = self._memory.room_for(size, pinned)
+            for key in going or ():
+                del self._loaded[key]
+                self._memory.drop(key)
+        if going is None:
+            raise RegistryError(
+                f"{model}/{version} needs about {size / 1e6:.0f} MB, and versions that are routed or warm hold "
+                f"{self._memory.used / 1e6:.0f} of {self._memory.bytes_max / 1e6:.0f} MB: raise scorer.memory_bytes_max"
+            )
         try:
-            session = onnxruntime.InferenceSession(artifact.onnx, options, providers=self.providers)
+            session = Session(artifact.onnx, self._choice, self._threads, self._memory.bytes_max)
+            loaded = LoadedVersion(record, artifact, session, Encoder.from_json(artifact.encoder_json))
+            proven = loaded.golden_agrees()
+        except DriftlineError:
+            raise
         except Exception as error:  # ONNX Runtime raises classes of its own that share no base
-            raise RegistryError(f"{model}/{version}: ONNX Runtime cannot load it: {error}") from error
-        return LoadedVersion(record, artifact, session, encoder)
+            raise RegistryError(f"{model}/{version}: ONNX Runtime cannot run it: {error}") from error
+        if not proven:
+            raise RegistryError(
+                f"{model}/{version}: its golden set's outputs on {loaded.provider} differ from those recorded by more than "
+                f"{GOLDEN_TOLERANCE:g}: not the model that was registered, or not the same arithmetic"
+            )
+        with self._lock:
+            self._loaded[model, version] = loaded
+            self._memory.add((model, version), size)

@@ -1,6 +1,7 @@
 """What a scorer hears beside requests: contracts, deployments, rollback requests. Applied between two micro-batches.
 
-Reading is a thread's work, so that a request to leave a version never waits for a slow fetch; applying is the scoring
+Reading is a thread's work, so that a request to leave a version never waits for a slow fetch, and so is loading versions:
+a revision that needs one which is not loaded waits for it while the one before goes on answering. Applying is the scoring
 loop's, so that no batch sees half a change.
 """
 
@@ -10,18 +11,22 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from confluent_kafka import Message
 from pydantic import ValidationError
 
 from deploy.broadcast import Broadcast
+from deploy.core.routing import versions_of
 from deploy.core.trips import Trip
+from deploy.failpoints import failpoint
 from deploy.process import wall_ms
+from deploy.scoring.background import Background
 from deploy.scoring.core import ScoringCore
 from deploy.scoring.engine import Engine
 from schemas.contracts import ModelRecord
 from schemas.control import COMMANDS, ControlTick, Deployment, Phase, RollbackRequested
-from schemas.errors import SignatureError
+from schemas.errors import DriftlineError, SignatureError
 from schemas.observability import Metrics
 from schemas.settings import KafkaSettings
 from schemas.signing import Verifier
@@ -50,10 +55,15 @@ class Listener:
         self._report = report
         self._verifier = verifier
         self._broadcast = Broadcast(kafka, ("models", "deployments"))
-        self._queue: queue.SimpleQueue[list[Message] | Exception] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[Message] | Callable[[], None] | Exception] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, name="broadcast", daemon=True)
         self._digests: dict[str, dict[str, str]] = {}
+        #: By model, the revision that waits for a version to be loaded; a newer one takes its place.
+        self._waiting: dict[str, Deployment] = {}
+        self._loading: set[str] = set()
+        self._trying: set[tuple[str, str]] = set()
+        self._background = Background(self._queue.put)
         self._live = False
         self.event_time_ms = 0
 
@@ -83,6 +93,9 @@ class Listener:
                 return
             if isinstance(heard, Exception):
                 raise heard
+            if not isinstance(heard, list):
+                heard()
+                continue
             for record in heard:
                 self._apply(record)
 
@@ -90,7 +103,38 @@ class Listener:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(5)
+        self._background.close()
         self._broadcast.close()
+
+    def try_again(self, now_ms: int) -> None:
+        """Try versions whose breaker has been open for long enough on their golden sets, never on a request."""
+        for name, model in self._core.models.items():
+            for version in model.breaker.to_try(now_ms):
+                if (name, version) not in self._trying:
+                    self._trying.add((name, version))
+                    self._background.submit(partial(self._try, name, version, now_ms))
+
+    def _try(self, name: str, version: str, now_ms: int) -> Callable[[], None]:
+        return partial(self._tried, name, version, now_ms, self._golden_agrees(name, version))
+
+    def _tried(self, name: str, version: str, now_ms: int, well: bool) -> None:
+        self._trying.discard((name, version))
+        breaker = self._core.model(name).breaker
+        if well:
+            breaker.reset(version)
+            log.warning(
+                "version serves again: its golden set runs", extra={"model": name, "version": version}
+            )
+        elif version in breaker.open:
+            breaker.tried_in_vain(version, now_ms)
+
+    def _golden_agrees(self, name: str, version: str) -> bool:
+        loaded = self._engine.get(name, version)
+        try:
+            return loaded is not None and loaded.golden_agrees()
+        except Exception:  # a model that cannot run its golden set does not agree with it
+            log.exception("golden set of %s/%s", name, version)
+            return False
 
     def _read(self) -> None:
         try:
@@ -124,44 +168,99 @@ class Listener:
         elif record.version is not None:
             version = record.version
             self._digests.setdefault(version.model, {})[version.version] = version.sha256
-            self._load(version.model)
+            if not self._engine.claim(version.model, self._wanted(version.model)):
+                self._load(version.model)
+            elif self._live:
+                self._background.submit(partial(self._warm, version.model, version.version, version.sha256))
 
     def _on_deployment(self, deployment: Deployment) -> None:
-        model = self._core.model(deployment.model)
-        before = model.routes.newest
-        if not model.routes.add(deployment):
+        name = deployment.model
+        newest = self._waiting.get(name) or self._core.model(name).routes.newest
+        if newest is not None and deployment.revision <= newest.revision:
             return
-        self._metrics.set("driftline_deployment_revision", deployment.revision, model=deployment.model)
-        self._load(deployment.model)
+        self._waiting[name] = deployment
+        if not self._engine.claim(name, self._wanted(name)):
+            self._load(name)
+        self._apply_if_ready(name)
+
+    def _apply_if_ready(self, name: str) -> None:
+        """A revision waits for the versions it sends requests to; those it only keeps warm come when they come."""
+        waiting = self._waiting.get(name)
+        if waiting is not None:
+            serving = {*waiting.shadow, *(v for v, weight in waiting.weights.items() if weight > 0)}
+            if self._engine.settled(name, serving):
+                self._apply_waiting(name)
+
+    def _apply_waiting(self, name: str) -> None:
+        """Let the revision that waited route requests from now on."""
+        deployment = self._waiting.pop(name, None)
+        model = self._core.model(name)
+        before = model.routes.newest
+        if deployment is None or not model.routes.add(deployment):
+            return
+        if self._live:
+            failpoint("scorer.swapped")
+        self._metrics.set("driftline_deployment_revision", deployment.revision, model=name)
         for command, outcome in model.trips.deployment(deployment, self.event_time_ms, wall_ms()):
             self._tell(command, outcome)
         if self._live and before is not None and _left_a_version(before, deployment):
             self._prove(deployment)
 
+    def _wanted(self, name: str) -> list[str]:
+        """Versions that are routed or kept warm, and those that a waiting revision needs; the most needed first."""
+        waiting = self._waiting.get(name)
+        routed = self._core.model(name).routes.versions()
+        return [*dict.fromkeys([*(versions_of(waiting) if waiting is not None else ()), *routed])]
+
     def _load(self, name: str) -> None:
+        """Have everything loaded that is wanted: at once before the first request, in the background afterwards."""
+        wanted, digests = self._wanted(name), dict(self._digests.get(name, {}))
+        if not self._live:
+            self._loaded(name, wanted, self._engine.load(name, wanted, digests))
+        elif name not in self._loading:
+            self._loading.add(name)
+            self._background.submit(partial(self._load_now, name, wanted, digests))
+
+    def _load_now(self, name: str, wanted: list[str], digests: dict[str, str]) -> Callable[[], None]:
+        return partial(self._loaded, name, wanted, self._engine.load(name, wanted, digests))
+
+    def _loaded(self, name: str, wanted: list[str], failed: dict[str, str]) -> None:
+        self._loading.discard(name)
         model = self._core.model(name)
-        failed = self._engine.keep(name, model.routes.versions(), self._digests.get(name, {}))
         now_failed = frozenset(self._engine.failed(name))
         for version in model.failed - now_failed:
             model.breaker.reset(version)
         if failed and now_failed != model.failed:
             for version, why in failed.items():
                 log.error("version cannot be served: %s", why, extra={"model": name, "version": version})
-            newest = model.routes.newest
+            newest = self._waiting.get(name) or model.routes.newest
             self._report(name, newest.revision if newest else 0, failed=failed)
         model.failed = now_failed
+        self._metrics.set("driftline_loaded_bytes", self._engine.memory_bytes)
+        self._apply_if_ready(name)
+        if not set(self._wanted(name)) <= set(wanted):
+            self._load(name)
+
+    def _warm(self, name: str, version: str, sha256: str) -> Callable[[], None]:
+        """A version that was announced will soon be wanted."""
+        try:
+            self._engine.warm(name, version, sha256)
+        except DriftlineError as error:
+            # Not served, so nobody's trouble yet: it is tried again, and reported, when it is wanted.
+            why = str(error)
+            return lambda: log.info("version is not loaded ahead: %s", why, extra={"model": name})
+        return lambda: self._metrics.set("driftline_loaded_bytes", self._engine.memory_bytes)
 
     def _prove(self, deployment: Deployment) -> None:
         """After a rollback: does the version that answers now still compute what was recorded at its registration?"""
         version = deployment.stable
-        loaded = self._engine.get(deployment.model, version) if version is not None else None
-        if version is None or loaded is None:
-            return
-        try:
-            same = loaded.golden_agrees()
-        except Exception:  # a model that cannot run its golden set does not agree with it
-            log.exception("golden set of %s/%s", deployment.model, version)
-            same = False
+        if version is not None and self._engine.get(deployment.model, version) is not None:
+            self._background.submit(partial(self._run_golden, deployment, version))
+
+    def _run_golden(self, deployment: Deployment, version: str) -> Callable[[], None]:
+        return partial(self._proven, deployment, version, self._golden_agrees(deployment.model, version))
+
+    def _proven(self, deployment: Deployment, version: str, same: bool) -> None:
         log.log(
             logging.INFO if same else logging.ERROR,
             "after the rollback, outputs on the golden set %s those on record",
@@ -200,6 +299,7 @@ class Listener:
             extra={"model": command.model, "version": command.version, "trace_id": command.trace_id},
         )
         if outcome is Trip.TRIPPED:
+            failpoint("scorer.tripped")
             self._metrics.count("driftline_trips_total", model=command.model, version=command.version)
             newest = self._core.model(command.model).routes.newest
             revision = newest.revision if newest else 0

@@ -1,32 +1,35 @@
-"""The scorer process: requests from Kafka to answers on Kafka, one transaction a micro-batch.
+"""The scorer process: requests from Kafka to answers on Kafka, each micro-batch visible as a whole or not at all.
 
-Answers, prediction log and the requests' offsets become visible together or not at all, so a scorer that is killed at
-any instruction leaves exactly one answer a request: what it had not committed is read again by whoever comes next.
+The loop reads, hears and scores; a writer commits what was scored while the next batch is scored; shadows come after the
+answers. A request is followed from :meth:`Scorer._gather` through :class:`deploy.scoring.core.ScoringCore` to
+:class:`deploy.scoring.writer.Writer`.
 """
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from confluent_kafka import OFFSET_STORED, Consumer, KafkaException, Message, Producer, TopicPartition
 
 from deploy.core.microbatch import MicroBatch
+from deploy.failpoints import failpoint
 from deploy.process import serve_metrics, stop_event, wall_ms
 from deploy.registry import Registry
 from deploy.scoring.core import ScoringCore
-from deploy.scoring.engine import Engine, choose_provider
+from deploy.scoring.engine import Engine
 from deploy.scoring.listener import Listener
-from deploy.scoring.wire import Incoming, Out
-from schemas.control import ScorerReport
+from deploy.scoring.provider import choose, look
+from deploy.scoring.reports import Reports
+from deploy.scoring.shadow import Shadows
+from deploy.scoring.writer import Job, State, Writer
 from schemas.errors import DeliveryError, DriftlineError, Fenced
-from schemas.ids import content_hash
 from schemas.observability import Metrics, configure_logs
-from schemas.settings import ScorerSettings
+from schemas.settings import KafkaSettings, ScorerSettings
 from schemas.signing import Signer, Verifier
 
 log = logging.getLogger(__name__)
@@ -36,10 +39,12 @@ TRANSACTION_TIMEOUT_MS = 15_000
 EXIT_UNEXPECTED = 70
 _IDLE_S = 0.02
 _HOUSEKEEPING_MS = 1_000
-_COMMIT_TRIES = 5
-#: One turn of the loop waits for the broker for half a minute at most; beyond this it hangs, and will for ever.
-STUCK_S = 35.0
-_DAY_MS = 86_400_000
+#: How long the loop waits for the writer before it stops fetching; a commit takes a hundredth of it.
+_ROOM_S = 0.5
+#: How long a rebalance may wait for what is being written; what does not make it is read by the next owner.
+_DRAIN_S = 8.0
+#: Writers that may hang for ever in one process, each with a producer and its connections.
+_ABANDONED_MAX = 8
 
 
 def run(settings: ScorerSettings, stop: threading.Event | None = None, metrics: Metrics | None = None) -> int:
@@ -50,38 +55,30 @@ def run(settings: ScorerSettings, stop: threading.Event | None = None, metrics: 
         stop = stop_event()
     metrics = metrics or Metrics()
     serve_metrics(metrics, settings)
+    status = 0
     try:
         scorer = Scorer(settings, metrics)
-        if own:
-            threading.Thread(target=_end_if_stuck, args=(scorer, stop), name="watchdog", daemon=True).start()
         try:
             scorer.run(stop)
         finally:
-            scorer.close()
+            hung = not scorer.close()
     except (DriftlineError, KafkaException):
         log.exception("the scorer cannot go on; requests it had not answered are still in the topic")
         return EXIT_UNEXPECTED
-    return 0
-
-
-def _end_if_stuck(scorer: Scorer, stop: threading.Event) -> None:
-    """End the process when its loop no longer turns: a transaction whose broker was killed in its middle can hang in
-    the client for good. What was not committed is read again by the next start, so ending is always safe."""
-    while not stop.wait(1.0):
-        turned_s = scorer.turned_s
-        if turned_s is not None and time.monotonic() - turned_s > STUCK_S:
-            log.critical("the loop has not turned for %.0f s: ending, to be started again", STUCK_S)
-            faulthandler.dump_traceback()
-            os._exit(EXIT_UNEXPECTED)
+    if own and hung:
+        # A client that hangs would hold up the interpreter's own end as well.
+        logging.shutdown()
+        os._exit(status)
+    return status
 
 
 def check(settings: ScorerSettings) -> str:
     """Which provider runs, and why; in one line. Raises ConfigurationError when the wish cannot be met."""
-    return choose_provider(settings.scorer)[1]
+    return choose(settings.scorer, look()).why
 
 
 class Scorer:
-    """One instance: its consumer, its transactional producer, what it hears, and the core that answers."""
+    """One instance: its consumer, its writer, what it hears, and the core that answers."""
 
     def __init__(self, settings: ScorerSettings, metrics: Metrics) -> None:
         self._settings = settings
@@ -89,109 +86,161 @@ class Scorer:
         kafka, section = settings.kafka, settings.scorer
         trusted = list(settings.signing.trusted)
         verifier = Verifier(trusted) if trusted else None
-        self._signer = Signer.load(settings.signing.key_file) if settings.signing.key_file else None
+        signer = Signer.load(settings.signing.key_file) if settings.signing.key_file else None
         engine = Engine(Registry(section.registry, verifier=verifier), section)
         log.info("scoring on %s", engine.why)
         self._core = ScoringCore(
             engine,
-            kafka.input_partitions,
             metrics,
             clock_ms=lambda: time.perf_counter() * 1_000,
             event_age_max_ms=section.event_age_max,
+            cache_rows=section.feature_cache_rows,
+            limits={model: (limit.per_s, limit.burst) for model, limit in section.rate_limits.items()},
+            shadows_inline=section.shadow == "with",
             on_break=self._on_break,
         )
-        self._topics = {name: kafka.topic(name) for name in ("predictions", "scores", "dead-letters")}
-        self._batch: MicroBatch[tuple[Incoming, float]] = MicroBatch(
+        names = ("predictions", "scores", "dead-letters", "scoring-requests")
+        self._topics = {name: kafka.topic(name) for name in names}
+        self._batch: MicroBatch[tuple[Message, float]] = MicroBatch(
             section.batch_rows_max, section.batch_deadline
         )
         self._moved = False
-        #: When the loop last came around; None before it runs.
-        self.turned_s: float | None = None
-        self._reports = Producer(kafka.producer())
-        self._listener = Listener(kafka, self._core, engine, metrics, self.report, verifier)
-        name = f"{kafka.topic_prefix}driftline-scorer-{section.instance}"
-        transaction: dict[str, Any] = {
-            "transactional.id": name,
-            "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
-            "linger.ms": 0,
-            # A transaction holds two records a request and one more for each shadow; produce() must not run out of room.
-            "queue.buffering.max.messages": 1_000_000,
-        }
-        self._producer = Producer(kafka.producer(**transaction))
+        self._paused = False
+        self._abandoned = 0
+        self._name = f"{kafka.topic_prefix}driftline-scorer-{section.instance}"
+        self._reports = Reports(
+            kafka, section.instance, self._core, signer, lambda: self._listener.event_time_ms
+        )
+        self._listener = Listener(kafka, self._core, engine, metrics, self._reports.report, verifier)
+        self._shadows = Shadows(
+            self._core.shadow,
+            Producer(kafka.producer(**{"queue.buffering.max.messages": 1_000_000})),
+            self._topics["predictions"],
+            kafka.input_partitions,
+            section.shadow_rows_max,
+            metrics,
+        )
+        self._writer: Writer | None = None
         # A static member that was killed and comes back under its name has its partitions at once, without waiting
         # for its own death to be noticed.
-        member = {"group.instance.id": name, "queued.max.messages.kbytes": 65_536}
+        member = {"group.instance.id": self._name, "queued.max.messages.kbytes": 65_536}
         self._consumer = Consumer(kafka.consumer(GROUP, **member))
 
     def run(self, stop: threading.Event) -> None:
-        """The loop: hear, gather, answer. Raises Fenced when another process took this instance's name."""
+        """The loop: hear, gather, score. Raises Fenced when another process took this instance's name."""
         self._listener.start()
-        self._producer.init_transactions(30)
-        moved = dict.fromkeys(("on_assign", "on_revoke", "on_lost"), self._on_moved)
-        self._consumer.subscribe([self._settings.kafka.topic("scoring-requests")], **moved)
+        writer = self._writer = self._new_writer()
+        moved = {"on_assign": self._on_moved, "on_revoke": self._on_revoked, "on_lost": self._on_moved}
+        self._consumer.subscribe([self._topics["scoring-requests"]], **moved)
         log.info("scorer %s is ready", self._settings.scorer.instance, extra={"event": "ready"})
         next_ms = 0
         while not stop.is_set():
-            self.turned_s = time.monotonic()
             self._listener.apply_pending()
-            self._gather()
-            if self._batch.wait_ms(time.perf_counter() * 1_000) == 0:
-                self._listener.apply_pending()
-                self._answer()
+            writer = self._watch(writer)
+            if writer.state is State.READY and self._has_room(writer):
+                self._gather()
+                if self._batch.wait_ms(time.perf_counter() * 1_000) == 0:
+                    self._listener.apply_pending()
+                    self._answer(writer)
+            else:
+                self._stand_by()
             if (now_ms := wall_ms()) >= next_ms:
                 self._look_after(now_ms)
                 next_ms = now_ms + _HOUSEKEEPING_MS
 
-    def close(self) -> None:
+    def close(self) -> bool:
+        """End what runs; False when a part of it hangs and the process should end without asking it."""
         self._listener.close()
+        ended = self._writer is None or self._writer.close()
         self._consumer.close()
-        self._reports.flush(5)
+        self._shadows.close()
         self._reports.close()
-        self._producer.close()
+        return ended and not self._abandoned
 
-    def report(
-        self,
-        model: str,
-        revision: int,
-        *,
-        tripped: tuple[str, ...] = (),
-        failed: dict[str, str] | None = None,
-        golden: dict[str, bool] | None = None,
-        about: str = "",
-    ) -> None:
-        """Publish a fact on `control`. The id repeats when the same fact is told again."""
-        instance, now = self._settings.scorer.instance, self._listener.event_time_ms
-        newest = self._core.model(model).routes.newest
-        parts = (instance, model, revision, about, sorted(tripped), failed, golden)
-        fact = ScorerReport(
-            request_id=f"scorer-{content_hash(repr(parts).encode())[:24]}",
-            model=model,
-            deployment_revision=revision,
-            cause=about or "scorer",
-            event_time_ms=now,
-            expires_ms=now + _DAY_MS,
-            issued_by=f"scorer/{instance}",
-            instance=instance,
-            tripped=tripped,
-            failed=failed or {},
-            golden=golden or {},
-            serving=dict(newest.weights) if newest else {},
+    def _new_writer(self) -> Writer:
+        return Writer(
+            lambda: Producer(transactional(self._settings.kafka, self._name)),
+            self._topics,
+            self._settings.kafka.input_partitions,
+            self._metrics,
+            self._committed,
         )
-        if self._signer is not None:
-            fact = self._signer.sign(fact)
-        topic = self._settings.kafka.topic("control")
-        self._reports.produce(topic, fact.model_dump_json().encode(), model.encode())
-        self._reports.poll(0)
+
+    def _committed(self, jobs: Sequence[Job]) -> None:
+        """On the writer's thread: what is visible is counted, and its shadows are owed."""
+        for job in jobs:
+            job.scored.count(self._metrics)
+            self._shadows.offer(job.scored.shadows)
+
+    def _watch(self, writer: Writer) -> Writer:
+        """The writer to use from here on: after a failure requests are read again, a writer that hangs is replaced."""
+        stuck = writer.stuck()
+        match writer.state:
+            case State.FENCED:
+                raise Fenced(
+                    f"scorer {self._settings.scorer.instance}: another process owns this name: {writer.error}"
+                )
+            case State.FAILED:
+                self._rewind()
+                writer.reset()
+            case State.BROKEN:
+                stuck = True
+            case _:
+                pass
+        if not stuck:
+            return writer
+        writer.abandon()
+        self._abandoned += 1
+        if self._abandoned > _ABANDONED_MAX:
+            raise DeliveryError(
+                f"{_ABANDONED_MAX} transactional producers of this process no longer answer: start it anew"
+            )
+        log.error("the Kafka client no longer answers: its producer is left behind and a new one takes over")
+        self._metrics.count("driftline_writers_replaced_total")
+        self._writer = self._new_writer()
+        # Only once the new one has fenced the old one is it sure what was committed.
+        self._moved = True
+        return self._writer
+
+    def _has_room(self, writer: Writer) -> bool:
+        rows_max = self._settings.scorer.in_flight_rows_max
+        if not writer.wait_room(rows_max, _ROOM_S):
+            return False
+        if self._paused and writer.state is State.READY:
+            self._paused = False
+            self._consumer.resume(self._consumer.assignment())
+        return True
+
+    def _stand_by(self) -> None:
+        """Nothing can be written now: stop fetching, but stay a member of the group."""
+        if not self._paused:
+            self._paused = True
+            self._consumer.pause(self._consumer.assignment())
+        record = self._consumer.poll(_IDLE_S)
+        if record is not None and _usable(record):
+            # Fetched before the pause; what is behind it is read again.
+            self._moved = True
 
     def _on_break(self, model: str, version: str, why: str) -> None:
         log.error("circuit breaker open: %s", why, extra={"model": model, "version": version})
         self._metrics.count("driftline_trips_total", model=model, version=version)
         newest = self._core.model(model).routes.newest
-        self.report(model, newest.revision if newest else 0, tripped=(version,), failed={version: why})
+        self._reports.report(
+            model, newest.revision if newest else 0, tripped=(version,), failed={version: why}
+        )
 
     def _on_moved(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
         """Partitions came or went: rows in hand may be another instance's now, and are read again if they are not."""
         self._moved = True
+        self._paused = False
+
+    def _on_revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Let the next owner begin behind what is being written; it cannot be written once the membership has changed."""
+        self._on_moved(consumer, partitions)
+        if self._writer is not None and not self._writer.drain(_DRAIN_S):
+            log.warning(
+                "partitions are given away with answers still on their way: these are given by the next owner"
+            )
 
     def _gather(self) -> None:
         """Read into the batch until it is due or nothing more is there."""
@@ -204,58 +253,45 @@ class Scorer:
         else:
             records = self._consumer.consume(self._batch.room, wait_ms / 1_000) if wait_ms else []
         if self._moved:
-            self._moved = False
-            self._batch.take()
             self._rewind()
             return
         now = time.perf_counter() * 1_000
-        self._batch.add([(_incoming(r), now) for r in records if _usable(r)], now)
+        self._batch.add([(record, now) for record in records if _usable(record)], now)
 
-    def _answer(self) -> None:
+    def _answer(self, writer: Writer) -> None:
         rows = self._batch.take()
+        failpoint("scorer.gathered")
         records = [record for record, _ in rows]
-        outs = self._core.answer(records, [received for _, received in rows], wall_ms())
-        ends = {record.partition: record.offset + 1 for record in records}
-        name = self._settings.kafka.topic("scoring-requests")
-        offsets = [TopicPartition(name, partition, offset) for partition, offset in ends.items()]
-        try:
-            self._commit(outs, offsets)
-        except KafkaException as error:
-            reason = error.args[0]
-            if reason.fatal():
-                raise Fenced(
-                    f"scorer {self._settings.scorer.instance}: another process owns this name: {reason}"
-                ) from error
-            log.warning("transaction given up, its %d requests are read again: %s", len(rows), reason)
-            self._metrics.count("driftline_errors_total", where="transaction")
-            self._producer.abort_transaction(30)
-            self._rewind()
-
-    def _commit(self, outs: list[Out], offsets: list[TopicPartition]) -> None:
-        self._producer.begin_transaction()
-        for out in outs:
-            self._producer.produce(self._topics[out.topic], out.value, out.key, out.partition)
-        self._producer.send_offsets_to_transaction(offsets, self._consumer.consumer_group_metadata(), 30)
-        for tried in range(1, _COMMIT_TRIES + 1):
-            try:
-                self._producer.commit_transaction(30)
-                return
-            except KafkaException as error:
-                if not error.args[0].retriable() or tried == _COMMIT_TRIES:
-                    raise
+        scored = self._core.score(records, [received for _, received in rows], wall_ms())
+        failpoint("scorer.scored")
+        offsets: dict[int, int] = {}
+        for record in records:
+            offsets[int(record.partition() or 0)] = int(record.offset() or 0) + 1
+        # Taken here, before the next poll: a membership that has changed since the rows were read must not commit them.
+        writer.submit(Job(scored, len(rows), offsets, self._consumer.consumer_group_metadata()))
 
     def _rewind(self) -> None:
-        """Go back to what is committed on every partition that is still ours."""
+        """Go back to what is committed on every partition that is still ours, once nothing is on its way."""
+        self._moved = False
+        self._batch.take()
+        if self._writer is not None and not self._writer.drain(_DRAIN_S):
+            self._moved = True
+            return
         mine = [TopicPartition(at.topic, at.partition, OFFSET_STORED) for at in self._consumer.assignment()]
         if mine:
             # Not seek(): that fails on a partition whose fetching has not begun, as just after a rebalance.
             self._consumer.assign(mine)
+            self._paused = False
 
     def _look_after(self, now_ms: int) -> None:
         timeout_ms = self._settings.scorer.trip_answer_timeout
+        self._listener.try_again(now_ms)
+        self._metrics.set("driftline_in_flight_rows", self._writer.rows if self._writer is not None else 0)
         for name, model in self._core.models.items():
             open_trips = model.trips.unanswered(now_ms, timeout_ms)
             self._metrics.set("driftline_trip_unanswered", open_trips, model=name)
+            if model.compiled is not None and (found := model.compiled.take_found()):
+                self._metrics.count("driftline_cached_rows_total", found, model=name)
             for request in model.trips.to_report(now_ms, timeout_ms):
                 log.error(
                     "rollback request %s has no answer after %d ms: is the controller alive? version %s stays off",
@@ -266,6 +302,19 @@ class Scorer:
                 )
 
 
+def transactional(kafka: KafkaSettings, name: str) -> dict[str, Any]:
+    """Configuration of the answers' producer under the transactional id ``name``."""
+    return kafka.producer(
+        **{
+            "transactional.id": name,
+            "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+            "linger.ms": 0,
+            # A transaction holds two records a request; produce() must not run out of room.
+            "queue.buffering.max.messages": 1_000_000,
+        }
+    )
+
+
 def _usable(record: Message) -> bool:
     error = record.error()
     if error is None:
@@ -274,16 +323,3 @@ def _usable(record: Message) -> bool:
         raise DeliveryError(f"reading scoring-requests: {error}")
     log.warning("reading scoring-requests: %s", error)
     return False
-
-
-def _incoming(record: Message) -> Incoming:
-    headers: Any = record.headers()
-    return Incoming(
-        str(record.topic()),
-        int(record.partition() or 0),
-        int(record.offset() or 0),
-        record.key(),
-        record.value(),
-        tuple(headers) if headers else (),
-        record.timestamp()[1],
-    )

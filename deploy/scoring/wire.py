@@ -8,40 +8,37 @@ wrong type, a missing or an unknown feature is refused here, at the edge, with i
 from __future__ import annotations
 
 import base64
-from operator import attrgetter
-from typing import Annotated, Any
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Protocol
 
 import msgspec
+from msgspec.structs import astuple
 
 from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
 from schemas.events import ID_CHARS_MAX, MESSAGE_BYTES_MAX, DeadLetter
 
+#: What msgspec raises on bytes it cannot read; text that is no UTF-8 and nesting without end are no DecodeErrors.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_INT64 = 2**63
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _VALUE_BYTES_MAX = 262_144
 _TIME_MAX_MS = 7_258_118_400_000
 
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
 
 
-class Incoming(msgspec.Struct, frozen=True):
-    """One record of ``scoring-requests`` as it came, with its address."""
+class Record(Protocol):
+    """One record of ``scoring-requests``, as Kafka's client hands it out: what is not needed is never asked for."""
 
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...] = ()
-    timestamp_ms: int = 0
-
-
-class Out(msgspec.Struct, frozen=True):
-    """One record to write. ``topic`` is the logical name."""
-
-    topic: str
-    key: bytes
-    value: bytes
-    partition: int
+    def topic(self) -> str | None: ...
+    def partition(self) -> int | None: ...
+    def offset(self) -> int | None: ...
+    def key(self) -> bytes | None: ...
+    def value(self) -> bytes | None: ...
+    def headers(self) -> Any: ...
+    def timestamp(self) -> tuple[int, int]: ...
 
 
 class Head(msgspec.Struct, forbid_unknown_fields=True):
@@ -55,15 +52,15 @@ class Head(msgspec.Struct, forbid_unknown_fields=True):
     trace_id: Annotated[str, msgspec.Meta(max_length=64)] | None = None
 
 
-class PredictionOut(msgspec.Struct, omit_defaults=True):
-    """``schemas.events.PredictionMade``; ``features`` is a contract's compiled type."""
+class PredictionOut(msgspec.Struct, omit_defaults=True, gc=False):
+    """``schemas.events.PredictionMade``; ``features`` is the JSON that was checked, so that it is not made again."""
 
     prediction_id: str
     model: str
     version: str
     role: str
     event_time_ms: int
-    features: Any
+    features: msgspec.Raw
     score: float | None
     latency_ms: float
     status: str
@@ -71,7 +68,7 @@ class PredictionOut(msgspec.Struct, omit_defaults=True):
     trace_id: str | None = None
 
 
-class ScoreOut(msgspec.Struct, omit_defaults=True):
+class ScoreOut(msgspec.Struct, omit_defaults=True, gc=False):
     """``schemas.events.Score``."""
 
     request_id: str
@@ -101,36 +98,85 @@ _ENCODER = msgspec.json.Encoder()
 encode = _ENCODER.encode
 
 
-class CompiledContract:
-    """A model's contract as a decoder: bytes of ``features`` to a typed row, rows to columns."""
+class Features(msgspec.Struct, gc=False):
+    """The checked features of one request: their JSON, complete, and the same as values in the contract's order.
 
-    def __init__(self, contract: ModelContract) -> None:
+    ``encoded``: the row as encoders that have read it made it, float32 bytes by the encoder's name.
+    """
+
+    raw: msgspec.Raw
+    values: tuple[Any, ...]
+    encoded: dict[int, bytes]
+
+
+class CompiledContract:
+    """A model's contract as a decoder: bytes of ``features`` to a checked row, rows to columns.
+
+    Callers repeat themselves (the same entity asked about again, a retry): the last ``cache_rows`` different rows are
+    kept with what encoders made of them, longest unused first out, so that each is checked and encoded once.
+    """
+
+    def __init__(self, contract: ModelContract, cache_rows: int = 0) -> None:
         self.contract = contract
         fields: list[Any] = []
         for at, feature in enumerate(contract.features):
             kind: Any = (float if feature.kind == "numeric" else str) | None
-            fields.append((f"f{at}", kind, None) if feature.nullable else (f"f{at}", kind))
+            if feature.nullable:
+                fields.append((f"f{at}", kind | msgspec.UnsetType, msgspec.UNSET))
+            else:
+                fields.append((f"f{at}", float if feature.kind == "numeric" else str))
         names = {f"f{at}": feature.name for at, feature in enumerate(contract.features)}
-        # Required fields must come first in a struct without keywords only.
         self._type = msgspec.defstruct(
             "Features", fields, rename=names, forbid_unknown_fields=True, kw_only=True, gc=False
         )
         self._decoder = msgspec.json.Decoder(self._type)
-        self._columns = attrgetter(*names) if len(names) > 1 else None
+        self._nullable = any(feature.nullable for feature in contract.features)
+        self._cache: dict[bytes, Features] = {}
+        self._cache_rows = cache_rows
+        self._found = 0
 
-    def decode(self, features: msgspec.Raw) -> Any:
+    @property
+    def caches(self) -> bool:
+        """Whether rows outlive their batch."""
+        return self._cache_rows > 0
+
+    def take_found(self) -> int:
+        """Rows found in the cache since this was last asked."""
+        found, self._found = self._found, 0
+        return found
+
+    def decode(self, raw: msgspec.Raw) -> Features:
         """One row. An absent nullable feature is null. Raises BadMessage."""
-        try:
-            return self._decoder.decode(features)
-        except msgspec.DecodeError as error:
-            raise _refusal(error, in_features=True) from error
+        if not self._cache_rows:
+            return self._decode(raw)
+        key = bytes(raw)
+        row = self._cache.pop(key, None)
+        if row is None:
+            # A copy: what a decoder hands out keeps the whole message it came from.
+            row = self._decode(msgspec.Raw(key))
+            if len(self._cache) >= self._cache_rows:
+                del self._cache[next(iter(self._cache))]
+        else:
+            self._found += 1
+        self._cache[key] = row
+        return row
 
-    def table(self, rows: list[Any]) -> dict[str, Any]:
+    def _decode(self, raw: msgspec.Raw) -> Features:
+        try:
+            row = self._decoder.decode(raw)
+        except _UNREADABLE as error:
+            raise _refusal(error, in_features=True) from error
+        values = astuple(row)
+        if self._nullable and msgspec.UNSET in values:
+            values = tuple(None if value is msgspec.UNSET else value for value in values)
+            names = self.contract.feature_names
+            raw = msgspec.Raw(encode(dict(zip(names, values, strict=True))))
+        return Features(raw, values, {})
+
+    def table(self, rows: Sequence[Features]) -> dict[str, Any]:
         """Rows as columns by feature name, each of length n, null as None."""
-        names = self.contract.feature_names
-        if self._columns is None:
-            return {names[0]: [row.f0 for row in rows]}
-        return dict(zip(names, zip(*map(self._columns, rows), strict=True), strict=True))
+        columns = zip(*[row.values for row in rows], strict=True)
+        return dict(zip(self.contract.feature_names, columns, strict=True))
 
 
 def decode_head(value: bytes | None) -> Head:
@@ -141,7 +187,7 @@ def decode_head(value: bytes | None) -> Head:
         raise BadMessage("oversize", f"{len(value)} bytes, at most {MESSAGE_BYTES_MAX} are allowed")
     try:
         head = _HEAD.decode(value)
-    except msgspec.DecodeError as error:
+    except _UNREADABLE as error:
         raise _refusal(error, in_features=False) from error
     if not 0 <= head.event_time_ms <= _TIME_MAX_MS:
         raise BadMessage(
@@ -156,38 +202,47 @@ def rescue(value: bytes | None) -> tuple[str, str, int] | None:
         return None
     try:
         found = _RESCUE.decode(value)
-        return found.request_id, found.model, found.event_time_ms
-    except msgspec.DecodeError:
+        return found.request_id, _name(found.model), _int64(found.event_time_ms)
+    except _UNREADABLE:
         pass
     try:
         data = msgspec.json.decode(value)
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         return None
     identity = data.get("request_id") if isinstance(data, dict) else None
     if not isinstance(identity, str) or not 0 < len(identity) <= ID_CHARS_MAX:
         return None
-    model, time_ms = data.get("model"), data.get("event_time_ms")
-    return identity, model if isinstance(model, str) else "", time_ms if isinstance(time_ms, int) else 0
+    return identity, _name(data.get("model")), _int64(data.get("event_time_ms"))
 
 
-def dead_letter(record: Incoming, error: BadMessage) -> DeadLetter:
+def _name(value: object) -> str:
+    """The model's name as an answer may carry it: what was sent there may be anything, of any length."""
+    return value if isinstance(value, str) and _NAME.fullmatch(value) else "unknown"
+
+
+def _int64(value: object) -> int:
+    """A number that can be written into an answer; 0 for any other."""
+    return value if isinstance(value, int) and -_INT64 <= value < _INT64 else 0
+
+
+def dead_letter(record: Record, error: BadMessage) -> DeadLetter:
     """``record`` as it came, with its address and why it could not be used."""
-    value = record.value or b""
+    key, value = record.key(), record.value() or b""
     return DeadLetter(
         topic="scoring-requests",
-        partition=record.partition,
-        offset=record.offset,
+        partition=record.partition() or 0,
+        offset=record.offset() or 0,
         reason=error.reason,
         detail=error.detail[:1_000],
-        key_base64=base64.b64encode(record.key).decode() if record.key is not None else None,
+        key_base64=base64.b64encode(key).decode() if key is not None else None,
         value_base64=base64.b64encode(value[:_VALUE_BYTES_MAX]).decode(),
         truncated=len(value) > _VALUE_BYTES_MAX,
-        headers={name: (data or b"").decode("utf-8", "replace") for name, data in record.headers},
-        timestamp_ms=record.timestamp_ms,
+        headers={name: (data or b"").decode("utf-8", "replace") for name, data in record.headers() or ()},
+        timestamp_ms=record.timestamp()[1],
     )
 
 
-def _refusal(error: msgspec.DecodeError, *, in_features: bool) -> BadMessage:
+def _refusal(error: Exception, *, in_features: bool) -> BadMessage:
     text = str(error)
     if not isinstance(error, msgspec.ValidationError):
         return BadMessage("not-json", text)

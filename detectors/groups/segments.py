@@ -116,10 +116,11 @@ class SegmentsSpec(Spec):
 
     @property
     def spends_budget(self) -> bool:
-        """As the inner kind does; of the defaults, some do."""
+        """As the inner kind does; of the defaults, some do. A knob is not fitted for every segment, so it gets no part."""
         if self.detector is None:
             return True
-        return spec_class(self.detector.kind).model_validate(self.detector.options).spends_budget
+        inner = spec_class(self.detector.kind).model_validate(self.detector.options)
+        return inner.spends_budget and inner.knob is None
 
     def build(self, context: Context) -> Detector:
         return Segments(self, context)

@@ -7,8 +7,9 @@ Each value becomes the normal score z of its rank in the reference (clipped at 3
 is the log-likelihood ratio of a move by ``shift`` standard deviations since the row that explains it best. While nothing
 moved, exp(shift z - psi) has mean at most 1, so the sum of the 2k statistics' Shiryaev-Roberts companions grows by at
 most 2k a row, and ``threshold = log(2k x rows to a false alarm)`` bounds the run length for whatever dependence BETWEEN
-columns (Page 1954; Lorden 1971; Pollak 1987). Between ROWS it needs independence: hours and seasons break it, so this
-detector never pages. A move of less than about half of ``shift`` lets S fall back to zero: it is no evidence.
+columns (Page 1954; Lorden 1971; Pollak 1987). Between ROWS it needs independence, which hours and seasons break: so the
+threshold is a knob, raised until resampled reference fits the budget, and it pages only where the reference in time
+order holds as well. A move of less than about half of ``shift`` lets S fall back to zero: it is no evidence.
 
 The loss has the reference's sample of scores and labels as its reference; else the reference's mean and standard
 deviation and Bennett's bound for psi; else its own first ``warm_up_rows``. Rows taken back (sign -1) are not read: what
@@ -68,6 +69,7 @@ class CusumSpec(Spec):
     }
     cost_ns: ClassVar[int] = 330
     state_size: ClassVar[str] = "six integers a column; the loss without a reference: also its first rows"
+    knob: ClassVar[str | None] = "threshold"
     sees: ClassVar[str] = "a shift of a column's location from one row on, fastest for the size it is set to"
     blind_to: ClassVar[str] = (
         "shifts below half of the size, changes of spread or dependence, categories that trade places around the middle"
@@ -85,7 +87,7 @@ class CusumSpec(Spec):
 
     def standing(self, context: Context) -> Standing:
         return Standing(
-            note="its run length holds for independent rows; rows of one stretch of time are not, so it never pages"
+            note="its run length holds for independent rows; rows of one stretch of time are not, so unfitted it never pages"
         )
 
 

@@ -35,7 +35,7 @@ from schemas.contracts import DurationMs
 from schemas.verdicts import Evidence, Family, State, Verdict
 
 _SCHEMA = 2
-_NO_PROMISE = "its bound holds for exchangeable rows; rows of one stretch of time are not, so it may ticket and never pages"
+_NO_PROMISE = "its bound holds for exchangeable rows; rows of one stretch of time are not, so unfitted it may ticket and never pages"
 
 
 class Finding(NamedTuple):
@@ -57,6 +57,9 @@ class WindowedSpec(Spec):
     #: Whether cells are fine and compared by distribution function.
     ordered: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = True
+    counts_blocks: ClassVar[bool] = True
+    #: Of ten columns.
+    closing_ns: ClassVar[int] = 500_000
     statistic: ClassVar[str]
     effect_name: ClassVar[str]
 

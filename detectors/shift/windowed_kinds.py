@@ -14,8 +14,9 @@ has, and closing it costs a formula (``detectors.shift.statistics``). Two famili
 What cells lose: an ordered column has a cell a percentile, so a shift that stays between two percentiles is not seen; the
 KS distance is at most one cell's share (0.01) below that of the raw samples. Values beyond the reference's range
 count as at its end. ``cost_ns``: ten columns, blocks of 2,000; closing a block takes 0.5 ms, for ``fisher`` up to 45,
-``cramer-von-mises`` 8. None of these pages: a p-value holds for exchangeable rows, and rows of one day share their weather,
-so what the reference did from day to day is no null hypothesis of theirs. (Yurdakul 2018 for PSI; Hodges 1958; Anderson
+``cramer-von-mises`` 8. A p-value holds for exchangeable rows, and rows of one day share their weather, so none of these
+pages by its own bound: ``drift`` or ``alpha`` is a knob that is fitted to the budget, and what the reference did in time
+order decides. (Yurdakul 2018 for PSI; Hodges 1958; Anderson
 1962; Choulakian, Lockhart and Stephens 1994.)
 
 >>> import numpy as np
@@ -52,6 +53,7 @@ class DistanceSpec(WindowedSpec):
 
     sees: ClassVar[str] = "any change of a column's distribution over its cells"
     blind_to: ClassVar[str] = "changes within a cell, dependence between columns, shifts shorter than a block"
+    knob: ClassVar[str | None] = "drift"
 
     warning: float = Field(gt=0)
     drift: float = Field(gt=0)
@@ -159,6 +161,7 @@ class TestSpec(WindowedSpec):
     blind_to: ClassVar[str] = (
         "effects below effect_min, dependence between columns, shifts shorter than a block"
     )
+    knob: ClassVar[str | None] = "alpha"
 
     alpha: float | None = Field(
         default=None,
@@ -175,6 +178,9 @@ class TestSpec(WindowedSpec):
             alpha = 1e-4 if budget is None else min(_ALPHA_MAX, self.block_ms / budget)
         warning = max(alpha, min(10 * alpha, _ALPHA_MAX))
         return -math.log10(warning), -math.log10(alpha)
+
+    def knob_value(self, context: Context) -> float:
+        return math.pow(10.0, -self.bounds(context)[1])
 
     def score(self, finding: Finding, columns: int) -> float:
         if finding.effect < self.effect_min:
@@ -210,6 +216,7 @@ class CramerVonMisesSpec(TestSpec):
 
     kind: ClassVar[str] = "cramer-von-mises"
     cost_ns: ClassVar[int] = 180
+    closing_ns: ClassVar[int] = 8_000_000
     numeric_only: ClassVar[bool] = True
     reads: ClassVar[Literal["all", "numeric", "categorical"]] = "numeric"
     ordered: ClassVar[bool] = True
@@ -254,6 +261,7 @@ class FisherSpec(TestSpec):
 
     kind: ClassVar[str] = "fisher"
     cost_ns: ClassVar[int] = 170
+    closing_ns: ClassVar[int] = 45_000_000
     statistic: ClassVar[str] = "-log10 p of Fisher's exact test"
     effect_name: ClassVar[str] = "difference of shares"
     sees: ClassVar[str] = "one category or bin that became more or less frequent, rare ones exactly"
@@ -279,6 +287,8 @@ class CategoriesSpec(TestSpec):
     streams: ClassVar[Mapping[Stream, Family]] = {"features": Family.INPUT}
     cost_ns: ClassVar[int] = 110
     reads: ClassVar[Literal["all", "numeric", "categorical"]] = "categorical"
+    #: What it looks for, the bins have merged.
+    counts_blocks: ClassVar[bool] = False
     statistic: ClassVar[str] = "-log10 p of so many rows of a new category, or of none of an old one"
     effect_name: ClassVar[str] = "share of rows"
     sees: ClassVar[str] = (

@@ -29,6 +29,7 @@ from scipy.special import gammaincinv
 
 from detectors.base import DAY_MS, Context, Detector, Rows, Spec, Standing
 from detectors.tools.history import History, held_out, history, in_order, resampled_days, resampled_rows
+from detectors.tools.whole_blocks import held_out_blocks
 from schemas.ids import content_hash
 from schemas.verdicts import State
 
@@ -46,6 +47,8 @@ _MARGIN = 2
 _ALARMS_SEEN = 4
 #: The second run length of an extrapolation is shorter by this factor.
 _OFTEN = 8
+#: A sample in time order that keeps fewer rows than one in so many says nothing of how they depend on each other.
+_THINNED_MAX = 2.0
 #: Beyond so many promised run lengths a longer run says little more.
 _PROMISES = 8
 #: Bounds of the search in factors: of ten for a probability, of two for any other knob.
@@ -140,10 +143,12 @@ def _entry(detector: Detector, rows: Rows) -> int | None:
     return len(rows) - 1 if any(change.verdict.state is State.DRIFT for change in closed) else None
 
 
-def rows_within(spec: Spec, context: Context, work_ns: float) -> int:
-    """Rows that ``spec`` reads in about ``work_ns``. Kinds that read features state their cost for ten columns."""
+def rows_within(spec: Spec, context: Context, work_ns: float, spacing_ms: float) -> int:
+    """Rows, ``spacing_ms`` apart, that ``spec`` reads in about ``work_ns``. Kinds that read features state their cost for
+    ten columns."""
     part = max(len(context.columns), 3) / 10 if "features" in spec.streams else 1.0
-    return int(min(_ROWS_MAX, max(_ROWS_MIN, work_ns / max(1.0, spec.cost_ns * part))))
+    closing = spec.closing_ns * spacing_ms / float(getattr(spec, "block_ms", math.inf))
+    return int(min(_ROWS_MAX, max(_ROWS_MIN, work_ns / max(1.0, (spec.cost_ns + closing) * part))))
 
 
 def realised(
@@ -153,15 +158,15 @@ def realised(
     time order needs no held-out half."""
     if how != "rows" and not source.timed:
         return None
-    n = rows_within(spec, context, RUN_NS)
+    span = max(1, int(source.rows.time_ms[-1] - source.rows.time_ms[0]))
+    spacing = source.spacing_ms if how == "rows" else span / len(source.rows)
+    n = rows_within(spec, context, RUN_NS, spacing)
     if promised_ms is not None:
-        span = max(1, int(source.rows.time_ms[-1] - source.rows.time_ms[0]))
-        spacing = source.spacing_ms if how == "rows" else span / len(source.rows)
         n = min(n, max(_ROWS_MIN, math.ceil(_PROMISES * promised_ms / spacing)))
-    if how == "order":
-        if not own:
-            context, source = held_out(context, source)
+    if how == "order" and own:
         counted = alarms_in(spec.build(context), in_order(source))
+    elif how == "order":
+        counted, _ = _in_time_order(spec, context, source)
     elif how == "days":
         counted = alarms_in(spec.build(context), resampled_days(source, n, context.seed))
     else:
@@ -237,28 +242,42 @@ def _fit(spec: Spec, knob: str, context: Context) -> _Fit:
         value, how = _Search(spec, knob, context, source, budget).value()
     fitted = spec if value is None else with_knob(spec, knob, value) or spec
     # Counted on other rows than it was found on.
-    n = rows_within(spec, context, SEARCH_NS / 4)
+    n = rows_within(spec, context, SEARCH_NS / 4, source.spacing_ms)
     check = resampled_rows(
         source, min(n, math.ceil(_PROMISES * budget / source.spacing_ms)), context.seed + 1
     )
     _, time_ms, alarms = alarms_in(fitted.build(context), check)
     met = alarms <= time_ms / budget and (time_ms >= budget or value is not None)
-    told = (
-        f"{knob} {getattr(fitted, knob):.3g}, {how}; {alarms} alarms in {duration(time_ms)} of resampled rows"
-    )
+    told = f"{knob} {fitted.knob_value(context):.3g}, {how}; {alarms} alarms in {duration(time_ms)} of resampled rows"
     if not source.timed:
         return _Fit(
             value,
             Standing("resampled", budget, 0.0, 0, False, f"{told}; no times to check the order of rows"),
         )
-    later_context, later = held_out(context, source)
-    _, later_ms, later_alarms = alarms_in(fitted.build(later_context), in_order(later))
+    (_, later_ms, later_alarms), thinned = _in_time_order(fitted, context, source)
     told += f", {later_alarms} in {duration(later_ms)} in time order"
-    if max(time_ms, later_ms) < budget:
+    if thinned > _THINNED_MAX:
+        told += (
+            f" with one row in {thinned:.0f}: how rows depend on neighbours cannot show, so it does not page"
+        )
+        later_ms /= thinned
+    elif max(time_ms, later_ms) < budget:
         told += f"; unverified beyond {duration(max(time_ms, later_ms))}"
     # A kind whose pages are not counted against the budget may not send any, however well it was fitted.
-    pages = met and later_alarms <= later_ms / budget and spec.spends_budget
+    pages = met and thinned <= _THINNED_MAX and later_alarms <= later_ms / budget and spec.spends_budget
     return _Fit(value, Standing("resampled", budget, later_ms, later_alarms, pages, told))
+
+
+def _in_time_order(spec: Spec, context: Context, source: History) -> tuple[tuple[int, float, int], float]:
+    """``alarms_in`` of the reference's later half against the earlier one, and how many rows of traffic there were for
+    each that was read."""
+    whole = held_out_blocks(context, int(getattr(spec, "block_ms", 0))) if spec.counts_blocks else None
+    if whole is not None:
+        rows, _, alarms = alarms_in(spec.build(whole.context), whole.rows)
+        return (rows, whole.span_ms, alarms), 1.0
+    later_context, later = held_out(context, source)
+    rows, later_ms, alarms = alarms_in(spec.build(later_context), in_order(later))
+    return (rows, later_ms, alarms), later_ms / max(1, rows - 1) / source.spacing_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,11 +310,10 @@ class _Search:
         self._spec, self._knob, self._context, self._source = spec, knob, context, source
         self._budget_rows = budget_ms / source.spacing_ms
         self._rows = min(
-            rows_within(spec, context, SEARCH_NS / _EVALUATIONS), math.ceil(_PROMISES * self._budget_rows)
+            rows_within(spec, context, SEARCH_NS / _EVALUATIONS, source.spacing_ms),
+            math.ceil(_PROMISES * self._budget_rows),
         )
-        own = getattr(spec, knob)
-        # A threshold that follows from the budget starts the search where the budget puts it.
-        self._own: float = spec.build(context).verdict.threshold if own is None else own
+        self._own = spec.knob_value(context)
         self._probability = is_probability(spec, knob)
         self._known: dict[float, _Count] = {}
 

@@ -45,9 +45,9 @@ def entry(kind: str) -> Entry:
 
 def _pages(spec: type[Spec]) -> str:
     """``yes``: its false alarms can be bounded; ``if fitted``: when its knob fits the budget on the reference; ``never``."""
-    if not spec.pages:
-        return "never"
-    return "yes" if spec.knob is None else "if fitted"
+    if spec.knob is not None:
+        return "if fitted"
+    return "yes" if spec.pages else "never"
 
 
 def entries() -> list[Entry]:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support_streams import Worker
 
 from deploy.local.kafka import LocalKafka
 from deploy.models import publish_records
@@ -79,8 +76,9 @@ def _deploy(wire: Wire, revision: int, **changes: Any) -> None:
     wire.send("deployments", [("delay", deployment.model_dump_json().encode())])
 
 
-def _environment(settings: ScorerSettings) -> dict[str, str]:
-    return dict(os.environ) | {
+@contextmanager
+def _process(settings: ScorerSettings, failpoint: str = "", **more: str) -> Iterator[Worker]:
+    environment = {
         "DRIFTLINE_KAFKA__BOOTSTRAP": settings.kafka.bootstrap,
         "DRIFTLINE_KAFKA__TOPIC_PREFIX": settings.kafka.topic_prefix,
         "DRIFTLINE_KAFKA__INPUT_PARTITIONS": str(settings.kafka.input_partitions),
@@ -88,18 +86,13 @@ def _environment(settings: ScorerSettings) -> dict[str, str]:
         "DRIFTLINE_SCORER__REGISTRY": str(settings.scorer.registry),
         "DRIFTLINE_SCORER__PROVIDER": "cpu",
         "DRIFTLINE_SCORER__BATCH_ROWS_MAX": "64",
+        "DRIFTLINE_FAILPOINT": failpoint,
     }
-
-
-@contextmanager
-def _process(settings: ScorerSettings) -> Iterator[subprocess.Popen[bytes]]:
-    child = subprocess.Popen([sys.executable, "-m", "deploy.scoring"], env=_environment(settings))
+    child = Worker(["-m", "deploy.scoring"], environment | more)
     try:
         yield child
     finally:
-        if child.poll() is None:
-            child.kill()
-        child.wait(10)
+        child.kill()
 
 
 @contextmanager
@@ -118,17 +111,17 @@ def _running(settings: ScorerSettings, metrics: Metrics | None = None) -> Iterat
 
 def test_one_answer_a_request_under_kill_9(settings: ScorerSettings, wire: Wire) -> None:
     """Killed twice in the middle of its work and started again: every request has one score and one prediction."""
-    total = 6_000
+    total = 30_000
     _deploy(wire, 1)
     wire.send("scoring-requests", _requests(0, total), spread=True)
-    for enough in (300, 2_000):
+    for enough in (300, 6_000):
         with _process(settings) as child:
             wire.wait("scores", lambda found, enough=enough: len(found) >= enough)
-            child.send_signal(signal.SIGKILL)
+            child.kill()
     with _process(settings) as child:
+        child.wait_for("ready")
         wire.wait("scores", lambda found: len(found) >= total)
-        child.terminate()
-        assert child.wait(20) == 0
+        assert child.terminate() == 0
     scores = [Score.model_validate_json(value) for value in wire.read("scores")]
     predictions = [PredictionMade.model_validate_json(value) for value in wire.read("predictions")]
     wanted = {f"q{at}": 1 for at in range(total)}
@@ -137,15 +130,99 @@ def test_one_answer_a_request_under_kill_9(settings: ScorerSettings, wire: Wire)
     assert {s.version for s in scores} == {"1"}
 
 
+POINTS = (
+    "gathered:3",
+    "scored:3",
+    "begun:2",
+    "produced:2",
+    "before-commit:2",
+    "after-commit:2",
+    "swapped",
+    "tripped",
+)
+
+
+def test_killed_at_every_failpoint_each_request_is_answered_once(
+    settings: ScorerSettings, wire: Wire
+) -> None:
+    """Each scorer takes over from its predecessor's death and dies at the next point; the end is the same as without."""
+    _deploy(wire, 1)
+    sent = 0
+    for at, point in enumerate(POINTS):
+        with _process(settings, f"scorer.{point}") as child:
+            child.wait_for("ready")
+            wire.send("scoring-requests", _requests(sent, 600), spread=True)
+            sent += 600
+            if point == "swapped":
+                _deploy(
+                    wire,
+                    2,
+                    phase=Phase.PROGRESSING,
+                    candidate="2",
+                    weights={"1": 0.5, "2": 0.5},
+                    shadow=("1", "2"),
+                )
+            if point == "tripped":
+                wire.send("control", [("delay", _rollback("rb", "2", 2).model_dump_json().encode())])
+            assert child.wait() == 137, f"{at} {point}: {''.join(child.log[-20:])}"
+    with _process(settings) as child:
+        child.wait_for("ready")
+        wire.wait("control", lambda found: any(b'"tripped":["2"]' in value for value in found))
+        wire.send("scoring-requests", _requests(sent, 600), spread=True)
+        sent += 600
+        wire.wait("scores", lambda found: len(found) >= sent)
+        assert child.terminate() == 0
+    scores = [Score.model_validate_json(value) for value in wire.read("scores")]
+    answered = [p for p in _predictions(wire) if p.role != "shadow"]
+    wanted = {f"q{at}": 1 for at in range(sent)}
+    assert Counter(s.request_id for s in scores) == wanted
+    assert Counter(p.prediction_id for p in answered) == wanted
+    assert {s.version for s in scores if int(s.request_id[1:]) >= sent - 600} == {"1"}, (
+        "the trip outlived its death"
+    )
+
+
+def _predictions(wire: Wire) -> list[PredictionMade]:
+    return [PredictionMade.model_validate_json(value) for value in wire.read("predictions")]
+
+
+def _rollback(request_id: str, version: str, revision: int) -> RollbackRequested:
+    return RollbackRequested(
+        request_id=request_id, model="delay", version=version, deployment_revision=revision, cause="c",
+        event_time_ms=0, expires_ms=2**52, issued_by="policy",
+    )  # fmt: skip
+
+
+def test_shadows_of_a_killed_scorer_are_written_once_or_not_at_all(
+    settings: ScorerSettings, wire: Wire
+) -> None:
+    """Dead between scoring a shadow and writing it: no answer is missing or doubled, no shadow is doubled."""
+    _deploy(wire, 1, shadow=("2",))
+    with _process(settings, "scorer.shadow-scored:3") as child:
+        child.wait_for("ready")
+        wire.send("scoring-requests", _requests(0, 600), spread=True)
+        assert child.wait() == 137
+    with _process(settings) as child:
+        child.wait_for("ready")
+        wire.send("scoring-requests", _requests(600, 600), spread=True)
+        wire.wait("scores", lambda found: len(found) >= 1_200)
+        wire.wait("predictions", lambda found: sum(b'"q11' in v and b'"shadow"' in v for v in found) >= 100)
+        assert child.terminate() == 0
+    predictions = _predictions(wire)
+    assert Counter(p.prediction_id for p in predictions if p.role == "stable") == {
+        f"q{at}": 1 for at in range(1_200)
+    }
+    shadows = Counter(p.prediction_id for p in predictions if p.role == "shadow")
+    assert set(shadows.values()) == {1}
+    assert {f"q{at}" for at in range(600, 1_200)} <= set(shadows)
+
+
 def test_off_a_bad_version_within_a_second(settings: ScorerSettings, wire: Wire) -> None:
     """From the request's Kafka timestamp to the last answer of the version; the answer keeps it off; the stable
     version is proven unchanged, and a restart does not fall for the old request."""
     _deploy(wire, 1)
     _deploy(wire, 2, phase=Phase.PROGRESSING, candidate="2", weights={"1": 0.5, "2": 0.5})
-    command = RollbackRequested(
-        request_id="rb", model="delay", version="2", deployment_revision=2, cause="c", event_time_ms=0,
-        expires_ms=2**52, issued_by="policy",
-    )  # fmt: skip
+    command = _rollback("rb", "2", 2)
     metrics = Metrics()
     with _running(settings, metrics):
         wire.send("scoring-requests", _requests(0, 200), spread=True)

@@ -95,7 +95,7 @@ def test_the_process_says_one_line_and_ends_with_1() -> None:
 
 def test_config_masks_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """A value from the environment is shown, a secret is not, in either format."""
-    monkeypatch.setenv("DRIFTLINE_CONTROLLER__API_TOKEN", "hunter2")
+    monkeypatch.setenv("DRIFTLINE_CLICKHOUSE__PASSWORD", "hunter2")
     monkeypatch.setenv("DRIFTLINE_KAFKA__PASSWORD", "hunter2")
     monkeypatch.setenv("DRIFTLINE_KAFKA__BOOTSTRAP", "kafka:1")
     for arguments, read in (((), yaml.safe_load), (("--format", "json"), json.loads)):
@@ -104,7 +104,7 @@ def test_config_masks_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "hunter2" not in result.output
         shown = read(result.stdout)
         assert shown["kafka"]["bootstrap"] == "kafka:1"
-        assert set(shown["controller"]["api_token"]) == set(shown["kafka"]["password"]) == {"*"}
+        assert set(shown["clickhouse"]["password"]) == set(shown["kafka"]["password"]) == {"*"}
 
 
 def test_config_of_all_services_can_be_read_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

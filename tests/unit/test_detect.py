@@ -392,7 +392,7 @@ def test_a_detector_knows_features_training_and_its_part_of_the_budget() -> None
     assert context.features == {"x": watched.features[0], "where": where}
     assert context.trained_to_ms == T0
     paging = [d for d in detectors if spec_for(d).spends_budget]
-    assert [d.name for d in paging] == ["harm", "inputs"]
+    assert [d.name for d in paging] == ["harm", "inputs", "e"]
     assert context.share == share_of_budget(watched) == 1 / len(paging)
     assert share_of_budget(contract([detector("psi")])) == 1
     assert core._running["m", "v1", "adwin"].context.features == {}

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from deploy.cli import app
 from deploy.local.warehouse import LocalWarehouse
-from deploy.openapi import BODIES, openapi_document
+from deploy.http.bodies import VERBS
+from deploy.http.openapi import openapi_document
 from schemas import codecs
 from schemas.codecs import PredictionDecoder, decode_labels
 from schemas.contracts import ModelContract
@@ -167,7 +168,7 @@ def test_the_http_snippets_are_requests_the_controller_knows() -> None:
     assert all(any(re.fullmatch(pattern, path) for pattern in known) for path in paths)
     body = re.search(r"-d '(.*)'", text)
     assert body is not None
-    assert BODIES[paths[1].rpartition("/")[2]].model_validate(json.loads(body[1])).reason
+    assert VERBS[paths[1].rpartition("/")[2]].body.model_validate(json.loads(body[1])).reason
 
 
 def test_names_from_the_code_exist() -> None:

@@ -36,12 +36,14 @@ def test_the_digest_is_what_another_run_would_make() -> None:
 
 
 def test_what_is_on_the_wire_has_the_same_digest_and_signature(tmp_path: Path) -> None:
-    """Also where a score has no bound, which JSON cannot say; and a newer writer's field is covered too."""
+    """Also where a score has no bound, which JSON cannot say and is the largest number instead; it is read back the same;
+    and a newer writer's field is covered too."""
     signer = Signer.create(tmp_path / "key.pem")
     because = (Because(signal_id="s", detector="d", score=math.inf, threshold=1e-7),)
     signed = signer.sign(fact(1, because=because))
     document = json.loads(signed.model_dump_json())
     assert document_digest(document) == digest(signed)
+    assert Decision.model_validate(document) == signed
     assert document_digest(document | {"colour": "red"}) != digest(signed)
     verifier = Verifier([(tmp_path / "key.pem.pub").read_text()])
     verifier.verify_bytes(signable(signed), signed.signature, signed.key_id)

@@ -11,6 +11,7 @@ from schemas.contracts import CanaryStep
 from schemas.control import (
     DeployRequested,
     Outcome,
+    OverrideRequested,
     PauseReason,
     PauseRequested,
     Phase,
@@ -250,16 +251,26 @@ def test_rollback_of_the_stable_version_ends_a_rollout_beside_it() -> None:
 
 
 @pytest.mark.parametrize("unfit", [False, True])
-def test_rollback_without_a_healthy_target_is_refused(unfit: bool) -> None:
-    """No predecessor, or one that was altered on disk: traffic is never put onto it."""
-    play = promoted() if unfit else Play()
+@pytest.mark.parametrize("no_target", ["fallback", "keep"])
+def test_rollback_without_a_healthy_target(unfit: bool, no_target: str) -> None:
+    """No predecessor, or one that was altered on disk: the fallback answers, or it is kept; traffic is never put onto it."""
+    play = Play(rollout_of(no_target=no_target))
+    play.ask(DeployRequested, version="1")
     if unfit:
+        play.ask(DeployRequested, version="2", steps=())
         play.unfit["1"] = "its digest differs"
-    else:
-        play.ask(DeployRequested, version="2")
-    assert play.ask(RollbackRequested, version="2").outcome is Outcome.REFUSED
-    assert play.now.weights == {"2": 1.0}
+    sick = play.now.stable
+    answer = play.ask(RollbackRequested, version=sick)
+    assert answer.outcome is (Outcome.DONE if no_target == "fallback" else Outcome.REFUSED)
+    assert play.now.weights == ({} if no_target == "fallback" else {sick: 1.0})
     assert "rollback-impossible" in play.kinds()
+    assert [alert.dedup_key for alert in play.alerts] == (
+        [f"controller/m/fallback/{sick}"] if no_target == "fallback" else []
+    )
+    play.ask(DeployRequested, version="3")
+    if no_target == "fallback":
+        assert (play.now.stable, play.now.weights) == ("3", {"3": 1.0})
+        assert play.alerts[-1].status == "resolve"
 
 
 def test_rollback_of_a_version_without_traffic_is_stale() -> None:
@@ -406,12 +417,14 @@ def test_a_golden_report_is_a_fact_and_no_revision(same: bool, kind: str) -> Non
 
 
 def test_a_candidate_that_cannot_be_served_fails() -> None:
-    """And the same report about the stable version changes nothing."""
+    """The same report about the stable version makes it no target; somebody can vouch for it."""
     play = canary()
     report = ScorerReport(
         request_id="s", model="m", cause="c", event_time_ms=0, expires_ms=9, issued_by="scorer-0",
         instance="scorer-0", failed={"1": "no file"},
     )  # fmt: skip
-    assert play.send(report) is None
+    assert play.send(report) is not None
+    assert (play.now.sick, play.now.candidate, play.now.weights) == (("1",), "2", {"1": 0.95, "2": 0.05})
+    play.ask(OverrideRequested, version="1", reason="the disk was full; it is not")
     play.send(report.model_copy(update={"failed": {"2": "no file"}}))
     assert (play.now.phase, play.now.weights) == (Phase.FAILED, {"1": 1.0})

@@ -15,17 +15,17 @@ from deploy.core.microbatch import MicroBatch
 from deploy.core.routing import Route, Routes, caller_unit
 from deploy.core.trips import Trip, Trips
 from deploy.registry import Lineage, Registry
+from deploy.scoring.answers import shadow_records
 from deploy.scoring.core import ScoringCore
-from deploy.scoring.engine import Engine, choose_provider
-from deploy.scoring.wire import Incoming
-from deploy.training.sklearn_trainer import score
+from deploy.scoring.engine import Engine
+from deploy.training.scores import score
 from schemas.control import Answer, Deployment, Outcome, Phase, RollbackRequested
-from schemas.errors import ConfigurationError
 from schemas.events import DeadLetter, PredictionMade, Score
 from schemas.ids import partition_of
 from schemas.observability import Metrics
 from schemas.settings import ScorerSection
 from tests.support_deploy import CONTRACT, START_MS, artifact, feature_row, rows, trained
+from tests.support_scoring import Incoming
 
 CPU = ScorerSection(provider="cpu")
 
@@ -139,7 +139,7 @@ def test_requests_follow_the_revision_of_their_event_time() -> None:
     assert not routes.add(_deployment(3))
     routes.add(_deployment(4, phase=Phase.ROLLED_BACK, tripped=("2",)))
     assert {routes.route(t, 0.1, ()).version for t in (0, 999, 5_000)} == {"1"}
-    assert routes.versions() == {"1"}
+    assert routes.versions() == ["1"]
 
 
 def test_what_the_newest_revision_tripped_is_never_served() -> None:
@@ -215,12 +215,24 @@ def test_an_unanswered_trip_is_reported_once_and_goes_on() -> None:
 def test_the_breaker_opens_after_consecutive_failures_only() -> None:
     """A success in between starts the count again; opening is told once."""
     breaker = Breaker(failures_max=2)
-    assert not breaker.failed("1")
+    assert not breaker.failed("1", 0)
     breaker.succeeded("1")
-    assert [breaker.failed("1"), breaker.failed("1"), breaker.failed("1")] == [False, True, False]
+    assert [breaker.failed("1", 0), breaker.failed("1", 0), breaker.failed("1", 0)] == [False, True, False]
     assert breaker.open == {"1"}
     breaker.reset("1")
     assert breaker.open == frozenset()
+
+
+def test_an_open_breaker_asks_for_trials_ever_later() -> None:
+    """After the pause a version may be tried; each trial in vain doubles the pause, up to a bound."""
+    breaker = Breaker(failures_max=1, pause_ms=100)
+    assert breaker.failed("1", 1_000)
+    assert (breaker.to_try(1_099), breaker.to_try(1_100)) == ([], ["1"])
+    breaker.tried_in_vain("1", 1_100)
+    assert (breaker.to_try(1_299), breaker.to_try(1_300)) == ([], ["1"])
+    for _ in range(20):
+        breaker.tried_in_vain("1", 2_000)
+    assert breaker.to_try(2_000 + 64 * 100) == ["1"]
 
 
 # --- the core
@@ -238,12 +250,12 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 def _core(registry: Registry, *deployments: Deployment, **options: Any) -> ScoringCore:
     engine = Engine(registry, CPU)
-    core = ScoringCore(engine, 4, Metrics(), clock_ms=lambda: 1_003.5, **options)
+    core = ScoringCore(engine, Metrics(), clock_ms=lambda: 1_003.5, **options)
     model = core.model("delay")
     model.contract(CONTRACT)
     for deployment in deployments:
         model.routes.add(deployment)
-    engine.keep("delay", model.routes.versions(), {})
+    engine.load("delay", model.routes.versions(), {})
     model.failed = frozenset(engine.failed("delay"))
     return core
 
@@ -264,21 +276,23 @@ def _requests(count: int, **changes: Any) -> list[dict[str, Any]]:
 
 
 def _incoming(*values: bytes | None) -> list[Incoming]:
-    return [Incoming("scoring-requests", 2, 40 + at, b"k", value) for at, value in enumerate(values)]
+    return [Incoming(value, partition=2, offset=40 + at, key=b"k") for at, value in enumerate(values)]
 
 
 def _run(
     core: ScoringCore, *values: bytes | None
 ) -> tuple[list[PredictionMade], list[Score], list[DeadLetter]]:
-    outs = core.answer(_incoming(*values), [1_000.0] * len(values), now_ms=START_MS)
-    for out in outs:
-        if out.topic != "dead-letters":
-            assert out.partition == partition_of(out.key, 4)
-    by_topic = {t: [o.value for o in outs if o.topic == t] for t in ("predictions", "scores", "dead-letters")}
+    scored = core.score(_incoming(*values), [1_000.0] * len(values), now_ms=START_MS)
+    records = scored.records(4)
+    for topic in ("scores", "predictions"):
+        assert all(out["partition"] == partition_of(out["key"], 4) for out in records[topic])
+    records["predictions"] += [
+        record for job in scored.shadows for record in shadow_records(core.shadow(job), 4)
+    ]
     return (
-        [PredictionMade.model_validate_json(v) for v in by_topic["predictions"]],
-        [Score.model_validate_json(v) for v in by_topic["scores"]],
-        [DeadLetter.model_validate_json(v) for v in by_topic["dead-letters"]],
+        [PredictionMade.model_validate_json(out["value"]) for out in records["predictions"]],
+        [Score.model_validate_json(out["value"]) for out in records["scores"]],
+        [DeadLetter.model_validate_json(out["value"]) for out in records["dead-letters"]],
     )
 
 
@@ -389,7 +403,7 @@ def test_a_failing_version_answers_errors_and_then_trips(registry: Registry) -> 
     core = _core(registry, deployment, on_break=lambda _m, version, why: told.append((version, why)))
     loaded = core._engine.get("delay", "1")
     assert loaded is not None
-    loaded._session = None
+    loaded._session = None  # type: ignore[assignment]
     for _ in range(3):
         predictions, scores, _letters = _run(core, *_dump(_requests(2)))
         assert {(s.version, s.status, s.score) for s in scores} == {("1", "error", None)}
@@ -402,12 +416,10 @@ def test_a_failing_version_answers_errors_and_then_trips(registry: Registry) -> 
 def test_trace_id_comes_from_field_header_or_request(registry: Registry) -> None:
     """The field wins, then the header, then one made from the request id, the same for answer and log."""
     requests = _dump(_requests(1, trace_id="f" * 32)) + _dump(_requests(2))
-    records = [
-        Incoming("scoring-requests", 0, at, None, value, (("driftline-trace", b"a" * 32),) if at < 2 else ())
-        for at, value in enumerate(requests)
-    ]
-    outs = _core(registry, _deployment()).answer(records, [0.0] * 3, 0)
-    ids = [json.loads(o.value)["trace_id"] for o in outs]
+    headers = ((("driftline-trace", b"a" * 32),), (("driftline-trace", b"a" * 32),), None)
+    records = [Incoming(value, headers=header) for value, header in zip(requests, headers, strict=True)]
+    outs = _core(registry, _deployment()).score(records, [0.0] * 3, 0).records(4)
+    ids = [json.loads(o["value"])["trace_id"] for topic in ("scores", "predictions") for o in outs[topic]]
     assert ids[:2] == ["f" * 32, "a" * 32]
     assert len(ids[2]) == 32
     assert ids[:3] == ids[3:]
@@ -425,20 +437,10 @@ def test_a_nullable_feature_may_be_left_out(registry: Registry) -> None:
 def test_the_golden_set_proves_a_version(registry: Registry) -> None:
     """A loaded version repeats its recorded outputs; with another version's record it does not."""
     engine = Engine(registry, CPU)
-    assert list(engine.keep("delay", {"1", "2", "3"}, {})) == ["3"]
+    assert list(engine.load("delay", ["1", "2", "3"], {})) == ["3"]
     one, two = engine.get("delay", "1"), engine.get("delay", "2")
     assert one is not None
     assert two is not None
     assert one.golden_agrees()
     one.golden = two.golden
     assert not one.golden_agrees()
-
-
-def test_provider_is_chosen_and_explained() -> None:
-    """CPU by wish or for lack of CUDA; CUDA when there; a demand that cannot be met is an error."""
-    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    assert choose_provider(CPU, both)[0] == ["CPUExecutionProvider"]
-    assert choose_provider(ScorerSection(), both)[0] == both
-    assert "offers CPUExecutionProvider only" in choose_provider(ScorerSection(), both[1:])[1]
-    with pytest.raises(ConfigurationError, match="gpu"):
-        choose_provider(ScorerSection(provider="cuda"), both[1:])

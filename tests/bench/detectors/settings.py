@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 ROW_MS = DAY_MS // 50_000
 SAMPLE_ROWS = 2_000
 _DAYS = 40
+_SHARES = (0.4, 0.3, 0.2, 0.1)
 #: Options without which a kind cannot be built, or would take minutes to.
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "cvm-online": {"expected_run_rows": peers.CVM_RUN_ROWS, "window_rows": peers.CVM_WINDOW},
@@ -41,11 +42,11 @@ def sample_reference(width: int, rng: np.random.Generator, category: bool = Fals
     bins = dict.fromkeys([*names, "score"], _days(column, rng))
     sample = rng.normal(size=(SAMPLE_ROWS, width))
     if category:
-        columns[names[-1]] = ColumnReference(rows=100_000, shares=(0.4, 0.3, 0.2, 0.1))
-        bins[names[-1]] = tuple(
-            tuple(rng.multinomial(500, (0.4, 0.3, 0.2, 0.1)).tolist()) for _ in range(_DAYS)
-        )
-        sample[:, -1] = rng.choice(4, SAMPLE_ROWS)
+        columns[names[-1]] = ColumnReference(rows=100_000, shares=_SHARES)
+        codes = rng.choice(4, (_DAYS, 500), p=_SHARES).astype(np.float64)
+        counts = Binning(columns[names[-1]]).counts
+        bins[names[-1]] = tuple(tuple(int(n) for n in counts(day)) for day in codes)
+        sample[:, -1] = rng.choice(4, SAMPLE_ROWS, p=_SHARES)
     scores = rng.uniform(size=SAMPLE_ROWS)
     return Reference(
         columns=columns, score=score, bins=bins, rows=100_000, from_ms=-_DAYS * DAY_MS, to_ms=-1,
@@ -94,7 +95,7 @@ def setting(kind: type[Spec], stream: Stream, width: int, seed: int = 3) -> Sett
     n, group = 4_000, None
     inputs = rng.normal(size=(n, width))
     if segmented:
-        inputs[:, -1] = rng.choice(4, n)
+        inputs[:, -1] = rng.choice(4, n, p=_SHARES)
     score = rng.uniform(0.02, 0.98, n)
     label = (rng.uniform(size=n) < score).astype(np.float64)
     head = {

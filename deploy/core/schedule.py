@@ -1,0 +1,74 @@
+"""Which measurements are due: on a grid of event time, so that a restarted controller takes the same ones. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from schemas.contracts import Rollout
+from schemas.control import Deployment, MetricState
+from schemas.rollout import Metric
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Measure ``metrics`` of ``version`` as of ``at_ms``; ``beside``: the version to compare with, if there is one.
+
+    Each metric comes with the start of its span (event time, exclusive); the end is ``at_ms`` (inclusive).
+    ``shadow``: the version answers nobody, so its shadow's rows are what there is.
+    """
+
+    model: str
+    version: str
+    beside: str | None
+    shadow: bool
+    revision: int
+    at_ms: int
+    metrics: tuple[tuple[Metric, int], ...]
+
+
+def due(now: Deployment, rollout: Rollout, time_ms: int) -> list[Due]:
+    """What is to be measured at ``time_ms``: the candidate, and the stable version it may have to outlive."""
+    found = []
+    if now.candidate is not None and now.rollout_since_ms:
+        shadow = now.weights.get(now.candidate, 0.0) == 0
+        since = (now.step_since_ms, now.rollout_since_ms)
+        metrics = _due(rollout.metrics, now.metrics, since, time_ms)
+        found += _grouped(now, now.candidate, now.stable, shadow, metrics)
+    if now.stable is not None and now.promoted_ms:
+        watched = tuple(m for m in rollout.metrics if m.watch and not m.judge)
+        since = (now.promoted_ms, now.promoted_ms)
+        found += _grouped(now, now.stable, None, False, _due(watched, now.watch, since, time_ms))
+    return found
+
+
+def _due(
+    metrics: tuple[Metric, ...], states: Mapping[str, MetricState], since: tuple[int, int], time_ms: int
+) -> list[tuple[Metric, int, int]]:
+    """(metric, start, end) of spans that have ended and were not measured yet; of several missed ones the last."""
+    step_ms, rollout_ms = since
+    found = []
+    for metric in metrics:
+        at = time_ms // metric.interval * metric.interval
+        before = states.get(metric.name)
+        if at <= step_ms + metric.delay or (before is not None and before.event_time_ms >= at):
+            continue
+        found.append((metric, rollout_ms if metric.judge else max(at - metric.window_ms, step_ms), at))
+    return found
+
+
+def _grouped(
+    now: Deployment, version: str, beside: str | None, shadow: bool, metrics: list[tuple[Metric, int, int]]
+) -> list[Due]:
+    return [
+        Due(
+            model=now.model,
+            version=version,
+            beside=beside,
+            shadow=shadow,
+            revision=now.revision,
+            at_ms=at,
+            metrics=tuple((metric, start) for metric, start, end in metrics if end == at),
+        )
+        for at in sorted({end for _, _, end in metrics})
+    ]
