@@ -7,9 +7,8 @@ A message that does not fit becomes a :class:`Bad` with a reason of the closed l
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -21,40 +20,21 @@ from numpy.typing import NDArray
 from schemas.arrow import PREDICTION_COLUMNS, ArrowRows, encode_arrow_predictions, read_arrow
 from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
-from schemas.events import ID_CHARS_MAX, MESSAGE_BYTES_MAX, GroundTruth, PredictionMade, Status
+from schemas.events import ID_CHARS_MAX, MESSAGE_BYTES_MAX, PredictionMade, Status
 from schemas.ids import ROLES
+from schemas.messages import TIME_MAX_MS, TIME_MIN_MS, Bad, Id, Message, Name, Trace, checked
 
 __all__ = [
-    "PREDICTION_COLUMNS", "Bad", "Label", "PredictionColumns", "PredictionDecoder", "decode_labels",
-    "encode_arrow_predictions", "encode_label", "encode_prediction", "read_arrow",
+    "PREDICTION_COLUMNS", "Bad", "Message", "PredictionColumns", "PredictionDecoder", "encode_arrow_predictions",
+    "encode_prediction", "read_arrow",
 ]  # fmt: skip
 
 STATUSES: tuple[str, ...] = tuple(status.value for status in Status)
 _ROLE: dict[str, int] = {role: code for code, role in enumerate(ROLES)}
 _STATUS = {status: code for code, status in enumerate(STATUSES)}
-_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
 _Text = Annotated[str, msgspec.Meta(max_length=ID_CHARS_MAX)]
-_Trace = Annotated[str, msgspec.Meta(max_length=64)]
-_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 #: Checked once for each version in a batch: a pattern in the decoder would cost as much as all the rest of an event.
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-#: Event times outside these years are absurd whatever the stream's own time is.
-TIME_MIN_MS = 946_684_800_000
-TIME_MAX_MS = 4_102_444_800_000
-
-
-#: Key, value, whether it is Arrow.
-Message = tuple[bytes | None, bytes | None, bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Bad:
-    """One row that cannot be used: position of its message, row in it, reason and detail."""
-
-    message: int
-    row: int
-    reason: str
-    detail: str
 
 
 @dataclass(slots=True)
@@ -101,20 +81,6 @@ class PredictionColumns:
         )
 
 
-class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """One ground truth as decoded; the same document as ``schemas.events.GroundTruth``."""
-
-    prediction_id: _Id
-    model: _Name
-    label: float
-    label_time_ms: int
-    revision: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
-    trace_id: _Trace | None = None
-
-
-_LABELS = msgspec.json.Decoder(Label)
-
-
 def _features_type(contract: ModelContract) -> type[msgspec.Struct]:
     fields: list[Any] = []
     rename: dict[str, str] = {}
@@ -132,8 +98,8 @@ def _event_type(contract: ModelContract) -> type[msgspec.Struct]:
     return msgspec.defstruct(
         "Prediction",
         [
-            ("prediction_id", _Id),
-            ("version", _Name),
+            ("prediction_id", Id),
+            ("version", Name),
             ("event_time_ms", int),
             ("features", _features_type(contract)),
             ("role", Literal["stable", "canary", "shadow"], "stable"),
@@ -141,7 +107,7 @@ def _event_type(contract: ModelContract) -> type[msgspec.Struct]:
             ("latency_ms", Annotated[float, msgspec.Meta(ge=0)], 0.0),
             ("status", Literal["ok", "error", "fallback"], "ok"),
             ("entity", _Text | None, None),
-            ("trace_id", _Trace | None, None),
+            ("trace_id", Trace | None, None),
         ],
         tag=contract.model,
         tag_field="model",
@@ -216,7 +182,7 @@ class PredictionDecoder:
                 columns += self._arrow(at, value, bad)
                 continue
             try:
-                event = _checked(decode, value)
+                event = checked(decode, value)
                 if key is not None and key != event.prediction_id.encode():
                     raise BadMessage(
                         "wrong-key", f"key {key[:60]!r} is not the prediction_id {event.prediction_id!r}"
@@ -397,134 +363,10 @@ def _sane(columns: PredictionColumns, time_ms: int | None, bad: list[Bad]) -> Pr
     return columns.take(np.flatnonzero(~faulty))
 
 
-@dataclass(slots=True)
-class LabelColumns:
-    """Ground truths in the order of the messages; ``message (n,)`` and ``row (n,)`` say where each came from."""
-
-    labels: list[Label]
-    message: NDArray[np.int64]
-    row: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-def decode_labels(
-    messages: Sequence[Message], contracts: Mapping[str, ModelContract]
-) -> tuple[LabelColumns, list[Bad]]:
-    """Ground truths, and what could not be used."""
-    labels = _good_labels(messages, contracts)
-    if labels is not None:
-        return LabelColumns(labels, np.arange(len(labels)), np.zeros(len(labels), np.int64)), []
-    good: list[tuple[int, int, Label]] = []
-    bad: list[Bad] = []
-    for at, (key, value, arrow) in enumerate(messages):
-        try:
-            if arrow:
-                labels = _arrow_labels(value)
-            else:
-                labels = [_checked(_LABELS.decode, value)]
-                if key is not None and key != labels[0].prediction_id.encode():
-                    raise BadMessage(
-                        "wrong-key", f"key {key[:60]!r} is not the prediction_id {labels[0].prediction_id!r}"
-                    )
-        except BadMessage as error:
-            bad.append(Bad(at, 0, error.reason, error.detail))
-            continue
-        for row, label in enumerate(labels):
-            why = _label_fault(label, contracts)
-            if why is None:
-                good.append((at, row, label))
-            else:
-                bad.append(Bad(at, row, *why))
-    message, row_of = np.array([one[:2] for one in good], np.int64).reshape(len(good), 2).T
-    return LabelColumns([one[2] for one in good], message, row_of), bad
-
-
-def _good_labels(messages: Sequence[Message], contracts: Mapping[str, ModelContract]) -> list[Label] | None:
-    """What nearly every batch is: good JSON, each under its own key. None when it is anything else."""
-    if not messages:
-        return []
-    keys, values, arrow = zip(*messages, strict=True)
-    try:
-        if any(arrow) or max(map(len, values)) > MESSAGE_BYTES_MAX:
-            return None
-        labels = list(map(_LABELS.decode, values))
-    except (TypeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    given = (key is None or key == one.prediction_id.encode() for key, one in zip(keys, labels, strict=True))
-    if all(given) and not any(_label_fault(label, contracts) for label in labels):
-        return labels
-    return None
-
-
-def _label_fault(label: Label, contracts: Mapping[str, ModelContract]) -> tuple[str, str] | None:
-    contract = contracts.get(label.model)
-    if contract is None:
-        return "unknown-model", f"no contract for model {label.model!r}"
-    if not math.isfinite(label.label):
-        return "not-finite", "label is not finite"
-    if label.label not in (0.0, 1.0):
-        return "invalid-value", f"label {label.label} of a binary model is not 0 or 1"
-    if not TIME_MIN_MS <= label.label_time_ms <= TIME_MAX_MS:
-        return "absurd-timestamp", f"label_time_ms {label.label_time_ms} is not within the years 2000 to 2100"
-    return None
-
-
-def _arrow_labels(value: bytes | None) -> list[Label]:
-    table = read_arrow(value)
-    try:
-        return [msgspec.convert(row, Label) for row in table.to_pylist()]
-    except msgspec.ValidationError as error:
-        raise BadMessage(*_reason(error)) from error
-
-
-def _no_model(_value: bytes) -> Any:
-    raise msgspec.ValidationError("Invalid value 'any' - at `$.model`")
-
-
-def _checked(decode: Callable[[bytes], Any], value: bytes | None) -> Any:
-    if not value:
-        raise BadMessage("empty", "the message has no value")
-    if len(value) > MESSAGE_BYTES_MAX:
-        raise BadMessage("oversize", f"{len(value)} bytes; at most {MESSAGE_BYTES_MAX}")
-    try:
-        return decode(value)
-    except msgspec.ValidationError as error:
-        raise BadMessage(*_reason(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if re.search(rb":\s*-?(NaN|Infinity)", value) or "out of range" in str(error):
-            raise BadMessage("not-finite", f"{error}; JSON has no NaN or Infinity: send null") from error
-        raise BadMessage("not-json", str(error)) from error
-
-
-def _reason(error: msgspec.ValidationError) -> tuple[str, str]:
-    text = str(error)
-    if "out of range" in text:
-        return "not-finite", text
-    unnamed = "missing required field `model`" in text and "$.features" not in text
-    if unnamed or ("$.model`" in text and "Invalid value" in text):
-        return "unknown-model", text
-    if "unknown field" in text:
-        return "unknown-field", text
-    if "$.features" in text and ("missing required" in text or "got `null`" in text):
-        return "missing-feature", text
-    if (
-        "Invalid enum" in text
-        or "of length" in text
-        or "Invalid value" in text
-        or ">=" in text
-        or "<=" in text
-    ):
-        return "invalid-value", text
-    return "wrong-type", text
-
-
 def encode_prediction(event: PredictionMade) -> tuple[bytes, bytes]:
     """(key, value) of one prediction."""
     return event.prediction_id.encode(), event.model_dump_json(exclude_none=True).encode()
 
 
-def encode_label(event: GroundTruth) -> tuple[bytes, bytes]:
-    """(key, value) of one ground truth."""
-    return event.prediction_id.encode(), event.model_dump_json(exclude_none=True).encode()
+def _no_model(_value: bytes) -> Any:
+    raise msgspec.ValidationError("Invalid value 'any' - at `$.model`")

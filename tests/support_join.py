@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from schemas.blocks import ObservationBlock, decode_block
-from schemas.codecs import Label
 from schemas.contracts import Feature, ModelContract, ModelRecord, Monitoring
 from schemas.events import FORMAT_ARROW, HEADER_FORMAT, HEADER_KIND, KIND_TICK, DeadLetter
 from schemas.ids import key_hashes
+from schemas.labels import Label
 from schemas.settings import MonitorSettings
 from streams.core.delivery import Out, StageContext
 from streams.core.join import BYTES_MAX, Arrivals, JoinIndex, LabelRows

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.codecs import Label
 from schemas.ids import key_hashes
+from schemas.labels import Label
 from streams.core.evicted import FINGERPRINT_BYTES, Fingerprints, Marks
 from streams.core.join_counts import JoinCounts, ModelCounts, drain
 from streams.core.join_kinds import Kinds, hash64

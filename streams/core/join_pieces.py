@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.codecs import Label
+from schemas.labels import Label
 from streams.core.evicted import Fingerprints
 from streams.core.join import Commit, JoinIndex
 from streams.core.join_rows import NO_REVISION
@@ -155,8 +155,8 @@ class JoinPieces:
             self._next = number + 1
             added, settled = body.columns()
             self._restore_rows(body.kinds, added, floor_ms)
-            numbers = self._restore_labels(settled, dict(body.earlier))
-            piece = _Piece(body.level, *body.added_between, numbers)
+            told = self._restore_labels(settled, dict(body.earlier))
+            piece = _Piece(body.level, *body.added_between, told)
             for label in body.waits:
                 key = index.key_of(label)
                 known = index.waiting.of(key)

@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.codecs import Label
 from schemas.errors import StateCorrupt
+from schemas.labels import Label
 
 JOIN_SCHEMA = 6
 

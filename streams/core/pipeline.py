@@ -18,15 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.blocks import ObservationBlock, encode_block
-from schemas.codecs import (
-    PREDICTION_COLUMNS,
-    Bad,
-    Message,
-    PredictionColumns,
-    PredictionDecoder,
-    decode_labels,
-    read_arrow,
-)
+from schemas.codecs import PREDICTION_COLUMNS, Bad, Message, PredictionColumns, PredictionDecoder, read_arrow
 from schemas.contracts import ModelContract, ModelRecord, Reference
 from schemas.errors import DeliveryError, StateCorrupt
 from schemas.events import (
@@ -39,6 +31,7 @@ from schemas.events import (
     Tick,
 )
 from schemas.ids import RowId, key_hashes, partition_of
+from schemas.labels import decode_labels
 from streams.core.counting import Members, Segments
 from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
 from streams.core.join import Arrivals, JoinIndex, LabelRows, ModelCounts, drain

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from schemas.codecs import Label
+from schemas.labels import Label
 
 #: Of the heap by which they leave, so much may be of labels that have left otherwise.
 _STALE_MIN = 1_024

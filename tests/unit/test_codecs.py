@@ -13,14 +13,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from schemas.arrow import encode_arrow_predictions
-from schemas.codecs import (
-    PredictionDecoder,
-    decode_labels,
-    encode_label,
-    encode_prediction,
-)
+from schemas.codecs import PredictionDecoder, encode_prediction
 from schemas.events import GroundTruth, PredictionMade
 from schemas.ids import partition_of
+from schemas.labels import decode_labels, encode_label
 from tests.support_join import CONTRACT, T0, prediction, truth
 
 DECODER = PredictionDecoder([CONTRACT, CONTRACT.model_copy(update={"model": "other"})])

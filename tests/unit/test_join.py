@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas.codecs import Label
 from schemas.errors import StateCorrupt
 from schemas.ids import key_hashes
+from schemas.labels import Label
 from streams.core.join import Arrivals, JoinIndex, LabelRows, ModelCounts
 from streams.core.join_pieces import MERGE_FAN, JoinPieces
 from streams.core.join_rows import DTYPES, ROW_BYTES

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from deploy.training.scores import score
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,6 @@ from deploy.registry import Lineage, Registry
 from deploy.scoring.answers import shadow_records
 from deploy.scoring.core import ScoringCore
 from deploy.scoring.engine import Engine
-from deploy.training.scores import score
 from schemas.control import Answer, Deployment, Outcome, Phase, RollbackRequested
 from schemas.events import DeadLetter, PredictionMade, Score
 from schemas.ids import partition_of
