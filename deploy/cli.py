@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from deploy.commands import chaos, detectors, documents, local, models, remote, services
+from deploy.commands import audit, chaos, detectors, documents, local, models, remote, services, tokens
 from deploy.commands.common import Commands
 
 app = typer.Typer(
@@ -20,7 +20,8 @@ app = typer.Typer(
 
 for _command in (
     local.demo, local.up, local.down, local.status, local.logs, chaos.chaos,
-    remote.deployments, remote.deploy, remote.rollback, remote.promote, remote.pause, remote.resume, remote.retrain,
+    remote.deployments, remote.gates, remote.deploy, remote.rollback, remote.promote, remote.pause, remote.resume, remote.retrain,
+    remote.approve, remote.reject, remote.override, audit.audit,
     documents.schemas, documents.metrics,
     services.config, services.topics, services.migrate,
     services.monitor, services.archive, services.controller, services.scorer, services.trainer, services.notifier,
@@ -30,6 +31,7 @@ app.command(context_settings=detectors.PASSED_ON)(detectors.detectors)
 app.command()(detectors.calibrate)
 app.add_typer(documents.contract, name="contract")
 app.add_typer(models.models, name="models")
+app.add_typer(tokens.tokens, name="tokens")
 
 
 def main() -> None:

@@ -89,7 +89,7 @@ def probe(onnx: bytes, contract: ModelContract, rows: Sequence[Mapping[str, Any]
     Raises RegistryError saying what does not fit: inputs, their type or width, the operator set, or the outputs.
     """
     inputs = tuple(smoke_rows(contract) if rows is None else rows)
-    session = _session(onnx)
+    session = session_of(onnx)
     matrix = encoder_of(contract).encode_rows(inputs)
     return Golden(inputs, tuple(run(session, matrix).tolist()))
 
@@ -145,7 +145,7 @@ def run(session: Any, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def scores_of(onnx: bytes, encoder: Encoder, rows: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
     """The model's checked scores ``(n,)`` of raw rows. Raises RegistryError."""
-    return run(_session(onnx), encoder.encode_rows(rows))
+    return run(session_of(onnx), encoder.encode_rows(rows))
 
 
 def reference_from(file: Path, contract: ModelContract, onnx: bytes) -> Reference:
@@ -198,7 +198,8 @@ def _number(file: Path, column: str, text: str | None) -> float | None:
         raise RegistryError(f"{file}, column {column}: {text!r} is no number") from None
 
 
-def _session(onnx: bytes) -> Any:
+def session_of(onnx: bytes) -> Any:
+    """The model ready to run on one CPU thread. Raises RegistryError when ONNX Runtime cannot load it."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -2,11 +2,12 @@
 
 It exists so that scorer, controller, trainer and notifier cannot differ in what they export or how they end: SIGTERM
 and SIGINT set one event; the loop sees it, finishes what it holds and returns. Logs and metrics themselves are those of
-every process (``schemas.observability``).
+every process (``schemas.observability``). A crash in native code leaves its stack in the log.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import threading
 from http.server import ThreadingHTTPServer
@@ -27,6 +28,8 @@ def serve_metrics(metrics: Metrics, settings: ServiceSettings) -> ThreadingHTTPS
 
 def stop_event() -> threading.Event:
     """An event that SIGTERM and SIGINT set. Outside the main thread (tests) signals are left alone."""
+    if not faulthandler.is_enabled():
+        faulthandler.enable()
     stop = threading.Event()
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -251,6 +251,9 @@ class Training(Document):
         description="The span ends so long before the request that this share of labels had time to come, at most a "
         "label horizon before.",
     )
+    labels_after: DurationMs | None = Field(
+        default=None, description="End the span so long before the request instead of measuring it."
+    )
     weightings: tuple[str, ...] = Field(
         default=("uniform", "half-life 21d", "half-life 7d", "recent 21d"),
         min_length=1,

@@ -388,7 +388,7 @@ class Deployment(Message):
     strategy: str = "canary"
     requested_by: str = Field(default="", description="Who asked for the rollout that is under way.")
     entered: int = Field(default=0, description="Revision at which the candidate came in.")
-    rollout_since_ms: int = 0
+    rollout_since_ms: int | None = Field(default=None, description="Event time of the first stage; None before it.")
     gate: GateState | None = None
     gates_passed: tuple[str, ...] = Field(default=(), description="Ids of this rollout's gates that opened.")
     metrics: dict[str, MetricState] = Field(
@@ -403,7 +403,9 @@ class Deployment(Message):
     baseline: dict[str, float] = Field(
         default_factory=dict, description="The replaced version's value of each metric, as last measured."
     )
-    promoted_ms: int = Field(default=0, description="Event time at which the stable version got all traffic.")
+    promoted_ms: int | None = Field(
+        default=None, description="Event time at which the stable version got all traffic."
+    )
     proven: tuple[Proven, ...] = Field(default=(), description="Healthy predecessors, newest last.")
     sick: tuple[str, ...] = Field(
         default=(), description="Versions a scorer cannot serve or prove: never a rollback's target."

@@ -246,8 +246,13 @@ class Rollout(Document):
     @model_validator(mode="before")
     @classmethod
     def _judged_by_default(cls, data: Any) -> Any:
-        """Shadow and A/B compare: where no metric is judged, the loss is, so that a contract says what runs."""
-        if not isinstance(data, dict) or data.get("strategy") not in ("shadow", "ab"):
+        """What compares without the monitor's comparison, which needs traffic, has a judge: where no metric is judged the
+        loss is, so that a contract says what runs."""
+        if not isinstance(data, dict):
+            return data
+        strategy = data.get("strategy")
+        dark_preview = strategy == "blue-green" and not data.get("preview") and data.get("labels_min") != 0
+        if strategy not in ("shadow", "ab") and not dark_preview:
             return data
         listed = list(data.get("metrics") or ())
         judged = [m for m in listed if (m.get("judge") if isinstance(m, dict) else m.judge)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -64,13 +65,20 @@ class Signer:
 
 
 class Verifier:
-    """Checks signatures against a set of public keys (raw 32 bytes, base64)."""
+    """Checks signatures against a set of public keys (raw 32 bytes, base64). Raises SignatureError for what is none."""
 
-    def __init__(self, keys: list[str]) -> None:
+    def __init__(self, keys: Sequence[str]) -> None:
         self._keys: dict[str, Ed25519PublicKey] = {}
         for text in keys:
-            raw = base64.b64decode(text)
-            self._keys[content_hash(raw)[:16]] = Ed25519PublicKey.from_public_bytes(raw)
+            try:
+                raw = base64.b64decode(text)
+                self._keys[content_hash(raw)[:16]] = Ed25519PublicKey.from_public_bytes(raw)
+            except ValueError as error:
+                raise SignatureError(f"{text[:60]!r} is no Ed25519 public key in base64: {error}") from error
+
+    def knows(self, key_id: str) -> bool:
+        """Whether that key is one of ours."""
+        return key_id in self._keys
 
     def verify_bytes(self, data: bytes, signature: str, key_id: str) -> None:
         """Raises SignatureError unless ``signature`` over ``data`` is by a known key."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import faulthandler
 import logging
 import sys
 
@@ -20,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m streams", description=__doc__)
     parser.add_argument("process", choices=("monitor", "archive"))
     process = parser.parse_args(arguments).process
+    faulthandler.enable()  # a crash in native code leaves its stack in the log
     try:
         return _monitor() if process == "monitor" else _archive()
     except DriftlineError as error:

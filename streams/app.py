@@ -13,7 +13,7 @@ import aiokafka.helpers
 import faust
 from faust.types.auth import AuthProtocol, SASLMechanism
 
-from schemas.errors import Fenced
+from schemas.errors import DeliveryError, Fenced, Halted
 from schemas.observability import Metrics
 from schemas.settings import KafkaSettings, MonitorSettings
 from streams.agents import add_agents
@@ -26,6 +26,8 @@ from streams.task import Services, Task
 log = logging.getLogger(__name__)
 FETCH_BYTES_MAX = 4 * 1024 * 1024
 IO_THREADS = 16
+#: How long the end of a worker waits for a broker that may be away.
+STOP_PATIENCE_S = 5.0
 
 
 class MonitorApp(faust.App):
@@ -56,7 +58,8 @@ def create_app(settings: MonitorSettings, stages: Sequence[Stage]) -> MonitorApp
         broker_session_timeout=session_s,
         broker_heartbeat_interval=session_s / 5,
         broker_rebalance_timeout=max(60.0, session_s),
-        broker_request_timeout=300.0,
+        # Longer than a rebalance may hold an answer; a broker that is gone without a word is given up after it.
+        broker_request_timeout=max(90.0, 1.5 * session_s),
         broker_commit_interval=1.0,
         broker_max_poll_records=monitor.fetch_records_max,
         broker_commit_livelock_soft_timeout=3600.0,
@@ -124,6 +127,8 @@ class TaskSet:
         self._on_fatal = on_fatal
         self._closing: set[asyncio.Task[None]] = set()
         self._stopping = False
+        #: Of tasks that stopped because most of their input is bad: the next offset of ``models`` at that moment.
+        self._halted: dict[tuple[str, int], int] = {}
         self.metrics = metrics
         self.dirty = asyncio.Event()
         self.broadcast = Broadcast(settings.kafka)
@@ -137,8 +142,9 @@ class TaskSet:
         self.broadcast.on_new = self._on_broadcast
 
     async def stop(self) -> None:
-        """Commit what was applied and let every task go."""
+        """Commit what was applied and let every task go. Without a broker what was applied is given up."""
         self._stopping = True
+        self._loop.call_later(STOP_PATIENCE_S if self._tasks else 0.0, self.broadcast.give_up)
         tasks, self._tasks = list(self._tasks.values()), {}
         await asyncio.gather(*(task.close() for task in tasks), *self._closing)
         await self._loop.run_in_executor(self._io, self.broadcast.stop)
@@ -151,6 +157,11 @@ class TaskSet:
         return self._assigned is not None and all(
             name in self._tasks and self._tasks[name].ready for name in self._assigned
         )
+
+    @property
+    def halted(self) -> list[str]:
+        """Names of assigned tasks that stopped because most of their input is bad: they wait for people."""
+        return sorted(f"{stage}/{partition}" for stage, partition in self._halted)
 
     @property
     def tasks(self) -> list[Task]:
@@ -170,8 +181,10 @@ class TaskSet:
         prefix = self._settings.kafka.topic_prefix
         wanted = {(self._owner[topic.removeprefix(prefix)], partition) for topic, partition in assigned}
         self._assigned = wanted
+        for name in self._halted.keys() - wanted:
+            self._show_halted(name, None)
         gone = [self._tasks.pop(name) for name in list(self._tasks) if name not in wanted]
-        fresh = [self._create(*name) for name in sorted(wanted - self._tasks.keys())]
+        fresh = [self._create(*name) for name in sorted(wanted - self._tasks.keys() - self._halted.keys())]
         try:
             await asyncio.gather(*(task.close() for task in gone), *(task.open() for task in fresh))
         except Exception as error:  # whatever it is, the process must not go on
@@ -218,24 +231,48 @@ class TaskSet:
     def _wake(self) -> None:
         for task in self._tasks.values():
             task.wake()
+        # What a halted task had taken in is gone; a new process reads it again, under what is in force then.
+        for name, at in self._halted.items():
+            if self.broadcast.next_offset("models") > at and not self._stopping:
+                self._on_fatal(
+                    DeliveryError(
+                        f"contracts have changed: {name[0]}/{name[1]}, which had halted, is tried again"
+                    )
+                )
+                return
 
     def _failed(self, task: Task, error: BaseException) -> None:
-        if not isinstance(error, Fenced):
+        name = (task.context.stage, task.context.partition)
+        if isinstance(error, Halted):
+            log.error("%s", error, extra={"event": "halted", "task": task.name})
+            self._show_halted(name, self.broadcast.next_offset("models"))
+        elif isinstance(error, Fenced):
+            log.warning(
+                "task taken over by another worker, let go",
+                extra={"event": "fenced", "task": task.name, "detail": str(error)},
+            )
+            # The rebalance that moved it is usually still to be heard of. If it is not, and the group says it is ours,
+            # only a fresh start gets it back: this consumer's position is no longer to be trusted.
+            patience_s = 2 * self._settings.kafka.session_timeout / 1000
+            self._loop.call_later(patience_s, self._require, name)
+        else:
             self._on_fatal(error)
             return
-        log.warning(
-            "task taken over by another worker, let go",
-            extra={"event": "fenced", "task": task.name, "detail": str(error)},
-        )
-        if self._tasks.get((task.context.stage, task.context.partition)) is task:
-            del self._tasks[(task.context.stage, task.context.partition)]
-        # The rebalance that moved it is usually still to be heard of. If it is not, and the group says it is ours,
-        # only a fresh start gets it back: this consumer's position is no longer to be trusted.
-        patience_s = 2 * self._settings.kafka.session_timeout / 1000
-        self._loop.call_later(patience_s, self._require, (task.context.stage, task.context.partition))
+        if self._tasks.get(name) is task:
+            del self._tasks[name]
         closing = asyncio.create_task(task.close())
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
+
+    def _show_halted(self, name: tuple[str, int], models_offset: int | None) -> None:
+        """Remember that a task has halted, or (None) that it is no longer this worker's to say."""
+        if models_offset is None:
+            del self._halted[name]
+        else:
+            self._halted[name] = models_offset
+        self.metrics.set(
+            "driftline_halted", int(models_offset is not None), stage=name[0], partition=str(name[1])
+        )
 
     def _require(self, name: tuple[str, int]) -> None:
         if (

@@ -52,8 +52,12 @@ class Archive:
         for tp, (next_offset, event_time_ms) in progress.items():
             self._times[tp] = PartitionTime(event_time_ms)
             self._next[tp] = next_offset
-        self._consumer = Consumer(self._kafka.consumer(GROUP))
+        instance = settings.archive.instance
+        static = {"group.instance.id": f"{self._kafka.topic_prefix}{instance}"} if instance else {}
+        self._consumer = Consumer(self._kafka.consumer(GROUP, **static))
         self._pausing = False
+        #: Read while waiting for the warehouse, although nothing should come then.
+        self._kept: list[Message] = []
         self.ready = False
 
     def run(self) -> None:
@@ -64,8 +68,9 @@ class Archive:
             while not self._stop.is_set():
                 wait_s = self._settings.archive.flush_interval / 1000
                 messages = self._consumer.consume(self._settings.archive.batch_rows_max, wait_s)
-                if messages:
-                    self._copy(messages)
+                kept, self._kept = self._kept, []
+                if kept or messages:
+                    self._copy(kept + messages)
         finally:
             self._consumer.close()
 
@@ -153,7 +158,9 @@ class Archive:
         self._consumer.pause(self._consumer.assignment())
         deadline_s = time.monotonic() + seconds
         while not self._stop.is_set() and time.monotonic() < deadline_s:
-            self._consumer.poll(0)
+            message = self._consumer.poll(0)
+            if message is not None:
+                self._kept.append(message)
             self._stop.wait(min(0.2, seconds))
         self._pausing = False
         self._consumer.resume(self._consumer.assignment())

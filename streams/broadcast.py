@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -18,12 +17,14 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Top
 from schemas.contracts import ModelRecord
 from schemas.errors import DeliveryError
 from schemas.settings import KafkaSettings
+from streams.broker import log_bounds
 from streams.core.records import Record
-from streams.store import log_bounds
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.2
-_REFRESH_TIMEOUT_S = 10.0
+_ROUND_S = 5.0
+#: Rounds in which a broker says that there is more to read, and the follower gets none of it.
+_ROUNDS_MAX = 12
 
 
 class Broadcast:
@@ -43,7 +44,8 @@ class Broadcast:
         self.on_new: Callable[[], None] = lambda: None
 
     def start(self) -> None:
-        """Read every topic to its end, then follow in a thread. Raises DeliveryError when Kafka does not answer."""
+        """Read every topic to its end, then follow in a thread. Waits for a broker until ``stop``; raises DeliveryError
+        when one that answers has no such topic."""
         self._consumer = Consumer(
             self._kafka.consumer(None, **{"enable.partition.eof": True, "fetch.wait.max.ms": 100})
         )
@@ -53,27 +55,47 @@ class Broadcast:
         self._thread.start()
         self.refresh(*self._next)
 
-    def stop(self) -> None:
+    def give_up(self) -> None:
+        """Wait for nothing any more: what cannot be answered now raises DeliveryError."""
         self._stop.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """End the follower. Not while somebody refreshes."""
+        self.give_up()
         if self._thread.is_alive():
             self._thread.join()
 
     def refresh(self, *names: str) -> None:
-        """Return when everything committed to topics ``names`` before the call has been read."""
+        """Return when everything committed to topics ``names`` before the call has been read. Waits for a broker that is
+        away; raises DeliveryError when there is more to read and it does not come, or when told to give up."""
         assert self._asker is not None
-        deadline_s = time.monotonic() + _REFRESH_TIMEOUT_S
         for name in names:
             topic = self._kafka.topic(name)
-            _, end = log_bounds(self._asker, topic, 0)
-            with self._changed:
-                while self._next[name] < end:
-                    left_s = deadline_s - time.monotonic()
-                    if self._error is not None or left_s <= 0:
-                        raise DeliveryError(
-                            f"topic {topic} could not be read to offset {end} (is at {self._next[name]}): "
-                            f"{self._error or 'timed out'}"
-                        )
-                    self._changed.wait(left_s)
+            _, end = log_bounds(self._asker, topic, 0, self._stop)
+            stood = 0
+            while not self._reached(name, end):
+                at = self._next[name]
+                # Whoever is away is waited for here; the follower gets nothing either.
+                log_bounds(self._asker, topic, 0, self._stop)
+                stood = stood + 1 if self._next[name] == at else 0
+                if self._error is not None or self._stop.is_set() or stood > _ROUNDS_MAX:
+                    raise DeliveryError(
+                        f"topic {topic} could not be read to offset {end} (is at {at}): "
+                        f"{self._error or ('told to stop' if self._stop.is_set() else 'timed out')}"
+                    )
+
+    def _reached(self, name: str, end: int) -> bool:
+        """Whether the follower is at ``end``, now or within a round."""
+        with self._changed:
+            return (
+                self._changed.wait_for(
+                    lambda: self._next[name] >= end or self._error is not None or self._stop.is_set(),
+                    _ROUND_S,
+                )
+                and self._next[name] >= end
+            )
 
     def next_offset(self, name: str) -> int:
         """The first offset of topic ``name`` not yet read."""
@@ -107,12 +129,12 @@ class Broadcast:
 
     def _take(self, message: Message) -> bool:
         """Store one message; true when it carried a record."""
-        name = self._logical[str(message.topic())]
         error, offset = message.error(), int(message.offset() or 0)
         if error is not None and error.code() != KafkaError._PARTITION_EOF:
             if error.fatal():
                 raise DeliveryError(f"topic {message.topic()}: {error}")
             return False
+        name = self._logical[str(message.topic())]
         with self._changed:
             if error is not None:  # the end, which lies behind any transaction marker
                 self._next[name] = max(self._next[name], offset)

@@ -1,7 +1,8 @@
 """The monitor process: starts everything in order, says when it is ready, watches itself, and stops cleanly.
 
 Exit codes: 0 after SIGTERM or SIGINT, 70 when something unexpected happened (the next start goes on from the last
-committed manifests, so ending is always safe and staying in doubt never is).
+committed manifests, so ending is always safe and staying in doubt never is). What is no doubt is sat out: a broker or a
+warehouse that is away, and an input of which most is bad (its task halts, the process is not ready, the others go on).
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from faust.types import TP
-
 from schemas.errors import DeliveryError
 from schemas.observability import Metrics
 from schemas.settings import MonitorSettings
 from streams.app import MonitorApp, TaskSet, wire
+from streams.broker import Absence, Ends
 from streams.sink import Sink, SinkWriter
 from streams.stages import MONITOR_STAGES, Stage
 from streams.ticker import Ticker
+from streams.watchdog import Reading, Watchdog
 
 log = logging.getLogger(__name__)
 EXIT_UNEXPECTED = 70
@@ -56,6 +57,7 @@ async def run_monitor(
     metrics = Metrics()
     tasks = TaskSet(settings, stages, metrics, on_fatal)
     app = wire(settings, stages, tasks)
+    ticker: Ticker | None = None
     async with AsyncExitStack() as stack:
         if settings.metrics_port:
             server = metrics.serve(settings.metrics_host, settings.metrics_port, lambda: tasks.ready)
@@ -68,18 +70,15 @@ async def run_monitor(
             stack.callback(sink.close)
             writer = SinkWriter(sink, lambda: tasks.tasks, tasks.dirty, metrics)
             stack.callback(_attend(writer.run(), "sink", on_fatal))
-        stack.callback(_attend(_watch(settings, app, tasks), "watch", on_fatal))
-        try:
-            await tasks.start()
-            await app.start()
-            code = await end
-        except Exception as error:  # noqa: BLE001  # whatever it is, the process must not go on
-            on_fatal(error)
-            code = EXIT_UNEXPECTED
+        stack.callback(_attend(_watch(settings, app, tasks, ticker), "watch", on_fatal))
+        starting = asyncio.create_task(_start(app, tasks), name="start")
+        starting.add_done_callback(_told(on_fatal))
+        code = await end
         log.info("stopping", extra={"event": "stopping", "exit_code": code})
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await tasks.stop()
+                await asyncio.wait({starting})
                 await app.stop()
         except Exception:
             log.exception("the stop was not clean", extra={"event": "stop-failed"})
@@ -89,65 +88,78 @@ async def run_monitor(
     return code
 
 
+async def _start(app: MonitorApp, tasks: TaskSet) -> None:
+    await tasks.start()
+    await app.start()
+
+
 def _attend(work: Coroutine[Any, Any, None], name: str, on_fatal: OnFatal) -> Callable[[], object]:
     """Run ``work`` beside everything else; its failure is the process's. Returns what cancels it."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_told(on_fatal))
+    return task.cancel
+
+
+def _told(on_fatal: OnFatal) -> Callable[[asyncio.Task[None]], None]:
+    """A failure is the process's; being cancelled is none."""
 
     def ended(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             on_fatal(error)
 
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(ended)
-    return task.cancel
+    return ended
 
 
-async def _watch(settings: MonitorSettings, app: MonitorApp, tasks: TaskSet) -> None:
-    """Says when the process is ready. Raises DeliveryError when it is not for too long, when Faust has crashed, or
-    when the lag of an input grows while its task stands still: Faust can do all of these without a word."""
-    limit_s = settings.monitor.ready_timeout / 1000
+async def _watch(settings: MonitorSettings, app: MonitorApp, tasks: TaskSet, ticker: Ticker | None) -> None:
+    """Says when the process is ready. Raises DeliveryError when Faust has crashed, time has stopped, or the watchdog
+    finds that a task hangs: all of these can come without a word."""
+    ends = Ends(settings.kafka)
+    watchdog = Watchdog(settings.monitor.ready_timeout / 1000, settings.monitor.chunk_records)
+    absence = Absence("watch")
     unready_since_s: float | None = time.monotonic()
-    seen: dict[tuple[str, int], tuple[int, int, float]] = {}
+    looked_s = 0.0
     while True:
         await asyncio.sleep(_WATCH_INTERVAL_S if unready_since_s is None else _START_INTERVAL_S)
         now_s = time.monotonic()
         if app.crashed:
             raise DeliveryError(f"Faust crashed: {app.crash_reason!r}")
+        if ticker is not None and not ticker.alive:
+            raise DeliveryError("the thread that writes ticks has ended: event time would stand still")
         if not tasks.ready:
             unready_since_s = unready_since_s or now_s
-            if now_s - unready_since_s > limit_s:
-                raise DeliveryError(
-                    f"not ready within {limit_s:.0f} s: is the broker up, and do all topics exist?"
-                )
-            continue
-        if unready_since_s is not None:
+        elif unready_since_s is not None:
             names = sorted(task.name for task in tasks.tasks)
             log.info(
                 "ready",
                 extra={"event": "ready", "tasks": names, "seconds": round(now_s - unready_since_s, 3)},
             )
             unready_since_s = None
-        for tp, at, end in _lags(settings, app, tasks):
-            before = seen.get(tp)
-            if before is None or before[0] != at:
-                seen[tp] = (at, end, now_s)
-            elif end > before[1] + settings.monitor.chunk_records and now_s - before[2] > limit_s:
-                raise DeliveryError(
-                    f"{tp[0]}[{tp[1]}] stood at {at} for {limit_s:.0f} s while its end went to {end}"
-                )
+        if now_s - looked_s >= _WATCH_INTERVAL_S:
+            looked_s = now_s
+            readings = await _read(settings, tasks, ends)
+            absence.note(readings is not None)
+            tasks.metrics.set("driftline_broker_up", int(readings is not None))
+            watchdog.look(time.monotonic(), ready=tasks.ready or bool(tasks.halted), readings=readings)
 
 
-def _lags(
-    settings: MonitorSettings, app: MonitorApp, tasks: TaskSet
-) -> list[tuple[tuple[str, int], int, int]]:
-    """(input, position, end) of every running task; sets the lag gauges. A transaction marker at the end counts one."""
-    lags = []
+async def _read(
+    settings: MonitorSettings, tasks: TaskSet, ends: Ends
+) -> dict[tuple[str, int], Reading] | None:
+    """Where every running task stands, by input; None when no broker answers. Sets the lag gauges."""
+    kafka = settings.kafka
+    inputs = [(kafka.topic(topic), p) for task in tasks.tasks for topic, p in task.inputs]
+    found = await asyncio.to_thread(ends.ask, inputs)
+    if found is None:
+        return None
+    readings: dict[tuple[str, int], Reading] = {}
     for task in tasks.tasks:
         total = 0
+        taken = task.received
         for (topic, partition), at in task.progress.items():
-            end = app.consumer.highwater(TP(settings.kafka.topic(topic), partition))
+            end = found.get((kafka.topic(topic), partition))
             if end is not None:
                 total += max(0, end - at)
-                lags.append(((topic, partition), at, end))
+                readings[topic, partition] = Reading(taken.get((topic, partition), at), at, end)
         labels = {"stage": task.context.stage, "partition": str(task.context.partition)}
         tasks.metrics.set("driftline_lag_records", total, **labels)
-    return lags
+    return readings

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import clickhouse_connect
@@ -144,7 +145,8 @@ class SinkWriter:
         batch: dict[str, list[tuple[Sender, Upsert]]] = defaultdict(list)
         rows = 0
         for task in self._tasks():
-            for upsert in list(task.outbox.values())[: BATCH_ROWS_MAX - rows]:
+            # Only the batch is copied: after an outage the outbox may be long.
+            for upsert in list(islice(task.outbox.values(), BATCH_ROWS_MAX - rows)):
                 batch[upsert.table].append((task, upsert))
                 rows += 1
         for table, sent in batch.items():

@@ -1,13 +1,14 @@
 """Where a task's committed state lives: its own transactional producer and its partition of the ``state`` topic.
 
-Everything here blocks and is called from an I/O thread, one call at a time a task.
+Everything here blocks and is called from an I/O thread, one call at a time a task. A broker that is away is waited for:
+the transaction under way is finished, or made again, when it is back.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -15,15 +16,27 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from schemas.errors import DeliveryError, Fenced
 from schemas.settings import KafkaSettings
 from schemas.topics import state_partition
+from streams.broker import ASK_TIMEOUT_S, Absence, answers, log_bounds
 from streams.core.delivery import Loaded, Out, Transaction, load
 from streams.failpoints import failpoint
 
 log = logging.getLogger(__name__)
 _TIMEOUT_S = 60.0
-_ASK_TIMEOUT_S = 5.0
-_ASK_PAUSE_S = 0.1
-#: An abandoned transaction holds up every reader of its partitions until it times out or its task is taken over.
-_TRANSACTION_TIMEOUT_MS = 30_000
+_RETRY_PAUSE_S = 0.5
+#: Attempts at one transaction that a broker answered and refused.
+_ATTEMPTS_MAX = 20
+#: An abandoned transaction holds up every reader of its partitions until its task is taken over, which takes seconds, or
+#: until this. It is the longest outage of a broker that a worker sits out; after a longer one it finds itself fenced.
+TRANSACTION_TIMEOUT_MS = 600_000
+#: Answers that waiting does not change.
+_REFUSED = frozenset(
+    {
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    }
+)
 _FENCED = frozenset(
     {
         KafkaError._FENCED,
@@ -46,12 +59,13 @@ class TaskStore:
         self._producer: Producer | None = None
 
     def open(self) -> Loaded:
-        """Fence the previous owner and read what it committed. Raises StateCorrupt, DeliveryError."""
+        """Fence the previous owner and read what it committed; waits for a broker that is away. Raises StateCorrupt,
+        DeliveryError."""
         producer = Producer(
             self._kafka.producer(
                 **{
                     "transactional.id": f"{self._kafka.topic_prefix}driftline-monitor-{self.task}",
-                    "transaction.timeout.ms": _TRANSACTION_TIMEOUT_MS,
+                    "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
                     "linger.ms": 0,
                     "retry.backoff.ms": 10,
                     "queue.buffering.max.messages": 1_000_000,
@@ -60,7 +74,7 @@ class TaskStore:
             )
         )
         try:
-            producer.init_transactions(_TIMEOUT_S)
+            self._until_done("initialise", producer.init_transactions)
         except KafkaException as error:
             raise DeliveryError(
                 f"task {self.task}: its transactional id cannot be initialised: {error}"
@@ -69,16 +83,16 @@ class TaskStore:
         return load(self.task, read_to_end(self._kafka, self._state_topic, self._state_partition))
 
     def commit(self, transaction: Transaction) -> None:
-        """Write all of ``transaction`` or nothing. Raises Fenced when another owner has taken the task over, and
-        DeliveryError when the broker does not take it within a minute."""
+        """Write all of ``transaction`` or nothing; waits for a broker that is away. Raises Fenced when another owner has
+        taken the task over, and DeliveryError when brokers that answer refuse it again and again."""
         assert self._producer is not None
-        deadline_s = time.monotonic() + _TIMEOUT_S
-        while True:
+        for attempt in range(1, _ATTEMPTS_MAX + 1):
             try:
                 self._attempt(self._producer, transaction)
                 return
             except KafkaException as error:
-                self._recover(self._producer, error.args[0], deadline_s)
+                self._recover(self._producer, error.args[0], last=attempt == _ATTEMPTS_MAX)
+                time.sleep(_RETRY_PAUSE_S)
 
     def _attempt(self, producer: Producer, transaction: Transaction) -> None:
         failpoint(f"{self._stage}.before-transaction")
@@ -89,14 +103,22 @@ class TaskStore:
         for key, value in transaction.state:
             self._produce(producer, self._state_topic, Out("state", key, value, self._state_partition))
         failpoint(f"{self._stage}.before-commit")
+        self._until_done("commit", producer.commit_transaction)
+        failpoint(f"{self._stage}.after-commit")
+
+    def _until_done(self, what: str, step: Callable[[float], None]) -> None:
+        """Make a step of a transaction; one that was not over in time, or whose broker is away, is made again."""
+        absence = Absence(f"{self.task}: {what}")
         while True:
             try:
-                producer.commit_transaction(_TIMEOUT_S)
-                break
+                step(ASK_TIMEOUT_S)
+                absence.note(True)
+                return
             except KafkaException as error:
                 if not error.args[0].retriable():
                     raise
-        failpoint(f"{self._stage}.after-commit")
+                absence.note(False, error.args[0])
+                time.sleep(_RETRY_PAUSE_S)
 
     def _produce(self, producer: Producer, topic: str, out: Out) -> None:
         arguments: dict[str, Any] = {} if out.partition is None else {"partition": out.partition}
@@ -109,17 +131,17 @@ class TaskStore:
             except BufferError:  # the local queue is full: let deliveries make room
                 producer.poll(0.05)
 
-    def _recover(self, producer: Producer, error: KafkaError, deadline_s: float) -> None:
+    def _recover(self, producer: Producer, error: KafkaError, *, last: bool) -> None:
         """After a failed attempt: abort so that it can be made again, or raise."""
         if error.code() in _FENCED:
             raise Fenced(f"task {self.task} has been taken over by another worker ({error})")
-        if error.fatal() or time.monotonic() > deadline_s:
+        if error.fatal() or last:
             raise DeliveryError(f"task {self.task}: a transaction failed for good: {error}")
         log.warning(
             "a transaction is tried again", extra={"event": "retry", "task": self.task, "detail": str(error)}
         )
         try:
-            producer.abort_transaction(_TIMEOUT_S)
+            self._until_done("abort", producer.abort_transaction)
         except KafkaException as second:
             cause = second.args[0]
             if cause.code() in _FENCED:
@@ -136,23 +158,31 @@ class TaskStore:
 def read_to_end(
     kafka: KafkaSettings, topic: str, partition: int
 ) -> Iterator[tuple[bytes | None, bytes | None]]:
-    """Every committed (key, value) of one partition up to its present end. Raises DeliveryError."""
+    """Every committed (key, value) of one partition up to its present end. Waits for a broker that is away; raises
+    DeliveryError when one that answers brings nothing for a minute, or says no."""
     consumer = Consumer(kafka.consumer(None, **{"enable.partition.eof": True}))
+    absence = Absence(f"{topic}[{partition}]")
+    silent_s = 0.0
     try:
         consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING)])
         while True:
-            message = consumer.poll(_TIMEOUT_S)
-            if message is None:
-                raise DeliveryError(
-                    f"{topic}[{partition}] could not be read to its end in {_TIMEOUT_S:.0f} s"
-                )
-            error = message.error()
-            if error is None:
+            message = consumer.poll(ASK_TIMEOUT_S)
+            error = None if message is None else message.error()
+            if message is not None and error is None:
+                silent_s = 0.0
                 yield message.key(), message.value()
-            elif error.code() == KafkaError._PARTITION_EOF:
+            elif error is not None and error.code() == KafkaError._PARTITION_EOF:
                 return
-            else:
+            elif error is not None and (error.fatal() or error.code() in _REFUSED):
                 raise DeliveryError(f"{topic}[{partition}] cannot be read: {error}; does the topic exist?")
+            else:
+                present = answers(consumer, topic)
+                absence.note(present, error or "silence")
+                silent_s = silent_s + ASK_TIMEOUT_S if present else 0.0
+                if silent_s > _TIMEOUT_S:
+                    raise DeliveryError(
+                        f"{topic}[{partition}] could not be read to its end in {_TIMEOUT_S:.0f} s: {error or 'silence'}"
+                    )
     finally:
         consumer.close()
 
@@ -167,18 +197,3 @@ def log_starts(kafka: KafkaSettings, inputs: Sequence[tuple[str, int]]) -> dict[
         }
     finally:
         consumer.close()
-
-
-def log_bounds(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
-    """First offset and (committed) end of a partition. Raises DeliveryError when no broker says so in a few seconds:
-    just after a topic was made or moved, one may answer that it does not lead it."""
-    deadline_s = time.monotonic() + _ASK_TIMEOUT_S
-    while True:
-        try:
-            return consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_ASK_TIMEOUT_S)
-        except KafkaException as error:
-            if time.monotonic() > deadline_s:
-                raise DeliveryError(
-                    f"{topic}[{partition}]: its offsets cannot be asked for: {error.args[0]}; does the topic exist?"
-                ) from error
-            time.sleep(_ASK_PAUSE_S)

@@ -176,6 +176,11 @@ class Task:
         return self._ledger.offsets
 
     @property
+    def received(self) -> dict[tuple[str, int], int]:
+        """The first offset not yet taken in of each input."""
+        return dict(self._received)
+
+    @property
     def progress(self) -> dict[tuple[str, int], int]:
         """The first offset not yet applied of each input."""
         return dict(self._ledger.next)

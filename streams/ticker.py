@@ -16,6 +16,8 @@ from schemas.events import HEADER_KIND, KIND_TICK, Tick
 from schemas.settings import MonitorSettings
 
 log = logging.getLogger(__name__)
+#: A tick the broker has not taken by then is dropped: later ones say more.
+STALE_MS = 30_000
 
 
 class Ticker:
@@ -24,12 +26,22 @@ class Ticker:
     def __init__(self, settings: MonitorSettings, inputs: Callable[[], list[tuple[str, int]]]) -> None:
         self._limits = settings.monitor
         self._inputs = inputs
-        self._producer = Producer(settings.kafka.producer(**{"linger.ms": 0}))
+        # A tick that comes twice says nothing new, and a producer that is not idempotent cannot fail for good.
+        self._producer = Producer(
+            settings.kafka.producer(
+                **{"linger.ms": 0, "enable.idempotence": False, "message.timeout.ms": STALE_MS}
+            )
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ticker", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether ticks are being written."""
+        return self._thread.is_alive()
 
     def stop(self) -> None:
         self._stop.set()

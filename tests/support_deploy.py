@@ -13,8 +13,10 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from deploy.broadcast import Broadcast
 from deploy.registry import Artifact
+from deploy.training.candidate import TrainedModel, train
 from deploy.training.packing import pack
-from deploy.training.sklearn_trainer import TrainedModel, train
+from deploy.training.snapshot import Snapshot
+from deploy.training.trainers import trainer_for
 from schemas.contracts import Feature, ModelContract, Training
 from schemas.ids import partition_of
 from schemas.settings import KafkaSettings
@@ -52,10 +54,9 @@ def rows(count: int, seed: int = 0, flip: bool = False) -> tuple[dict[str, Any],
 @cache
 def trained(seed: int = 0, flip: bool = False) -> TrainedModel:
     """A model of 3,000 rows."""
-    table, labels, event_ms = rows(3_000, seed, flip)
-    return train(
-        table, labels, features=CONTRACT.feature_names, categorical=("carrier",), event_ms=event_ms, seed=seed
-    )
+    rules = CONTRACT.training.model_copy(update={"seed": seed, "weightings": ("uniform",)})
+    contract = CONTRACT.model_copy(update={"training": rules})
+    return train(Snapshot.of(*rows(3_000, seed, flip)), contract, trainer_for(contract))
 
 
 def artifact(seed: int = 0, flip: bool = False) -> Artifact:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from deploy.core.gates import Approvals
 from deploy.core.rollout import World, decide
 from schemas.contracts import CanaryStep, Feature, ModelContract, Rollout
 from schemas.control import (
@@ -15,8 +16,12 @@ from schemas.control import (
     Decision,
     Deployment,
     DeployRequested,
+    GateAnswered,
+    Measured,
+    Measurement,
     Outcome,
     PromoteRequested,
+    ScorerReport,
 )
 from schemas.verdicts import Evidence, State
 
@@ -46,13 +51,22 @@ class Play:
         self.alerts: list[Alert] = []
         self.time_ms = -1
         self.unfit: dict[str, str] = {}
+        self.altered: dict[str, str] = {}
+        self.tiers: dict[str, Approvals] = {}
         self._offset = 0
 
     def send(self, message: AnyCommand, refused: str | None = None) -> Deployment | None:
         """What it made public, if anything."""
         if isinstance(message, ControlTick):
             self.time_ms = max(self.time_ms, message.event_time_ms)
-        world = World(self.contract, self.unfit.get, self.time_ms, self.delay_ms)
+        world = World(
+            self.contract,
+            self.unfit.get,
+            self.time_ms,
+            self.delay_ms,
+            self.altered.get,
+            lambda version: self.tiers.get(version, Approvals()),
+        )
         step = decide(self.state, message, (0, self._offset), world, refused)
         self._offset += 1
         self.state = step.state
@@ -69,14 +83,7 @@ class Play:
 
     def ask(self, kind: type[Any], at: int = 0, refused: str | None = None, **changes: Any) -> Answer:
         """Send a command and return its answer, which must be in the revision it made."""
-        base: dict[str, Any] = {
-            "request_id": f"r{self._offset}",
-            "model": "m",
-            "cause": "c",
-            "event_time_ms": at,
-            "expires_ms": 2**60,
-            "issued_by": "somebody",
-        }
+        base = self.fields(at)
         offset = self._offset
         revision = self.send(kind(**(base | changes)), refused)
         assert revision is not None
@@ -97,6 +104,33 @@ class Play:
             model="m", version=version, detector="judge", state=state, evidence=evidence, event_time_ms=at
         )
         assert self.send(analysis) is None
+
+    def measure(self, at: int, *measurements: Measurement, version: str = "2") -> Deployment | None:
+        """Measurements of ``version`` as of ``at``, as the controller's shell tells them."""
+        fields = self.fields(at) | {"version": version, "deployment_revision": self.now.revision}
+        return self.send(Measured(measurements=measurements, **fields))
+
+    def answer(self, at: int, approved: bool | None, gate: str | None = None) -> Deployment | None:
+        """The webhook's answer at the gate that waits, or at the gate named."""
+        kind = self.now.gate.kind if self.now.gate is not None else "rollback"
+        identity = self.now.gate.gate_id if gate is None and self.now.gate is not None else gate or ""
+        fields = self.fields(at) | {"version": "2", "gate": kind, "gate_id": identity, "approved": approved}
+        return self.send(GateAnswered(**fields))
+
+    def report(self, at: int, **changes: Any) -> Deployment | None:
+        """A scorer's fact."""
+        return self.send(ScorerReport(**(self.fields(at) | {"instance": "scorer-0"} | changes)))
+
+    def fields(self, at: int) -> dict[str, Any]:
+        """What every command carries; the id is of the place on ``control``."""
+        return {
+            "request_id": f"r{self._offset}",
+            "model": "m",
+            "cause": "c",
+            "event_time_ms": at,
+            "expires_ms": 2**60,
+            "issued_by": "somebody",
+        }
 
     def kinds(self) -> list[str]:
         return [fact.kind for fact in self.facts]
@@ -126,5 +160,22 @@ def promoted() -> Play:
     return play
 
 
+def started(contract: ModelContract) -> Play:
+    """v1 stable since 0, v2 asked for by ada."""
+    play = Play(contract)
+    play.tick(0)
+    play.ask(DeployRequested, version="1", issued_by="api/ada", steps=())
+    if play.now.gate is not None:
+        raise AssertionError("a gate holds the first version; start without it")
+    play.ask(DeployRequested, version="2", issued_by="api/ada")
+    return play
+
+
+def value(name: str, to_ms: int, number: float | None, rows: int = 1_000, **more: Any) -> Measurement:
+    """One plain measurement of the hour that ends at ``to_ms``."""
+    return Measurement(metric=name, value=number, rows=rows, to_ms=to_ms, **more)
+
+
 def rollout_of(**changes: Any) -> ModelContract:
-    return CONTRACT.model_copy(update={"rollout": CONTRACT.rollout.model_copy(update=changes)})
+    base = {"steps": CONTRACT.rollout.steps, "labels_min": LABELS, "deadline": DEADLINE}
+    return CONTRACT.model_copy(update={"rollout": Rollout(**(base | changes))})

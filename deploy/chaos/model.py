@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.registry import Artifact, Lineage, Registry
+from deploy.training.candidate import train
 from deploy.training.packing import pack
-from deploy.training.sklearn_trainer import train
+from deploy.training.snapshot import Snapshot
+from deploy.training.trainers import trainer_for
 from schemas.contracts import ModelContract, ModelRecord, load_contract
 from schemas.reference import reference_of
 
@@ -77,16 +79,9 @@ def first_versions(registry: Registry, seed: int, now_ms: int) -> list[ModelReco
     event_ms = now_ms - _ROW_MS * np.arange(_ROWS, 0, -1, dtype=np.int64)
     direct, scored = contracts()
     table = {name: _column([row[name] for row in rows]) for name in direct.feature_names}
-    trained = train(
-        table,
-        labels,
-        features=direct.feature_names,
-        categorical=("country", "tier"),
-        event_ms=event_ms,
-        half_lives_days=(None,),
-        holdout_share=0.5,
-        seed=seed,
-    )
+    rules = direct.training.model_copy(update={"weightings": ("uniform",), "holdout": 0.5, "seed": seed})
+    once = direct.model_copy(update={"training": rules})
+    trained = train(Snapshot.of(table, labels, event_ms), once, trainer_for(once))
     held_out = trained.reference
     records = []
     for contract in (direct, scored):

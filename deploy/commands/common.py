@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import typer
@@ -9,6 +11,7 @@ from typer.core import TyperGroup
 
 from schemas.errors import DriftlineError
 
+_WIDE_COLUMNS = 4_000
 _OURS = frozenset({"deploy", "schemas", "streams", "detectors"})
 
 
@@ -28,6 +31,28 @@ class Commands(TyperGroup):
                 f"this command needs the package {package}, which is not installed: "
                 "pip install 'driftline[local,demo,cpu]'"
             )
+
+
+def print_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> None:
+    """Rows for people. On a terminal as wide as that; elsewhere each row is one line, so that tools can cut it.
+
+    Cells are text from anywhere: neither markup nor control characters in them mean anything.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold")
+    for name in head:
+        table.add_column(name, overflow="fold")
+    for row in body:
+        table.add_row(*(Text(_plain(cell)) for cell in row))
+    terminal = sys.stdout.isatty()
+    Console(width=None if terminal else _WIDE_COLUMNS).print(table)
+
+
+def _plain(cell: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(cell.split()))
 
 
 def fail(message: str) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deploy.commands.asking import user
 from deploy.commands.common import Commands
-from deploy.commands.remote import AsJson, By, Model, Reason, Version, _user
+from deploy.commands.remote import AsJson, By, Model, Reason, Version
 from schemas.errors import ConfigurationError, DriftlineError, RegistryError
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def approve(
     """Store a signed approval of a version beside it."""
     from schemas.clock import wall_ms
 
-    given = _registry(root).approve(model, version, by or _user(), wall_ms(), reason)
+    given = _registry(root).approve(model, version, by or user(), wall_ms(), reason)
     typer.echo(f"{model}/{version}: approved by {given.by} ({given.sha256[:12]}, key {given.key_id})")
 
 
@@ -227,7 +228,7 @@ def import_model(
         Lineage(
             parent=parent,
             snapshot=snapshot,
-            cause=by or _user(),
+            cause=by or user(),
             created_event_ms=wall_ms(),
             risk=risk,  # type: ignore[arg-type]  # checked above
             code=code or "not stated (imported)",

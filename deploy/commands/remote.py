@@ -3,32 +3,34 @@ like every other request."""
 
 from __future__ import annotations
 
-import getpass
 import json
-import sys
-import time
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from schemas.errors import ConfigurationError, PlatformError, RolloutError
+from deploy.commands.asking import TIMEOUT_S, ask, call, sure, user
+from deploy.commands.common import print_table
+from schemas.errors import ConfigurationError
 
 DEFAULT_API = "http://127.0.0.1:8080"
-TIMEOUT_S = 10.0
-_LOOK_S = 0.2
-_GOOD = ("accepted", "done", "duplicate")
 
 Api = Annotated[str, typer.Option("--api", envvar="DRIFTLINE_API", help="Where the controller listens.")]
 Token = Annotated[
     str | None,
-    typer.Option(
-        envvar=["DRIFTLINE_TOKEN", "DRIFTLINE_CONTROLLER__API_TOKEN"], help="Bearer token, if it wants one."
-    ),
+    typer.Option(envvar="DRIFTLINE_TOKEN", help="A token of `driftline tokens create`, if it wants one."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Reason = Annotated[str, typer.Option(help="Why; it stays on record.")]
-By = Annotated[str | None, typer.Option(help="Who asks; it stays on record. You, if not given.")]
+By = Annotated[
+    str | None, typer.Option(help="Who asks, where no token says it; it stays on record. You, if not given.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask back.")]
+Gate = Annotated[
+    str | None,
+    typer.Option(
+        help="confirm-rollout, confirm-traffic-increase or confirm-promotion; else the one that waits."
+    ),
+]
 Wait = Annotated[float, typer.Option(min=0, help="Seconds to wait for the controller's answer; 0: do not.")]
 Model = Annotated[str, typer.Argument(help="Name of the model.")]
 Version = Annotated[str, typer.Argument(help="A registered version.")]
@@ -48,19 +50,42 @@ def deployments(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold")
-    for name in ("model", "revision", "phase", "traffic", "rollback target", "why"):
-        table.add_column(name)
+    rows = []
     for name, d in found.items():
         traffic = (
             "  ".join(f"{version} {weight:.0%}" for version, weight in d["weights"].items()) or "fallback"
         )
-        phase = d["phase"] + (f" ({d['pause']})" if d["pause"] else "")
-        table.add_row(name, str(d["revision"]), phase, traffic, d["previous"] or "-", d["reason"])
-    Console().print(table)
+        waits = f" ({d['pause']})" if d["pause"] else f" (at {d['gate']['kind']})" if d.get("gate") else ""
+        rows.append(
+            (name, str(d["revision"]), d["phase"] + waits, traffic, d["previous"] or "-", d["reason"])
+        )
+    print_table(("model", "revision", "phase", "traffic", "rollback target", "why"), rows)
+
+
+def gates(api: Api = DEFAULT_API, token: Token = None, as_json: AsJson = False) -> None:
+    """Show the gates that rollouts wait at, and who has said yes."""
+    waiting = [
+        {"model": name, **d["gate"]}
+        for name, d in call("GET", f"{api}/v1/deployments", token).items()
+        if d.get("gate")
+    ]
+    if as_json:
+        typer.echo(json.dumps(waiting, indent=2))
+        return
+    from deploy.audit.story import when
+
+    head = ("model", "gate", "version", "traffic when it opens", "approvals", "by", "expires (UTC)")
+    print_table(
+        head,
+        [
+            (
+                g["model"], g["kind"], g["version"], f"{g['weight']:.0%}",
+                f"{len(g['approved_by'])} of {g['approvals_needed']}" if g["approvals_needed"] else "webhook",
+                ", ".join(g["approved_by"]) or "-", when(g["expires_ms"]),
+            )
+            for g in waiting
+        ],
+    )  # fmt: skip
 
 
 def deploy(
@@ -74,6 +99,7 @@ def deploy(
         bool, typer.Option("--at-once", help="No steps: all traffic as soon as it is verified.")
     ] = False,
     reason: Reason = "",
+    yes: Yes = False,
     by: By = None,
     wait: Wait = TIMEOUT_S,
     api: Api = DEFAULT_API,
@@ -81,16 +107,18 @@ def deploy(
     as_json: AsJson = False,
 ) -> None:
     """Start a rollout of a version."""
-    body: dict[str, Any] = {"version": version, "reason": reason, "by": by or _user()}
+    body: dict[str, Any] = {"version": version, "reason": reason, "by": by or user()}
     if at_once and step:
         raise ConfigurationError("--at-once and --step exclude each other")
+    if at_once:
+        sure(f"Give version {version} of {model} all traffic at once?", yes)
     if at_once or step:
         body["steps"] = [_step(text) for text in step or ()]
-    _ask(api, model, "deploy", body, token, wait, as_json)
+    ask(api, model, "deploy", body, token, wait, as_json)
 
 
 def _step(text: str) -> tuple[float, int]:
-    from schemas.contracts import parse_duration_ms
+    from schemas.documents import parse_duration_ms
 
     weight, _, bake = text.partition(":")
     try:
@@ -99,20 +127,11 @@ def _step(text: str) -> tuple[float, int]:
         raise ConfigurationError(f"--step {text}: write WEIGHT:BAKE, for example 0.1:12h") from None
 
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user may have a number and no name
-        return "cli"
-
-
 def rollback(
     model: Model,
     version: Version,
     reason: Reason = "",
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Do not ask back, which is done at a terminal only.")
-    ] = False,
+    yes: Yes = False,
     by: By = None,
     wait: Wait = TIMEOUT_S,
     api: Api = DEFAULT_API,
@@ -120,13 +139,12 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Take a version off the traffic now."""
-    if not yes and sys.stdin.isatty():
-        typer.confirm(f"Take version {version} of {model} off the traffic?", abort=True)
-    _ask(
+    sure(f"Take version {version} of {model} off the traffic?", yes)
+    ask(
         api,
         model,
         "rollback",
-        {"version": version, "reason": reason, "by": by or _user()},
+        {"version": version, "reason": reason, "by": by or user()},
         token,
         wait,
         as_json,
@@ -136,6 +154,7 @@ def rollback(
 def promote(
     model: Model,
     reason: Reason = "",
+    yes: Yes = False,
     by: By = None,
     wait: Wait = TIMEOUT_S,
     api: Api = DEFAULT_API,
@@ -143,7 +162,8 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Promote the candidate now. What is left of its bake times is skipped."""
-    _ask(api, model, "promote", {"reason": reason, "by": by or _user()}, token, wait, as_json)
+    sure(f"Give the candidate of {model} all traffic now?", yes)
+    ask(api, model, "promote", {"reason": reason, "by": by or user()}, token, wait, as_json)
 
 
 def pause(
@@ -156,7 +176,7 @@ def pause(
     as_json: AsJson = False,
 ) -> None:
     """Stop a rollout where it is until it is resumed."""
-    _ask(api, model, "pause", {"reason": reason, "by": by or _user()}, token, wait, as_json)
+    ask(api, model, "pause", {"reason": reason, "by": by or user()}, token, wait, as_json)
 
 
 def resume(
@@ -169,7 +189,7 @@ def resume(
     as_json: AsJson = False,
 ) -> None:
     """Let a paused rollout go on."""
-    _ask(api, model, "resume", {"reason": reason, "by": by or _user()}, token, wait, as_json)
+    ask(api, model, "resume", {"reason": reason, "by": by or user()}, token, wait, as_json)
 
 
 def retrain(
@@ -185,63 +205,65 @@ def retrain(
     as_json: AsJson = False,
 ) -> None:
     """Ask the trainer for a new version."""
-    _ask(
+    ask(
         api,
         model,
         "retrain",
-        {"version": version, "reason": reason, "by": by or _user()},
+        {"version": version, "reason": reason, "by": by or user()},
         token,
         wait,
         as_json,
     )
 
 
-def _ask(
-    api: str, model: str, verb: str, body: Mapping[str, Any], token: str | None, wait_s: float, as_json: bool
+def approve(
+    model: Model,
+    version: Version,
+    gate: Gate = None,
+    reason: Reason = "",
+    by: By = None,
+    wait: Wait = TIMEOUT_S,
+    api: Api = DEFAULT_API,
+    token: Token = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Send one request and print the controller's answer. Raises RolloutError when that is a refusal."""
-    request_id = call("POST", f"{api}/v1/deployments/{model}/{verb}", token, body)["request_id"]
-    answer: dict[str, Any] | None = None
-    deadline = time.monotonic() + wait_s
-    while answer is None and time.monotonic() < deadline:
-        answer = _answer(api, model, request_id, token)
-        if answer is None:
-            time.sleep(_LOOK_S)
-    if as_json:
-        typer.echo(json.dumps({"request_id": request_id, "answer": answer}, indent=2))
-    elif answer is None:
-        typer.echo(
-            f"{verb} {model}: asked ({request_id}), no answer yet; `driftline deployments {model}` shows it"
-        )
-    elif answer["outcome"] in _GOOD:
-        typer.echo(f"{verb} {model}: {answer['outcome']}{': ' if answer['detail'] else ''}{answer['detail']}")
-    if answer is not None and answer["outcome"] not in _GOOD:
-        raise RolloutError(f"{verb} {model}: {answer['outcome']}: {answer['detail']}")
+    """Say yes at the gate a rollout waits at. Nobody who asked for the rollout counts."""
+    ask(api, model, "approve", _of_gate(version, gate, reason, by), token, wait, as_json)
 
 
-def _answer(api: str, model: str, request_id: str, token: str | None) -> dict[str, Any] | None:
-    """The answer, None while there is none; a model without a deployment has not answered either."""
-    answers = call("GET", f"{api}/v1/deployments", token).get(model, {}).get("answers", [])
-    return next((dict(answer) for answer in answers if answer["request_id"] == request_id), None)
+def reject(
+    model: Model,
+    version: Version,
+    gate: Gate = None,
+    reason: Reason = "",
+    yes: Yes = False,
+    by: By = None,
+    wait: Wait = TIMEOUT_S,
+    api: Api = DEFAULT_API,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say no at a gate: the rollout ends."""
+    sure(f"End the rollout of version {version} of {model}?", yes)
+    ask(api, model, "reject", _of_gate(version, gate, reason, by), token, wait, as_json)
 
 
-def call(method: str, url: str, token: str | None, body: Mapping[str, Any] | None = None) -> Any:
-    """One call of the API, as JSON. Raises PlatformError when nobody answers, RolloutError when the answer is no."""
-    import httpx
+def _of_gate(version: str, gate: str | None, reason: str, by: str | None) -> dict[str, Any]:
+    return {"version": version, "gate": gate, "reason": reason, "by": by or user()}
 
-    headers = {} if token is None else {"authorization": f"Bearer {token}"}
-    try:
-        response = httpx.request(method, url, json=body, headers=headers, timeout=TIMEOUT_S)
-        content = response.json()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise PlatformError(
-            f"{url} does not answer: {error}; is the controller up? `--api` says where"
-        ) from error
-    except ValueError as error:
-        raise PlatformError(
-            f"{url} answered {response.status_code} without JSON: is that a controller?"
-        ) from error
-    if response.is_error:
-        detail = content.get("detail", content) if isinstance(content, dict) else content
-        raise RolloutError(f"{url} answered {response.status_code}: {detail}")
-    return content
+
+def override(
+    model: Model,
+    version: Version,
+    reason: Annotated[str, typer.Option(help="Why; it stays on record.")],
+    yes: Yes = False,
+    by: By = None,
+    wait: Wait = TIMEOUT_S,
+    api: Api = DEFAULT_API,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pass a gate, or end a pause for missing data, without what it waits for."""
+    sure(f"Let version {version} of {model} go on without what its rollout waits for?", yes)
+    body = {"version": version, "reason": reason, "by": by or user()}
+    ask(api, model, "override", body, token, wait, as_json)

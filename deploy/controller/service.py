@@ -38,7 +38,7 @@ from schemas.control import (
     Measured,
 )
 from schemas.errors import DriftlineError, Fenced, PlatformError, SignatureError
-from schemas.events import HEADER_TRACE
+from schemas.events import HEADER_KIND, HEADER_TRACE, KIND_TICK
 from schemas.observability import Metrics, configure_logs
 from schemas.record import head_of
 from schemas.settings import ControllerSettings
@@ -190,7 +190,7 @@ class Controller:
                 self.view.decided(fact)
             elif topic == "alerts":
                 self.view.alerted(Alert.model_validate_json(value))
-            elif topic == "signals":
+            elif topic == "signals" and (HEADER_KIND, KIND_TICK) not in (message.headers() or ()):
                 self._measurer.heard(SignalChanged.model_validate_json(value))
         except ValidationError as error:
             self._metrics.count("driftline_errors_total", where=f"controller: {topic}")

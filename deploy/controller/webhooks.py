@@ -81,7 +81,7 @@ def questions(now: Deployment, contract: ModelContract, time_ms: int) -> list[Qu
         if gate is not None and gate.webhook == now.gate.webhook:
             found.append((gate, now.gate.gate_id, now.gate.weight))
     back = configured(contract.rollout, "rollback")
-    if back is not None and now.rollout_since_ms:
+    if back is not None and now.rollout_since_ms is not None:
         found.append((back, gate_id(now, "rollback"), 0.0))
     return [
         Question(

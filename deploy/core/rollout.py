@@ -228,6 +228,7 @@ def _resume(machine: Machine, message: ResumeRequested) -> Reply:
     counts = {name: state.model_copy(update={"inconclusive": 0}) for name, state in now.metrics.items()}
     machine.set(metrics=counts)
     machine.fact("resumed", message, message.reason or f"asked for by {message.issued_by}")
+    _begin_if_open(machine, message, message.event_time_ms)
     return Reply(Outcome.DONE, "resumed")
 
 
@@ -338,10 +339,15 @@ def _open(machine: Machine, gate: GateState, cause: Command, time_ms: int) -> No
     machine.fact(
         "gate-opened", cause, f"{gate.kind} before {gate.weight:.0%}", version=gate.version, time_ms=time_ms
     )
-    if gate.kind == "confirm-rollout" or not now.steps:
+    if not paused:
+        _begin_if_open(machine, cause, time_ms)
+
+
+def _begin_if_open(machine: Machine, cause: Command, time_ms: int) -> None:
+    """The first stage, if nothing but its gate has kept the rollout from it."""
+    now = machine.now
+    if now.candidate is not None and now.gate is None and now.rollout_since_ms is None:
         moves.begin(machine, cause, time_ms)
-        if paused and machine.now.candidate is not None:
-            machine.set(phase=Phase.PAUSED, pause=PauseReason.REQUESTED)
 
 
 # -- facts ------------------------------------------------------------------------------------------------------------

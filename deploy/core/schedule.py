@@ -30,12 +30,12 @@ class Due:
 def due(now: Deployment, rollout: Rollout, time_ms: int) -> list[Due]:
     """What is to be measured at ``time_ms``: the candidate, and the stable version it may have to outlive."""
     found = []
-    if now.candidate is not None and now.rollout_since_ms:
+    if now.candidate is not None and now.rollout_since_ms is not None:
         shadow = now.weights.get(now.candidate, 0.0) == 0
         since = (now.step_since_ms, now.rollout_since_ms)
         metrics = _due(rollout.metrics, now.metrics, since, time_ms)
         found += _grouped(now, now.candidate, now.stable, shadow, metrics)
-    if now.stable is not None and now.promoted_ms:
+    if now.stable is not None and now.promoted_ms is not None:
         watched = tuple(m for m in rollout.metrics if m.watch and not m.judge)
         since = (now.promoted_ms, now.promoted_ms)
         found += _grouped(now, now.stable, None, False, _due(watched, now.watch, since, time_ms))

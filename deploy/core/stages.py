@@ -43,7 +43,7 @@ def tick(machine: Machine, time_ms: int) -> None:
     """Event time moved: look at the rollout as it stands."""
     now = machine.now
     if now.candidate is None:
-        if now.warm and time_ms >= max(now.event_time_ms, now.promoted_ms) + machine.rollout.keep_warm:
+        if now.warm and time_ms >= now.event_time_ms + machine.rollout.keep_warm:
             machine.set(warm=())
         return
     seen = _look(machine, time_ms)
@@ -232,8 +232,8 @@ def measured(machine: Machine, message: Measured) -> None:
     now = machine.now
     if message.version == now.candidate and message.deployment_revision >= now.entered:
         _measured_candidate(machine, message)
-    elif message.version == now.stable and message.event_time_ms > now.promoted_ms:
-        _measured_stable(machine, message)
+    elif message.version == now.stable and now.promoted_ms is not None:
+        _measured_stable(machine, message, now.promoted_ms)
 
 
 def _read(
@@ -257,7 +257,7 @@ def _measured_candidate(machine: Machine, message: Measured) -> None:
     now = machine.now
     at = message.event_time_ms
     moved = _read(machine, message, now.metrics, now.step_since_ms)
-    if not moved or not now.rollout_since_ms:
+    if not moved or now.rollout_since_ms is None:
         return
     machine.set(metrics=now.metrics | {metric.name: state for metric, state in moved})
     for metric, state in moved:
@@ -269,11 +269,11 @@ def _measured_candidate(machine: Machine, message: Measured) -> None:
             return
 
 
-def _measured_stable(machine: Machine, message: Measured) -> None:
+def _measured_stable(machine: Machine, message: Measured, since_ms: int) -> None:
     now = machine.now
     at = message.event_time_ms
     moved = []
-    for metric, state in _read(machine, message, now.watch, now.promoted_ms):
+    for metric, state in _read(machine, message, now.watch, since_ms):
         # A life is longer than a step: a failure long ago is not held against it.
         failures = state.failures if state.failures > _failures(now.watch.get(metric.name)) else 0
         moved.append((metric, state.model_copy(update={"failures": failures})))

@@ -17,8 +17,9 @@ from deploy.demo.watch import LoopWatch
 from deploy.local.platform import Platform
 from deploy.models import publish_records
 from deploy.registry import Lineage, Registry
+from deploy.training.candidate import train
+from deploy.training.extract import take_snapshot
 from deploy.training.packing import pack
-from deploy.training.snapshot import take_snapshot
 from deploy.training.trainers import trainer_for
 from schemas.contracts import ModelContract, ModelRecord
 from schemas.control import TrainingFinished
@@ -55,7 +56,7 @@ class Operator:
         now_ms = self._watch.watermark_ms
         with clickhouse_connect.get_client(**self._platform.clickhouse.client()) as client:
             snapshot = take_snapshot(client, self._contract, now_ms)
-        trained = trainer_for(self._contract)(snapshot, self._contract)
+        trained = train(snapshot, self._contract, trainer_for(self._contract))
         if not healthy:
             trained = replace(trained, encoder=trained.encoder.with_hour_shift(UTC_AHEAD_HOURS))
         registry = Registry(self._platform.registry, Signer.load(self._platform.signing_key))

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deploy.training.scores import ONNX_INPUT, ONNX_OUTPUT
 from schemas.errors import TrainingError
 
-ONNX_INPUT = "features"
-ONNX_OUTPUT = "score"
 _OPSET, _OPSET_ML, _IR_VERSION = 17, 3, 8
 
 

@@ -12,14 +12,21 @@ from typing import Any
 import numpy as np
 
 from deploy.registry import Artifact, Golden
-from deploy.training.sklearn_trainer import TrainedModel, score
+from deploy.training.candidate import TrainedModel
+from deploy.training.scores import score
 from schemas.contracts import ModelContract
 from schemas.reference import reference_of
 
 GOLDEN_ROWS = 64
 
 
-def pack(trained: TrainedModel, contract: ModelContract, *, golden_rows: int = GOLDEN_ROWS) -> Artifact:
+def pack(
+    trained: TrainedModel,
+    contract: ModelContract,
+    *,
+    golden_rows: int = GOLDEN_ROWS,
+    notes: Mapping[str, str] | None = None,
+) -> Artifact:
     """Everything of ``trained`` that a version consists of. Golden outputs are the exported model's own."""
     held_out = trained.reference
     rows = len(held_out["score"])
@@ -30,7 +37,9 @@ def pack(trained: TrainedModel, contract: ModelContract, *, golden_rows: int = G
         held_out, held_out["score"], contract, labels=held_out["label"], event_ms=held_out.get("event_ms")
     )
     golden = Golden(inputs, tuple(float(value) for value in scores))
-    return Artifact(trained.onnx, trained.encoder.to_json(), golden, reference, card(trained, contract))
+    return Artifact(
+        trained.onnx, trained.encoder.to_json(), golden, reference, card(trained, contract), notes or {}
+    )
 
 
 def card(trained: TrainedModel, contract: ModelContract) -> str:

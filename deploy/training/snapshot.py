@@ -1,25 +1,45 @@
-"""The labelled rows a training may see: taken from the warehouse by time, in a fixed order, named by their content.
-
-What a snapshot holds depends on the request alone, not on when the trainer got to it: predictions within the span
-before the request's event time, each with the newest revision of its label that was known by then. Two runs of one
-request therefore train on the same bytes, and the hash says so.
-"""
+"""The labelled rows that a training may see, named by their content; how they were chosen travels with them. Pure."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from clickhouse_connect.driver.client import Client
 from numpy.typing import NDArray
 
-from schemas.contracts import ModelContract
 
-#: Topics whose rows a snapshot is made of.
-SOURCES = ("predictions", "feedback")
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How the rows were chosen. All times are event time.
+
+    Predictions in ``(from_ms, to_ms]`` with what was known of their labels at ``requested_ms``. ``to_ms`` lies
+    ``backed_off_ms`` before the request, so that labels that take long are in for the last rows as they are for the
+    first; ``backed_off_by`` says what set it: ``configuration``, ``label horizon``, or ``measured`` on ``delays``
+    predictions whose horizon had passed. ``predictions`` were found; ``unlabelled`` of them had no label and became what
+    ``unlabelled_are`` says; ``left_out`` rows were outside the contract.
+    """
+
+    requested_ms: int = 0
+    from_ms: int = 0
+    to_ms: int = 0
+    backed_off_ms: int = 0
+    backed_off_by: str = ""
+    delays: int = 0
+    maturity: float = 1.0
+    label_horizon_ms: int = 0
+    predictions: int = 0
+    unlabelled: int = 0
+    unlabelled_are: str = "drop"
+    left_out: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """As JSON types."""
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +47,8 @@ class Snapshot:
     """``n`` labelled predictions in order of (event time, prediction id).
 
     ``table``: raw columns ``(n,)`` by feature name; numbers float64 with NaN as null, categories text with "" as null.
-    ``scores``: what answered then, NaN if nothing did; ``versions``: who. ``labels``: 0 or 1.
+    ``labels``: 0 or 1. ``scores``: what answered then, NaN if nothing did; ``versions``: who. ``entities``: about whom
+    or what, "" if not said. :meth:`said_by` makes ``scores`` those of one version alone.
     """
 
     table: Mapping[str, NDArray[Any]]
@@ -36,12 +57,58 @@ class Snapshot:
     scores: NDArray[np.float64]
     versions: NDArray[Any]
     prediction_ids: NDArray[Any]
+    entities: NDArray[Any]
+    origin: Origin = Origin()
+
+    @staticmethod
+    def of(
+        table: Mapping[str, NDArray[Any]],
+        labels: NDArray[Any],
+        event_ms: NDArray[np.int64],
+        **columns: Any,
+    ) -> Snapshot:
+        """From columns in any order; those that are not given are empty, ids are the positions given."""
+        rows = len(labels)
+        blank = np.full(rows, "", object)
+        made = Snapshot(
+            dict(table),
+            np.asarray(labels).astype(np.int8),
+            np.asarray(event_ms, np.int64),
+            columns.get("scores", np.full(rows, np.nan)),
+            columns.get("versions", blank),
+            columns.get("prediction_ids", np.array([f"{at:09d}" for at in range(rows)], object)),
+            columns.get("entities", blank),
+            columns.get("origin", Origin()),
+        )
+        return made.take(np.lexsort((made.prediction_ids.astype("U"), made.event_ms)))
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, rows: NDArray[Any]) -> Snapshot:
+        """The rows at these positions, or where a mask is true."""
+        return Snapshot(
+            {name: column[rows] for name, column in self.table.items()},
+            self.labels[rows],
+            self.event_ms[rows],
+            self.scores[rows],
+            self.versions[rows],
+            self.prediction_ids[rows],
+            self.entities[rows],
+            self.origin,
+        )
+
+    def said_by(self, version: str | None, answers: NDArray[np.float64] | None) -> Snapshot:
+        """The same with the ``scores`` of ``version``: as it answered then, else ``answers`` (as it would have answered),
+        else NaN."""
+        rest = np.full(len(self), np.nan) if answers is None else np.asarray(answers, np.float64)
+        mine = (self.versions == version) & np.isfinite(self.scores)
+        return dataclasses.replace(self, scores=np.where(mine, self.scores, rest))
+
     def content_hash(self) -> str:
-        """SHA-256 over every value in order, hex."""
+        """SHA-256, hex, over what is learnt from: id, time, label and features of every row, in an order of its own, so
+        that it depends on neither the order of the rows nor that of the columns."""
+        order = np.lexsort((self.prediction_ids.astype("U"), self.event_ms))
         digest = hashlib.sha256()
         columns: list[tuple[str, NDArray[Any]]] = [
             ("prediction_id", self.prediction_ids),
@@ -50,84 +117,15 @@ class Snapshot:
             *sorted(self.table.items()),
         ]
         for name, column in columns:
-            digest.update(name.encode() + b"\0")
+            digest.update(json.dumps([name, len(column)]).encode())
             if column.dtype.kind in "OU":
-                for value in column.tolist():
-                    raw = str(value).encode()
+                for value in column[order].tolist():
+                    raw = (b"" if value is None else str(value).encode()) + b"\0"
                     digest.update(len(raw).to_bytes(4, "little") + raw)
+            elif column.dtype.kind == "f":
+                # One NaN and one zero: their bits differ by how they came to be.
+                numbers = np.where(np.isnan(column), np.nan, column.astype(np.float64) + 0.0)[order]
+                digest.update(np.ascontiguousarray(numbers).tobytes())
             else:
-                digest.update(np.ascontiguousarray(column).tobytes())
+                digest.update(np.ascontiguousarray(column[order].astype(np.int64)).tobytes())
         return digest.hexdigest()
-
-
-def archived_ms(client: Client, partitions: int) -> int | None:
-    """Event time up to which the warehouse holds every prediction and label; None while a partition has not spoken."""
-    result = client.query(
-        "SELECT topic, partition, max(event_time_ms) FROM archive_progress WHERE topic IN {topics:Array(String)} "
-        "GROUP BY topic, partition",
-        parameters={"topics": list(SOURCES)},
-    )
-    reached = {
-        (str(topic), int(partition)): int(event_ms) for topic, partition, event_ms in result.result_rows
-    }
-    wanted = [(topic, partition) for topic in SOURCES for partition in range(partitions)]
-    if any(address not in reached for address in wanted):
-        return None
-    return min(reached[address] for address in wanted)
-
-
-def take_snapshot(client: Client, contract: ModelContract, event_time_ms: int) -> Snapshot:
-    """Labelled predictions of the model, answered in the contract's span before ``event_time_ms``.
-
-    Only answers that reached a caller count (no shadow); a prediction logged twice counts once.
-    """
-    columns, parameters = [], {}
-    for at, feature in enumerate(contract.features):
-        parameters[f"name_{at}"] = feature.name
-        key = f"{{name_{at}:String}}"
-        if feature.kind == "numeric":
-            columns.append(f"if(mapContains(numbers, {key}), numbers[{key}], nan) AS f{at}")
-        else:
-            columns.append(f"toString(categories[{key}]) AS f{at}")
-    features = ", ".join(columns)
-    names = ", ".join(f"f{at}" for at in range(len(columns)))
-    query = f"""
-        SELECT prediction_id, event_ms, version, score, label, {names}
-        FROM (
-            SELECT prediction_id, toUnixTimestamp64Milli(event_time) AS event_ms, toString(model_version) AS version,
-                   ifNull(score, nan) AS score, {features}
-            FROM prediction_log
-            WHERE model = {{model:String}} AND role != 'shadow'
-              AND event_time > fromUnixTimestamp64Milli({{from_ms:Int64}}, 'UTC')
-              AND event_time <= fromUnixTimestamp64Milli({{to_ms:Int64}}, 'UTC')
-            ORDER BY source_partition, source_offset, source_row
-            LIMIT 1 BY prediction_id
-        ) AS p
-        INNER JOIN (
-            SELECT prediction_id, argMax(label, (revision, -source_offset, -toInt64(source_row))) AS label
-            FROM label_log
-            WHERE model = {{model:String}} AND label_time <= fromUnixTimestamp64Milli({{to_ms:Int64}}, 'UTC')
-            GROUP BY prediction_id
-        ) AS l USING (prediction_id)
-        ORDER BY event_ms, prediction_id
-    """
-    span = {
-        "model": contract.model,
-        "from_ms": event_time_ms - contract.training.span,
-        "to_ms": event_time_ms,
-    }
-    result = client.query(query, parameters=parameters | span, column_oriented=True)
-    # A result without rows has no columns either.
-    found = result.result_columns or [[] for _ in range(5 + len(columns))]
-    identities, event_ms, versions, scores, labels, *values = found
-    table: dict[str, NDArray[Any]] = {}
-    for feature, column in zip(contract.features, values, strict=True):
-        table[feature.name] = np.array(column, np.float64 if feature.kind == "numeric" else object)
-    return Snapshot(
-        table,
-        (np.asarray(labels, np.float64) >= 0.5).astype(np.int8),
-        np.asarray(event_ms, np.int64),
-        np.asarray(scores, np.float64),
-        np.array(versions, object),
-        np.array(identities, object),
-    )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from schemas.blocks import ObservationBlock, encode_block
 from schemas.codecs import PREDICTION_COLUMNS, Bad, Message, PredictionColumns, PredictionDecoder, read_arrow
 from schemas.contracts import ModelContract, ModelRecord, Reference
-from schemas.errors import DeliveryError, StateCorrupt
+from schemas.errors import Halted, StateCorrupt
 from schemas.events import (
     FORMAT_ARROW,
     HEADER_FORMAT,
@@ -352,7 +352,7 @@ class JoinCore:
                 f"instead of dead-lettering the stream. First here: {record.topic}/{record.partition}/{record.offset} "
                 f"{first.reason}: {first.detail}. Mend the producer, or raise monitoring.bad_share_max to let them pass"
             )
-            raise DeliveryError(self.halted)
+            raise Halted(self.halted)
 
     def _dead_letter(self, record: Record, bad: Bad) -> None:
         value = record.value or b""

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
@@ -23,6 +24,8 @@ from schemas.topics import TOPICS, partitions_of_topic, topic_config
 
 ROOT = Path(__file__).parents[2]
 PARTITIONS = 4
+SCRIPT = str(Path(__file__).parent / "counting_worker.py")
+SESSION_MS = 3_000
 
 
 def create_topics(kafka: KafkaSettings) -> None:
@@ -84,6 +87,14 @@ class Worker:
         self._process.terminate()
         return self._process.wait(timeout_s)
 
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def rss_bytes(self) -> int:
+        """Memory in use."""
+        return int(psutil.Process(self._process.pid).memory_info().rss)
+
     def pause(self) -> None:
         """As if the machine slept: it holds everything and answers nothing."""
         self._process.send_signal(signal.SIGSTOP)
@@ -96,6 +107,31 @@ class Worker:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
         self._reader.join()
+
+
+class Workers:
+    """Starts counting workers against one deployment and leaves none behind."""
+
+    def __init__(self, settings: KafkaSettings, **environment: str) -> None:
+        self._environment = {
+            "DRIFTLINE_KAFKA__BOOTSTRAP": settings.bootstrap,
+            "DRIFTLINE_KAFKA__TOPIC_PREFIX": settings.topic_prefix,
+            "DRIFTLINE_KAFKA__SESSION_TIMEOUT": f"{SESSION_MS}ms",
+            "DRIFTLINE_MONITOR__TICKER": "off",
+            "DRIFTLINE_MONITOR__COMMIT_INTERVAL": "50ms",
+            "DRIFTLINE_MONITOR__CHUNK_RECORDS": "50",
+        } | environment
+        self._started: list[Worker] = []
+
+    def start(self, instance: str, stages: int | str = 1, failpoint: str = "") -> Worker:
+        extra = {"DRIFTLINE_MONITOR__INSTANCE": instance, "DRIFTLINE_FAILPOINT": failpoint}
+        worker = Worker([SCRIPT, str(stages)], self._environment | extra)
+        self._started.append(worker)
+        return worker
+
+    def close(self) -> None:
+        for worker in self._started:
+            worker.kill()
 
 
 def send_rows(kafka: KafkaSettings, topic: str, ids: Iterable[int]) -> None:

@@ -6,11 +6,10 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from support_streams import PARTITIONS, Reader, Worker, create_topics, is_tick, send_rows, send_ticks
+from support_streams import PARTITIONS, Reader, Workers, create_topics, is_tick, send_rows, send_ticks
 
 from deploy.local.kafka import LocalKafka
 from schemas.contracts import Feature, ModelContract, ModelRecord
@@ -24,8 +23,6 @@ from streams.store import TaskStore, read_to_end
 from streams.ticker import Ticker
 
 pytestmark = pytest.mark.integration
-SCRIPT = str(Path(__file__).parent / "counting_worker.py")
-SESSION_MS = 3_000
 
 
 @pytest.fixture
@@ -34,31 +31,6 @@ def settings(kafka: LocalKafka, topic_prefix: str) -> KafkaSettings:
     found = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=topic_prefix, input_partitions=PARTITIONS)
     create_topics(found)
     return found
-
-
-class Workers:
-    """Starts counting workers against one deployment and leaves none behind."""
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._environment = {
-            "DRIFTLINE_KAFKA__BOOTSTRAP": settings.bootstrap,
-            "DRIFTLINE_KAFKA__TOPIC_PREFIX": settings.topic_prefix,
-            "DRIFTLINE_KAFKA__SESSION_TIMEOUT": f"{SESSION_MS}ms",
-            "DRIFTLINE_MONITOR__TICKER": "off",
-            "DRIFTLINE_MONITOR__COMMIT_INTERVAL": "50ms",
-            "DRIFTLINE_MONITOR__CHUNK_RECORDS": "50",
-        }
-        self._started: list[Worker] = []
-
-    def start(self, instance: str, stages: int | str = 1, failpoint: str = "") -> Worker:
-        extra = {"DRIFTLINE_MONITOR__INSTANCE": instance, "DRIFTLINE_FAILPOINT": failpoint}
-        worker = Worker([SCRIPT, str(stages)], self._environment | extra)
-        self._started.append(worker)
-        return worker
-
-    def close(self) -> None:
-        for worker in self._started:
-            worker.kill()
 
 
 @pytest.fixture

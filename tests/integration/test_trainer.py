@@ -19,18 +19,34 @@ from deploy.local.kafka import LocalKafka
 from deploy.local.warehouse import LocalWarehouse
 from deploy.models import publish_records
 from deploy.registry import Lineage, Registry
+from deploy.training.extract import archived_ms, take_snapshot
 from deploy.training.service import run
-from deploy.training.snapshot import archived_ms, take_snapshot
 from schemas import migrations
-from schemas.contracts import ModelRecord
+from schemas.contracts import ModelRecord, Monitoring, Training
 from schemas.control import COMMANDS, Deployment, Phase, RetrainRequested, TrainingFinished
 from schemas.observability import Metrics
 from schemas.settings import ClickHouseSettings, KafkaSettings, TrainerSection, TrainerSettings
-from tests.support_deploy import CONTRACT, Wire, artifact, feature_row, rows
+from tests.support_deploy import CONTRACT as DECLARED
+from tests.support_deploy import START_MS, Wire, artifact, feature_row
+from tests.support_deploy import rows as drawn
 
 pytestmark = pytest.mark.integration
 
 _ROWS = 2_000
+_HOUR_MS = 3_600_000
+_ROW_MS = 600_000
+CONTRACT = DECLARED.model_copy(
+    update={
+        "monitoring": Monitoring(label_horizon=6 * _HOUR_MS),
+        "training": Training(rows_min=500, weightings=("uniform", "half-life 3d"), block=4 * _HOUR_MS),
+    }
+)
+
+
+def rows(count: int, seed: int = 0) -> tuple[dict[str, Any], Any, Any]:
+    """One row every ten minutes."""
+    table, labels, _ = drawn(count, seed)
+    return table, labels, START_MS + _ROW_MS * np.arange(count, dtype=np.int64)
 
 
 @pytest.fixture
@@ -45,7 +61,7 @@ def settings(
         clickhouse=ClickHouseSettings(
             host=warehouse.host, port=warehouse.port, database=unique_name, password=SecretStr("")
         ),
-        trainer=TrainerSection(registry=registry, archive_timeout=30_000),
+        trainer=TrainerSection(registry=registry, archive_timeout=30_000, backoff=100),
     )
 
 
@@ -281,8 +297,8 @@ def test_a_snapshot_depends_on_the_request_alone(client: Client) -> None:
     np.testing.assert_array_equal(second.labels, labels)
     assert len(second) == _ROWS
     assert second.scores[0] == 0.5
-    early = take_snapshot(client, CONTRACT, int(event_ms[99]) + 3_600_000)
-    assert len(early) == 100
+    early = take_snapshot(client, CONTRACT, int(event_ms[299]) + 3_600_000)
+    assert len(early) == 300
     assert len(take_snapshot(client, CONTRACT, 0)) == 0
     assert archived_ms(client, 2) is None
     _progress(client, 77)

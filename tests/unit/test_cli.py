@@ -70,7 +70,7 @@ def test_every_command_explains_itself() -> None:
     assert top.exit_code == 0
     for name in (*SERVICES, "up", "down", "status", "logs", "demo", "topics", "migrate", "config", "schemas", "metrics",
                  "contract", "deployments", "deploy", "rollback", "promote", "pause", "resume", "retrain",
-                 "detectors", "calibrate"):  # fmt: skip
+                 "gates", "approve", "reject", "override", "audit", "tokens", "detectors", "calibrate"):  # fmt: skip
         assert any(
             line.split()[:1] == [name] and len(line.split()) > 1 for line in top.stdout.splitlines()
         ), name
@@ -229,13 +229,14 @@ class _Controller(BaseHTTPRequestHandler):
     """Answers every request as a controller whose answer to request ``r`` is ``outcome``."""
 
     outcome = "done"
+    gate: dict[str, Any] | None = None
     posted: list[tuple[str, Any, str | None]]
 
     def do_GET(self) -> None:
         answers = [{"request_id": "r", "outcome": self.outcome, "detail": "so it is"}]
         deployment = {
             "model": "delay", "revision": 3, "phase": "steady", "pause": None, "weights": {"1": 0.95, "2": 0.05},
-            "previous": None, "reason": "canary", "answers": answers,
+            "previous": None, "reason": "canary", "answers": answers, "gate": self.gate,
         }  # fmt: skip
         self._send(200, deployment if self.path.endswith("/delay") else {"delay": deployment})
 
@@ -257,10 +258,12 @@ class _Controller(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def controller(answer: str = "done") -> Iterator[tuple[str, list[tuple[str, Any, str | None]]]]:
+def controller(
+    answer: str = "done", gate: dict[str, Any] | None = None
+) -> Iterator[tuple[str, list[tuple[str, Any, str | None]]]]:
     """A controller's address, and what was posted to it."""
     posted: list[tuple[str, Any, str | None]] = []
-    handler = type("Handler", (_Controller,), {"outcome": answer, "posted": posted})
+    handler = type("Handler", (_Controller,), {"outcome": answer, "posted": posted, "gate": gate})
     with HTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -291,7 +294,7 @@ def test_requests_reach_the_controller_and_its_answer_is_printed() -> None:
         )
         assert result.exit_code == 0, result.output
         assert result.stdout == "deploy delay: done: so it is\n"
-        rolled = run("rollback", "delay", "2", "--by", "ann", "--json", "--api", api)
+        rolled = run("rollback", "delay", "2", "--by", "ann", "--yes", "--json", "--api", api)
         assert json.loads(rolled.stdout)["answer"]["outcome"] == "done"
         assert run("retrain", "delay", "--by", "ann", "--wait", "0", "--api", api).stdout.startswith(
             "retrain delay: asked"
@@ -308,7 +311,7 @@ def test_requests_reach_the_controller_and_its_answer_is_printed() -> None:
 def test_a_refusal_is_an_error() -> None:
     """The controller's and the API's alike: one line, exit status 1."""
     with controller("refused") as (api, _posted):
-        assert "refused: so it is" in error_of(run("promote", "delay", "--api", api))
+        assert "refused: so it is" in error_of(run("promote", "delay", "--yes", "--api", api))
         assert "404: no contract" in error_of(run("pause", "nobody", "--api", api))
 
 
@@ -326,6 +329,6 @@ def test_nobody_listens() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        line = error_of(run("promote", "delay", "--api", address))
+        line = error_of(run("promote", "delay", "--yes", "--api", address))
     assert address in line and "--api" in line
     assert "WEIGHT:BAKE" in error_of(run("deploy", "delay", "2", "--step", "much"))

@@ -258,7 +258,7 @@ def test_rollback_without_a_healthy_target(unfit: bool, no_target: str) -> None:
     play.ask(DeployRequested, version="1")
     if unfit:
         play.ask(DeployRequested, version="2", steps=())
-        play.unfit["1"] = "its digest differs"
+        play.unfit["1"] = play.altered["1"] = "its digest differs"
     sick = play.now.stable
     answer = play.ask(RollbackRequested, version=sick)
     assert answer.outcome is (Outcome.DONE if no_target == "fallback" else Outcome.REFUSED)

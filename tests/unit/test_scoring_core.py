@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deploy.training.scores import score
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,34 +15,10 @@ from deploy.core.microbatch import MicroBatch
 from deploy.core.routing import Route, Routes, caller_unit
 from deploy.core.trips import Trip, Trips
 from deploy.registry import Lineage, Registry
-from deploy.scoring.answers import shadow_records
-from deploy.scoring.core import ScoringCore
-from deploy.scoring.engine import Engine
+from deploy.training.scores import score
 from schemas.control import Answer, Deployment, Outcome, Phase, RollbackRequested
-from schemas.events import DeadLetter, PredictionMade, Score
-from schemas.ids import partition_of
-from schemas.observability import Metrics
-from schemas.settings import ScorerSection
-from tests.support_deploy import CONTRACT, START_MS, artifact, feature_row, rows, trained
-from tests.support_scoring import Incoming
-
-CPU = ScorerSection(provider="cpu")
-
-
-def _deployment(revision: int = 1, **changes: Any) -> Deployment:
-    base: dict[str, Any] = {"phase": Phase.STEADY, "stable": "1", "weights": {"1": 1.0}}
-    return Deployment(model="delay", revision=revision, **(base | changes))
-
-
-def _canary(revision: int, weight: float, effective_ms: int = 0, **changes: Any) -> Deployment:
-    base: dict[str, Any] = {
-        "phase": Phase.PROGRESSING,
-        "candidate": "2",
-        "previous": "0",
-        "weights": {"1": 1 - weight, "2": weight},
-        "effective_ms": effective_ms,
-    }
-    return _deployment(revision, **(base | changes))
+from tests.support_deploy import CONTRACT, artifact, trained
+from tests.support_scoring import Incoming, ask, deploy, deploy_canary, dump, make_core, run
 
 
 def _rollback(
@@ -89,8 +64,8 @@ def test_callers_of_a_candidate_keep_it_when_its_share_grows(unit: float, one: f
     """Whoever had the candidate at the smaller share has it at the larger one."""
     small, large = sorted((one, other))
     first, second = Routes("delay"), Routes("delay")
-    first.add(_canary(1, small))
-    second.add(_canary(1, large))
+    first.add(deploy_canary(1, small))
+    second.add(deploy_canary(1, large))
     if first.route(0, unit, ()).version == "2":
         assert second.route(0, unit, ()) == Route("2", "canary", 1)
 
@@ -98,7 +73,7 @@ def test_callers_of_a_candidate_keep_it_when_its_share_grows(unit: float, one: f
 def test_shares_of_callers_are_the_weights() -> None:
     """Of 20,000 callers about a quarter get the candidate of a quarter."""
     routes = Routes("delay")
-    routes.add(_canary(1, 0.25))
+    routes.add(deploy_canary(1, 0.25))
     got = sum(routes.route(0, caller_unit("delay", f"c{i}"), ()).version == "2" for i in range(20_000))
     assert abs(got / 20_000 - 0.25) < 0.015
 
@@ -122,7 +97,7 @@ def test_a_sick_version_gives_way(
     """A sick candidate to the stable version, a sick stable one to its predecessor and never to the unproven
     candidate, and when none is left to the fallback."""
     routes = Routes("delay")
-    routes.add(_canary(1, 0.05))
+    routes.add(deploy_canary(1, 0.05))
     route = routes.route(0, drawn, unhealthy)
     assert (route.version, route.role) == expected
 
@@ -131,13 +106,13 @@ def test_requests_follow_the_revision_of_their_event_time() -> None:
     """A planned change binds requests from its effective time on; a rollback binds all; old revisions are refused."""
     routes = Routes("delay")
     assert routes.route(0, 0.0, ()) == Route(None, "stable", 0)
-    routes.add(_deployment(1))
-    routes.add(_canary(2, 0.5, effective_ms=1_000))
+    routes.add(deploy(1))
+    routes.add(deploy_canary(2, 0.5, effective_ms=1_000))
     assert [routes.route(t, 0.1, ()).version for t in (999, 1_000)] == ["1", "2"]
-    routes.add(_canary(3, 0.9, effective_ms=2_000))
+    routes.add(deploy_canary(3, 0.9, effective_ms=2_000))
     assert [routes.route(t, 0.6, ()).revision for t in (999, 1_999, 2_000)] == [1, 2, 3]
-    assert not routes.add(_deployment(3))
-    routes.add(_deployment(4, phase=Phase.ROLLED_BACK, tripped=("2",)))
+    assert not routes.add(deploy(3))
+    routes.add(deploy(4, phase=Phase.ROLLED_BACK, tripped=("2",)))
     assert {routes.route(t, 0.1, ()).version for t in (0, 999, 5_000)} == {"1"}
     assert routes.versions() == ["1"]
 
@@ -145,8 +120,8 @@ def test_requests_follow_the_revision_of_their_event_time() -> None:
 def test_what_the_newest_revision_tripped_is_never_served() -> None:
     """Not even to requests that still follow an older revision, and whatever the weights say."""
     routes = Routes("delay")
-    routes.add(_canary(1, 0.5))
-    routes.add(_canary(2, 0.5, effective_ms=10_000, tripped=("2",), shadow=("3", "2")))
+    routes.add(deploy_canary(1, 0.5))
+    routes.add(deploy_canary(2, 0.5, effective_ms=10_000, tripped=("2",), shadow=("3", "2")))
     assert routes.route(0, 0.1, ()).version == "1"
     assert routes.route(20_000, 0.1, ()) == Route("1", "stable", 2, ("3",))
 
@@ -157,12 +132,12 @@ def test_what_the_newest_revision_tripped_is_never_served() -> None:
 def test_a_trip_begins_with_the_request_and_ends_with_its_answer() -> None:
     """Any answer ends it; the same request read again afterwards does nothing."""
     trips = Trips()
-    trips.deployment(_canary(5, 0.5), 0, 0)
+    trips.deployment(deploy_canary(5, 0.5), 0, 0)
     assert trips.request(_rollback(5, "2"), 20, 100) is Trip.TRIPPED
     assert trips.tripped == {"2"}
-    trips.deployment(_canary(6, 0.5), 20, 150)
+    trips.deployment(deploy_canary(6, 0.5), 20, 150)
     assert trips.tripped == {"2"}
-    trips.deployment(_canary(7, 0.5, answers=(_answer(),)), 20, 200)
+    trips.deployment(deploy_canary(7, 0.5, answers=(_answer(),)), 20, 200)
     assert trips.tripped == frozenset()
     assert trips.request(_rollback(7, "2"), 20, 300) is Trip.ANSWERED
 
@@ -185,9 +160,9 @@ def test_only_a_request_that_fits_trips(
 ) -> None:
     """Version 2 came into traffic with revision 5; a request decided before that is about an earlier stay."""
     trips = Trips()
-    trips.deployment(_deployment(3), 0, 0)
+    trips.deployment(deploy(3), 0, 0)
     for revision in (5, 8):
-        trips.deployment(_canary(revision, 0.5), 0, 0)
+        trips.deployment(deploy_canary(revision, 0.5), 0, 0)
     assert trips.request(command, event_time_ms, 0) is expected
 
 
@@ -195,16 +170,16 @@ def test_a_request_ahead_of_the_deployments_waits_for_them() -> None:
     """It trips when its revision comes, unless that revision answers it already."""
     for answers, tripped in (((), {"2"}), ((_answer(),), set())):
         trips = Trips()
-        trips.deployment(_deployment(3), 0, 0)
+        trips.deployment(deploy(3), 0, 0)
         assert trips.request(_rollback(4, "2"), 10, 0) is Trip.WAITING
-        trips.deployment(_canary(4, 0.5, answers=answers), 10, 5)
+        trips.deployment(deploy_canary(4, 0.5, answers=answers), 10, 5)
         assert trips.tripped == tripped
 
 
 def test_an_unanswered_trip_is_reported_once_and_goes_on() -> None:
     """After the timeout it is counted, told once, and still in force."""
     trips = Trips()
-    trips.deployment(_deployment(1), 0, 0)
+    trips.deployment(deploy(1), 0, 0)
     trips.request(_rollback(), 10, now_ms=1_000)
     assert (trips.unanswered(1_500, 500), trips.unanswered(1_501, 500)) == (0, 1)
     assert [c.request_id for c in trips.to_report(1_501, 500)] == ["r"]
@@ -248,62 +223,10 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     return made
 
 
-def _core(registry: Registry, *deployments: Deployment, **options: Any) -> ScoringCore:
-    engine = Engine(registry, CPU)
-    core = ScoringCore(engine, Metrics(), clock_ms=lambda: 1_003.5, **options)
-    model = core.model("delay")
-    model.contract(CONTRACT)
-    for deployment in deployments:
-        model.routes.add(deployment)
-    engine.load("delay", model.routes.versions(), {})
-    model.failed = frozenset(engine.failed("delay"))
-    return core
-
-
-def _requests(count: int, **changes: Any) -> list[dict[str, Any]]:
-    table, _, event_ms = rows(count, seed=5)
-    return [
-        {
-            "request_id": f"q{at}",
-            "model": "delay",
-            "event_time_ms": int(event_ms[at]),
-            "features": feature_row(table, at),
-            "entity": f"e{at}",
-        }
-        | changes
-        for at in range(count)
-    ]
-
-
-def _incoming(*values: bytes | None) -> list[Incoming]:
-    return [Incoming(value, partition=2, offset=40 + at, key=b"k") for at, value in enumerate(values)]
-
-
-def _run(
-    core: ScoringCore, *values: bytes | None
-) -> tuple[list[PredictionMade], list[Score], list[DeadLetter]]:
-    scored = core.score(_incoming(*values), [1_000.0] * len(values), now_ms=START_MS)
-    records = scored.records(4)
-    for topic in ("scores", "predictions"):
-        assert all(out["partition"] == partition_of(out["key"], 4) for out in records[topic])
-    records["predictions"] += [
-        record for job in scored.shadows for record in shadow_records(core.shadow(job), 4)
-    ]
-    return (
-        [PredictionMade.model_validate_json(out["value"]) for out in records["predictions"]],
-        [Score.model_validate_json(out["value"]) for out in records["scores"]],
-        [DeadLetter.model_validate_json(out["value"]) for out in records["dead-letters"]],
-    )
-
-
-def _dump(requests: list[dict[str, Any]]) -> list[bytes]:
-    return [json.dumps(request).encode() for request in requests]
-
-
 def test_answers_and_prediction_log_are_what_the_model_says(registry: Registry) -> None:
     """Score, log and the model run by hand agree; features are logged as they were sent; latency is measured."""
-    requests = _requests(300)
-    predictions, scores, letters = _run(_core(registry, _deployment()), *_dump(requests))
+    requests = ask(300)
+    predictions, scores, letters = run(make_core(registry, deploy()), *dump(requests))
     expected = score(trained().onnx, trained().encoder.encode_rows([r["features"] for r in requests]))
     assert not letters
     np.testing.assert_allclose([s.score for s in scores], expected, atol=1e-6)
@@ -317,8 +240,8 @@ def test_answers_and_prediction_log_are_what_the_model_says(registry: Registry) 
 
 def test_a_canary_and_a_shadow_are_logged_in_their_roles(registry: Registry) -> None:
     """Callers are split, each answered once; with both in shadow, every request is scored once by each version."""
-    deployment = _canary(2, 0.3, shadow=("1", "2"))
-    predictions, scores, _ = _run(_core(registry, deployment), *_dump(_requests(200)))
+    deployment = deploy_canary(2, 0.3, shadow=("1", "2"))
+    predictions, scores, _ = run(make_core(registry, deployment), *dump(ask(200)))
     answered = {p.prediction_id: p for p in predictions if p.role != "shadow"}
     assert len(scores) == len(answered) == 200
     assert {p.version for p in answered.values() if p.role == "canary"} == {"2"}
@@ -330,14 +253,14 @@ def test_a_canary_and_a_shadow_are_logged_in_their_roles(registry: Registry) -> 
 
 
 @pytest.mark.parametrize(
-    "deployments", [(), (_deployment(weights={}, stable=None),), (_deployment(tripped=("1",)),), (_deployment(stable="9", weights={"9": 1}),), (_deployment(stable="3", weights={"3": 1}),)],
+    "deployments", [(), (deploy(weights={}, stable=None),), (deploy(tripped=("1",)),), (deploy(stable="9", weights={"9": 1}),), (deploy(stable="3", weights={"3": 1}),)],
     ids=["no-deployment", "no-version", "tripped", "not-registered", "altered"],
 )  # fmt: skip
 def test_without_a_healthy_version_the_fallback_answers(
     registry: Registry, deployments: tuple[Deployment, ...]
 ) -> None:
     """The contract's heuristic, under its own name, in answer and log."""
-    predictions, scores, _ = _run(_core(registry, *deployments), *_dump(_requests(3)))
+    predictions, scores, _ = run(make_core(registry, *deployments), *dump(ask(3)))
     assert {(s.version, s.status, s.score) for s in scores} == {("fallback", "fallback", 0.2)}
     assert {(p.version, p.status, p.score) for p in predictions} == {("fallback", "fallback", 0.2)}
 
@@ -364,9 +287,9 @@ def test_a_refused_request_is_answered_and_dead_lettered(
     registry: Registry, change: dict[str, Any], reason: str
 ) -> None:
     """Its caller gets the reason, the message goes on record with its address, its neighbours are not touched."""
-    good, bad = _dump(_requests(1))[0], _dump(_requests(1, request_id="bad", features=_GOOD))[0]
+    good, bad = dump(ask(1))[0], dump(ask(1, request_id="bad", features=_GOOD))[0]
     bad = json.dumps(json.loads(bad) | change).encode()
-    predictions, scores, letters = _run(_core(registry, _deployment()), bad, good)
+    predictions, scores, letters = run(make_core(registry, deploy()), bad, good)
     assert {s.request_id: s.status for s in scores} == {"bad": "error", "q0": "ok"}
     assert next(s.error for s in scores if s.request_id == "bad").startswith(reason)  # type: ignore[union-attr]
     assert [p.prediction_id for p in predictions] == ["q0"]
@@ -384,41 +307,41 @@ def test_a_request_without_an_id_is_dead_lettered_only(
     registry: Registry, value: bytes | None, reason: str
 ) -> None:
     """There is nobody to answer; nothing is lost."""
-    predictions, scores, letters = _run(_core(registry, _deployment()), value)
+    predictions, scores, letters = run(make_core(registry, deploy()), value)
     assert (predictions, scores) == ([], [])
     assert [d.reason for d in letters] == [reason]
 
 
 def test_numbers_out_of_range_are_refused(registry: Registry) -> None:
     """1e999 is valid JSON and no number a model can read."""
-    value = _dump(_requests(1, features=_GOOD))[0].replace(b'"hour": 3', b'"hour": 1e999')
-    _, scores, letters = _run(_core(registry, _deployment()), value)
+    value = dump(ask(1, features=_GOOD))[0].replace(b'"hour": 3', b'"hour": 1e999')
+    _, scores, letters = run(make_core(registry, deploy()), value)
     assert (scores[0].status, letters[0].reason) == ("error", "not-finite")
 
 
 def test_a_failing_version_answers_errors_and_then_trips(registry: Registry) -> None:
     """Three failed batches open the breaker, which is told once; the next batch goes to the predecessor."""
     told: list[tuple[str, str]] = []
-    deployment = _deployment(previous="2")
-    core = _core(registry, deployment, on_break=lambda _m, version, why: told.append((version, why)))
+    deployment = deploy(previous="2")
+    core = make_core(registry, deployment, on_break=lambda _m, version, why: told.append((version, why)))
     loaded = core._engine.get("delay", "1")
     assert loaded is not None
     loaded._session = None  # type: ignore[assignment]
     for _ in range(3):
-        predictions, scores, _letters = _run(core, *_dump(_requests(2)))
+        predictions, scores, _letters = run(core, *dump(ask(2)))
         assert {(s.version, s.status, s.score) for s in scores} == {("1", "error", None)}
         assert {p.status for p in predictions} == {"error"}
-    _, scores, _letters = _run(core, *_dump(_requests(2)))
+    _, scores, _letters = run(core, *dump(ask(2)))
     assert {(s.version, s.status, s.role) for s in scores} == {("2", "ok", "stable")}
     assert [version for version, _ in told] == ["1"]
 
 
 def test_trace_id_comes_from_field_header_or_request(registry: Registry) -> None:
     """The field wins, then the header, then one made from the request id, the same for answer and log."""
-    requests = _dump(_requests(1, trace_id="f" * 32)) + _dump(_requests(2))
+    requests = dump(ask(1, trace_id="f" * 32)) + dump(ask(2))
     headers = ((("driftline-trace", b"a" * 32),), (("driftline-trace", b"a" * 32),), None)
     records = [Incoming(value, headers=header) for value, header in zip(requests, headers, strict=True)]
-    outs = _core(registry, _deployment()).score(records, [0.0] * 3, 0).records(4)
+    outs = make_core(registry, deploy()).score(records, [0.0] * 3, 0).records(4)
     ids = [json.loads(o["value"])["trace_id"] for topic in ("scores", "predictions") for o in outs[topic]]
     assert ids[:2] == ["f" * 32, "a" * 32]
     assert len(ids[2]) == 32
@@ -427,20 +350,8 @@ def test_trace_id_comes_from_field_header_or_request(registry: Registry) -> None
 
 def test_a_nullable_feature_may_be_left_out(registry: Registry) -> None:
     """It is logged as null, which the monitor counts as missing, and the model sees NaN."""
-    predictions, scores, _ = _run(
-        _core(registry, _deployment()), *_dump(_requests(1, features={"hour": 3, "carrier": "AA"}))
+    predictions, scores, _ = run(
+        make_core(registry, deploy()), *dump(ask(1, features={"hour": 3, "carrier": "AA"}))
     )
     assert predictions[0].features == {"hour": 3, "wind.speed": None, "carrier": "AA"}
     assert scores[0].status == "ok"
-
-
-def test_the_golden_set_proves_a_version(registry: Registry) -> None:
-    """A loaded version repeats its recorded outputs; with another version's record it does not."""
-    engine = Engine(registry, CPU)
-    assert list(engine.load("delay", ["1", "2", "3"], {})) == ["3"]
-    one, two = engine.get("delay", "1"), engine.get("delay", "2")
-    assert one is not None
-    assert two is not None
-    assert one.golden_agrees()
-    one.golden = two.golden
-    assert not one.golden_agrees()

@@ -8,11 +8,25 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from deploy.training.candidate import TrainedModel
+from deploy.training.candidate import train as train_candidate
 from deploy.training.features import Encoder, fit_encoder
-from deploy.training.sklearn_trainer import DAY_MS, TrainedModel, auc, brier, log_loss, score, train
+from deploy.training.scores import log_loss, score
+from deploy.training.snapshot import Snapshot
+from deploy.training.trainers import trainer_for
+from schemas.contracts import Feature, ModelContract, Training
 from schemas.errors import ContractError, TrainingError
 
 FEATURES = ("carrier", "hour", "temp")
+CONTRACT = ModelContract(
+    model="late",
+    features=(
+        Feature(name="carrier", kind="categorical"),
+        Feature(name="hour"),
+        Feature(name="temp", nullable=True),
+    ),
+    training=Training(weightings=("uniform",)),
+)
 Columns = dict[str, npt.NDArray[Any]]
 
 
@@ -27,11 +41,16 @@ def _snapshot(rows: int, seed: int) -> tuple[Columns, npt.NDArray[np.int8], npt.
     return {"carrier": carrier, "hour": hour, "temp": temp}, labels, np.arange(rows, dtype=np.int64) * 60_000
 
 
+def train(table: Columns, labels: Any, event_ms: Any) -> TrainedModel:
+    """One fit of the shipped trainer after another, as a retrain does it."""
+    return train_candidate(Snapshot.of(table, labels, event_ms), CONTRACT, trainer_for(CONTRACT))
+
+
 @pytest.fixture(scope="module")
 def trained() -> TrainedModel:
     """One small model, trained once."""
     table, labels, event_ms = _snapshot(6_000, 1)
-    return train(table, labels, features=FEATURES, categorical=("carrier",), event_ms=event_ms, seed=7)
+    return train(table, labels, event_ms)
 
 
 def test_the_model_beats_the_base_rate_on_the_later_span(trained: TrainedModel) -> None:
@@ -59,22 +78,9 @@ def test_training_is_a_function_of_its_inputs(trained: TrainedModel) -> None:
     """The same snapshot in another row order gives the same bytes."""
     table, labels, event_ms = _snapshot(6_000, 1)
     order = np.random.default_rng(0).permutation(len(labels))
-    again = train(
-        {name: column[order] for name, column in table.items()},
-        labels[order],
-        features=FEATURES,
-        categorical=("carrier",),
-        event_ms=event_ms[order],
-        seed=7,
-    )
+    again = train({name: column[order] for name, column in table.items()}, labels[order], event_ms[order])
     assert again.onnx == trained.onnx
     assert again.encoder.to_json() == trained.encoder.to_json()
-
-
-def test_golden_rows_repeat_exactly(trained: TrainedModel) -> None:
-    """The recorded answers are what the stored file computes, bit for bit."""
-    assert np.array_equal(score(trained.onnx, trained.golden), trained.golden_scores)
-    assert len(trained.golden) == 64
 
 
 def test_the_reference_is_out_of_sample_and_in_time_order(trained: TrainedModel) -> None:
@@ -85,22 +91,6 @@ def test_the_reference_is_out_of_sample_and_in_time_order(trained: TrainedModel)
     )
     assert np.all(np.diff(reference["event_ms"]) > 0)
     assert reference["event_ms"][0] == 4_800 * 60_000
-
-
-def test_old_rows_count_less_when_the_world_has_turned() -> None:
-    """With the relation reversed half way, the short half-life wins on the held-out span."""
-    table, labels, _ = _snapshot(6_000, 3)
-    labels[:3_000] = 1 - labels[:3_000]
-    event_ms = np.arange(6_000, dtype=np.int64) * (DAY_MS // 100)
-    model = train(
-        table,
-        labels,
-        features=FEATURES,
-        categorical=("carrier",),
-        event_ms=event_ms,
-        half_lives_days=(None, 3.0),
-    )
-    assert model.metrics["half_life_days"] == 3.0
 
 
 def test_the_hour_defect_moves_only_the_hour(trained: TrainedModel) -> None:
@@ -140,35 +130,17 @@ def test_rare_categories_share_the_code_of_unknown_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        ("one label", "both 0 and 1"),
-        ("few rows", "at least"),
-        ("short column", "do not match"),
-        ("bad weight", "finite and positive"),
-    ],
+    ("spoil", "words"), [("one label", "both 0 and 1"), ("few rows", "at least"), ("no column", "lacks temp")]
 )
 def test_a_snapshot_that_cannot_be_used_is_refused(spoil: str, words: str) -> None:
     """Each refusal says what is wrong."""
     table, labels, event_ms = _snapshot(1_000, 5)
-    weights = np.ones(1_000)
     if spoil == "one label":
         labels = np.zeros_like(labels)
     elif spoil == "few rows":
         table = {name: column[:50] for name, column in table.items()}
-        labels, event_ms, weights = labels[:50], event_ms[:50], weights[:50]
-    elif spoil == "short column":
-        table["temp"] = table["temp"][:-1]
+        labels, event_ms = labels[:50], event_ms[:50]
     else:
-        weights[3] = np.nan
+        del table["temp"]
     with pytest.raises(TrainingError, match=words):
-        train(table, labels, weights, features=FEATURES, categorical=("carrier",), event_ms=event_ms)
-
-
-def test_scores_of_probability_agree_with_their_definitions() -> None:
-    """AUC counts ties half; log loss and Brier of known numbers."""
-    labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.5, 0.5, 0.9])
-    assert auc(labels, scores) == pytest.approx(3.5 / 4)
-    assert np.isnan(auc(np.ones(3), np.ones(3)))
-    assert brier(labels, scores) == pytest.approx((0.01 + 0.25 + 0.25 + 0.01) / 4)
-    assert log_loss(np.array([1]), np.array([0.5])) == pytest.approx(np.log(2))
+        train(table, labels, event_ms)

@@ -1,23 +1,14 @@
-"""Reference, quality checks, comparison and the trainer's plan: what a retrain may learn from, and what must be done."""
+"""The reference of a version: what monitoring compares with, made of the rows it was judged on."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deploy.training.packing import pack
-from deploy.training.plan import Plan
-from deploy.training.quality import refusals
-from deploy.training.snapshot import Snapshot
-from deploy.training.trainers import trainer_for
-from deploy.training.validation import compare
 from schemas.bins import Binning
 from schemas.contracts import Feature, ModelContract, ModelRecord, ModelVersion, Reference
-from schemas.control import Deployment, Phase, RetrainRequested, TrainingFinished
-from schemas.errors import ConfigurationError
 from schemas.reference import (
     SAMPLE_VALUES_MAX,
     code_column,
@@ -28,23 +19,7 @@ from schemas.reference import (
 )
 from schemas.settings import KafkaSettings
 from schemas.topics import TOPICS, topic_config
-from tests.support_deploy import CONTRACT, DAY_MS, START_MS, rows, trained
-
-
-def _snapshot(count: int = 3_000, **changes: Any) -> Snapshot:
-    table, labels, event_ms = rows(count)
-    base: dict[str, Any] = {
-        "table": table,
-        "labels": labels,
-        "event_ms": event_ms,
-        "scores": np.full(count, 0.4),
-        "versions": np.full(count, "1", object),
-        "prediction_ids": np.array([f"p{at}" for at in range(count)], object),
-    }
-    return Snapshot(**(base | changes))
-
-
-# --- reference
+from tests.support_deploy import CONTRACT, DAY_MS, START_MS, rows
 
 
 def test_reference_describes_the_held_out_rows() -> None:
@@ -191,163 +166,3 @@ def test_nearly_empty_time_blocks_are_left_out() -> None:
     """The day on which the span was cut says nothing about how days differ."""
     event_ms = np.array([0] + [DAY_MS + at for at in range(40)] + [2 * DAY_MS + at for at in range(40)])
     assert [len(block) for block in time_blocks(event_ms, DAY_MS)] == [40, 40]
-
-
-# --- quality
-
-
-def test_an_ordinary_snapshot_is_accepted() -> None:
-    """No refusal for clean rows."""
-    assert refusals(_snapshot(), CONTRACT) == []
-
-
-def _stretched(at: slice, name: str, value: Any) -> Snapshot:
-    snapshot = _snapshot()
-    column = snapshot.table[name].astype(object if isinstance(value, str) else np.float64)
-    column[at] = value
-    return dataclasses.replace(snapshot, table={**snapshot.table, name: column})
-
-
-def _repeated() -> Snapshot:
-    snapshot = _snapshot()
-    order = np.r_[0:1_500, 0:1_500]
-    return dataclasses.replace(
-        snapshot,
-        table={name: column[order] for name, column in snapshot.table.items()},
-        labels=snapshot.labels[order],
-        event_ms=snapshot.event_ms[order],
-    )
-
-
-def _flipped() -> Snapshot:
-    labels = (np.arange(3_000) % 10 == 0).astype(np.int8)
-    labels[1_800:] = 1 - labels[1_800:]
-    return _snapshot(labels=labels)
-
-
-@pytest.mark.parametrize(
-    ("snapshot", "reason"),
-    [
-        (_snapshot(499), "at least 500"),
-        (_snapshot(labels=np.zeros(3_000, np.int8)), "needs both"),
-        (_repeated(), "repeat another row"),
-        (_stretched(slice(0, 1_000), "hour", 30.0), "feature hour: 33.3% of values are outside"),
-        (_stretched(slice(0, 1_000), "carrier", "XX"), "feature carrier: 33.3% of values are outside"),
-        (_stretched(slice(0, 2_000), "hour", np.nan), "feature hour: 66.7% of values are missing"),
-        (_flipped(), "are labels flipped"),
-    ],
-)
-def test_a_poisoned_snapshot_is_refused_with_its_reason(snapshot: Snapshot, reason: str) -> None:
-    """Each defect alone is enough, and it is named."""
-    found = refusals(snapshot, CONTRACT)
-    assert len(found) == 1
-    assert reason in found[0]
-
-
-def test_a_nullable_feature_may_be_missing() -> None:
-    """What the contract allows is no defect."""
-    assert refusals(_stretched(slice(0, 2_900), "wind.speed", np.nan), CONTRACT) == []
-
-
-# --- identity and comparison
-
-
-def test_the_content_hash_names_the_rows() -> None:
-    """Equal rows, equal hash; one other label, value or id, another hash; scores are not what is learnt."""
-    base = _snapshot().content_hash()
-    labels = _snapshot().labels.copy()
-    labels[7] ^= 1
-    ids = np.array([f"p{at}" for at in range(3_000)], object)
-    ids[0] = "x"
-    assert _snapshot().content_hash() == base
-    assert _snapshot(scores=np.zeros(3_000)).content_hash() == base
-    others = [_snapshot(labels=labels), _snapshot(prediction_ids=ids), _stretched(slice(0, 1), "hour", 5.5)]
-    assert len({base, *(s.content_hash() for s in others)}) == 4
-
-
-def test_a_candidate_is_compared_on_rows_the_incumbent_answered() -> None:
-    """Against a coin it is better, against a perfect incumbent worse beyond chance, without one there is no verdict."""
-    model = trained()
-    coin = compare(model, _snapshot(scores=np.full(3_000, 0.5)), "1")
-    assert coin is not None
-    assert (coin.rows, coin.worse) == (600, False)
-    assert coin.difference < 0
-    labels = _snapshot().labels
-    oracle = compare(model, _snapshot(scores=np.where(labels == 1, 0.99, 0.01)), "1")
-    assert oracle is not None
-    assert oracle.worse
-    assert compare(model, _snapshot(), "9") is None
-    assert compare(model, _snapshot(scores=np.full(3_000, np.nan)), "1") is None
-
-
-def test_trainers_are_found_by_name() -> None:
-    """The contract names one; a name that is not there says which are."""
-    snapshot = _snapshot()
-    model = trainer_for(CONTRACT)(snapshot, CONTRACT)
-    artifact = pack(model, CONTRACT)
-    assert len(artifact.golden.inputs) == 64
-    assert artifact.golden.agrees(artifact.golden.scores)
-    other = CONTRACT.model_copy(
-        update={"training": CONTRACT.training.model_copy(update={"trainer": "abacus"})}
-    )
-    with pytest.raises(ConfigurationError, match="sklearn"):
-        trainer_for(other)
-
-
-# --- plan
-
-
-def _request(request_id: str) -> RetrainRequested:
-    return RetrainRequested(
-        request_id=request_id,
-        model="delay",
-        cause="c",
-        event_time_ms=START_MS,
-        expires_ms=START_MS,
-        issued_by="policy",
-    )
-
-
-def _finished(retrain_id: str) -> TrainingFinished:
-    return TrainingFinished(
-        request_id=f"trained-{retrain_id}", model="delay", cause=retrain_id, event_time_ms=0, expires_ms=0,
-        issued_by="trainer", retrain_id=retrain_id, version=None, outcome="failed",
-    )  # fmt: skip
-
-
-def _steps(contract: ModelContract) -> dict[str, Any]:
-    return {
-        "contract": lambda plan: plan.record(ModelRecord(contract=contract)),
-        "request": lambda plan: plan.request(_request("r1")),
-        "wanted": lambda plan: plan.deployment(
-            Deployment(model="delay", revision=2, phase=Phase.STEADY, training="r1")
-        ),
-        "answered": lambda plan: plan.deployment(Deployment(model="delay", revision=3, phase=Phase.STEADY)),
-        "older": lambda plan: plan.deployment(Deployment(model="delay", revision=1, phase=Phase.STEADY)),
-        "finished": lambda plan: plan.finished(_finished("r1")),
-        "version": lambda plan: plan.record(
-            ModelRecord(version=ModelVersion(model="delay", version="1", uri="delay/1", sha256="0" * 64))
-        ),
-    }
-
-
-@pytest.mark.parametrize(
-    ("told", "work"),
-    [
-        ("request contract", []),
-        ("wanted", []),
-        ("wanted request", []),
-        ("wanted contract request", ["r1"]),
-        ("request wanted version contract", ["r1"]),
-        ("wanted contract request older", ["r1"]),
-        ("wanted contract request finished", []),
-        ("finished wanted contract request", []),
-        ("wanted contract request answered", []),
-    ],
-)
-def test_work_is_what_the_newest_deployment_wants_and_nobody_finished(told: str, work: list[str]) -> None:
-    """In whatever order the topics are read, and again after a restart."""
-    plan = Plan()
-    for step in told.split():
-        _steps(CONTRACT)[step](plan)
-    assert [request.request_id for request, _ in plan.work()] == work

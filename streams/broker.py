@@ -1,0 +1,118 @@
+"""What a process asks Kafka about itself: whether it is there, and where partitions begin and end.
+
+A broker that is away is waited for, however long: ending would only add a restart to the outage. What a broker that is
+there says is an answer, and a bad one ends the process soon. So each question that fails is followed by another one:
+does anybody answer at all?
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+
+from schemas.errors import DeliveryError
+from schemas.settings import KafkaSettings
+
+log = logging.getLogger(__name__)
+ASK_TIMEOUT_S = 5.0
+#: How long a broker may say that it knows nothing of a partition: just after a topic was made or moved, it may.
+ANSWER_TIMEOUT_S = 10.0
+PAUSE_S = 0.1
+_AWAY_PAUSE_S = 0.5
+
+
+def answers(consumer: Consumer, topic: str) -> bool:
+    """Whether a broker answers at all, asked about ``topic`` (which the question does not create)."""
+    try:
+        consumer.list_topics(topic, timeout=ASK_TIMEOUT_S)
+    except KafkaException:
+        return False
+    return True
+
+
+class Absence:
+    """Says once that nobody answers, and once that somebody does again."""
+
+    def __init__(self, who: str) -> None:
+        self._who = who
+        self._since_s: float | None = None
+
+    def note(self, present: bool, detail: object = "") -> None:
+        """One more look."""
+        now_s = time.monotonic()
+        if not present and self._since_s is None:
+            self._since_s = now_s
+            log.warning(
+                "no broker answers; waiting",
+                extra={"event": "broker-away", "who": self._who, "detail": str(detail)[:500]},
+            )
+        elif present and self._since_s is not None:
+            log.warning(
+                "a broker answers again",
+                extra={
+                    "event": "broker-back",
+                    "who": self._who,
+                    "seconds": round(now_s - self._since_s, 1),
+                },
+            )
+            self._since_s = None
+
+
+def log_bounds(
+    consumer: Consumer, topic: str, partition: int, stop: threading.Event | None = None
+) -> tuple[int, int]:
+    """First offset and (committed) end of a partition. Waits for a broker until ``stop`` is set. Raises DeliveryError
+    when one that answers has not said so within ten seconds, or when stopped."""
+    absence = Absence(f"{topic}[{partition}]")
+    stop = stop or threading.Event()
+    refused_s: float | None = None
+    while True:
+        try:
+            found = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ASK_TIMEOUT_S)
+            absence.note(True)
+            return found
+        except KafkaException as error:
+            present = answers(consumer, topic)
+            absence.note(present, error.args[0])
+            now_s = time.monotonic()
+            refused_s = (refused_s or now_s) if present else None
+            late = refused_s is not None and now_s - refused_s > ANSWER_TIMEOUT_S
+            if late or stop.wait(PAUSE_S if present else _AWAY_PAUSE_S):
+                raise DeliveryError(
+                    f"{topic}[{partition}]: its offsets cannot be asked for: {error.args[0]}; does the topic exist?"
+                ) from error
+
+
+class Ends:
+    """Asks where inputs end, on a connection of its own: a consumer that has silently died would not say."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self._admin = AdminClient(kafka.librdkafka())
+
+    def ask(self, inputs: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int] | None:
+        """Committed end of each (topic on the broker, partition) that has one; None when no broker answers. Blocks."""
+        try:
+            self._admin.describe_cluster(request_timeout=ASK_TIMEOUT_S).result(2 * ASK_TIMEOUT_S)
+        except (KafkaException, TimeoutError):
+            return None
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        wanted = {TopicPartition(topic, partition): latest for topic, partition in inputs}
+        if not wanted:
+            return {}
+        asked = self._admin.list_offsets(
+            wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ASK_TIMEOUT_S
+        )
+        ends: dict[tuple[str, int], int] = {}
+        for tp, future in asked.items():
+            try:
+                result: Any = future.result(2 * ASK_TIMEOUT_S)
+            except (KafkaException, TimeoutError):
+                continue
+            ends[tp.topic, tp.partition] = int(result.offset)
+        return ends
