@@ -8,7 +8,7 @@ A message that does not fit becomes a :class:`Bad` with a reason of the closed l
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -20,36 +20,21 @@ from numpy.typing import NDArray
 from schemas.arrow import PREDICTION_COLUMNS, ArrowRows, encode_arrow_predictions, read_arrow
 from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
-from schemas.events import ID_CHARS_MAX, MESSAGE_BYTES_MAX, GroundTruth, PredictionMade, Status
+from schemas.events import ID_CHARS_MAX, MESSAGE_BYTES_MAX, PredictionMade, Status
 from schemas.ids import ROLES
+from schemas.messages import TIME_MAX_MS, TIME_MIN_MS, Bad, Id, Message, Name, Trace, checked
 
 __all__ = [
-    "PREDICTION_COLUMNS", "Bad", "Label", "PredictionColumns", "PredictionDecoder", "decode_labels",
-    "encode_arrow_predictions", "encode_label", "encode_prediction", "read_arrow",
+    "PREDICTION_COLUMNS", "Bad", "Message", "PredictionColumns", "PredictionDecoder", "encode_arrow_predictions",
+    "encode_prediction", "read_arrow",
 ]  # fmt: skip
 
 STATUSES: tuple[str, ...] = tuple(status.value for status in Status)
 _ROLE: dict[str, int] = {role: code for code, role in enumerate(ROLES)}
 _STATUS = {status: code for code, status in enumerate(STATUSES)}
-_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
 _Text = Annotated[str, msgspec.Meta(max_length=ID_CHARS_MAX)]
-_Trace = Annotated[str, msgspec.Meta(max_length=64)]
-_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 #: Checked once for each version in a batch: a pattern in the decoder would cost as much as all the rest of an event.
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-#: Event times outside these years are absurd whatever the stream's own time is.
-TIME_MIN_MS = 946_684_800_000
-TIME_MAX_MS = 4_102_444_800_000
-
-
-@dataclass(frozen=True, slots=True)
-class Bad:
-    """One row that cannot be used: position of its message, row in it, reason and detail."""
-
-    message: int
-    row: int
-    reason: str
-    detail: str
 
 
 @dataclass(slots=True)
@@ -64,7 +49,8 @@ class PredictionColumns:
     message: NDArray[np.int64]
     row: NDArray[np.int32]
     ids: list[str]
-    versions: list[str]
+    versions: tuple[str, ...]
+    version: NDArray[np.int32]
     role: NDArray[np.int8]
     event_time_ms: NDArray[np.int64]
     score: NDArray[np.float64]
@@ -83,7 +69,8 @@ class PredictionColumns:
             self.message[keep],
             self.row[keep],
             [self.ids[i] for i in keep],
-            [self.versions[i] for i in keep],
+            self.versions,
+            self.version[keep],
             self.role[keep],
             self.event_time_ms[keep],
             self.score[keep],
@@ -92,20 +79,6 @@ class PredictionColumns:
             self.features[keep],
             self.payload_bytes[keep],
         )
-
-
-class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """One ground truth as decoded; the same document as ``schemas.events.GroundTruth``."""
-
-    prediction_id: _Id
-    model: _Name
-    label: float
-    label_time_ms: int
-    revision: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
-    trace_id: _Trace | None = None
-
-
-_LABELS = msgspec.json.Decoder(Label)
 
 
 def _features_type(contract: ModelContract) -> type[msgspec.Struct]:
@@ -125,8 +98,8 @@ def _event_type(contract: ModelContract) -> type[msgspec.Struct]:
     return msgspec.defstruct(
         "Prediction",
         [
-            ("prediction_id", _Id),
-            ("version", _Name),
+            ("prediction_id", Id),
+            ("version", Name),
             ("event_time_ms", int),
             ("features", _features_type(contract)),
             ("role", Literal["stable", "canary", "shadow"], "stable"),
@@ -134,7 +107,7 @@ def _event_type(contract: ModelContract) -> type[msgspec.Struct]:
             ("latency_ms", Annotated[float, msgspec.Meta(ge=0)], 0.0),
             ("status", Literal["ok", "error", "fallback"], "ok"),
             ("entity", _Text | None, None),
-            ("trace_id", _Trace | None, None),
+            ("trace_id", Trace | None, None),
         ],
         tag=contract.model,
         tag_field="model",
@@ -166,7 +139,7 @@ class PredictionDecoder:
 
     def decode(
         self,
-        messages: Sequence[tuple[bytes | None, bytes | None, bool]],
+        messages: Sequence[Message],
         time_ms: int | None = None,
     ) -> tuple[list[PredictionColumns], list[Bad]]:
         """``messages``: (key, value, is Arrow). ``time_ms``: the stream's own event time, None before it has any.
@@ -174,6 +147,33 @@ class PredictionDecoder:
         Returns columns for each model, rows in the order of the messages, and what could not be used.
         """
         bad: list[Bad] = []
+        columns = self._columns_of_one(messages)
+        if columns is None:
+            columns = self._columns(messages, bad)
+        return [c for c in (_sane(c, time_ms, bad) for c in columns) if len(c)], bad
+
+    def _columns_of_one(self, messages: Sequence[Message]) -> list[PredictionColumns] | None:
+        """What nearly every batch is: good JSON of one model, each under its own key. None when it is anything else."""
+        if self._decoder is None or not messages:
+            return None
+        keys, values, arrow = zip(*messages, strict=True)
+        try:
+            if any(arrow) or max(map(len, values)) > MESSAGE_BYTES_MAX:
+                return None
+            events = list(map(self._decoder.decode, values))
+        except (TypeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        kinds = set(map(type, events))
+        if len(kinds) > 1:
+            return None
+        sizes = np.fromiter(map(len, values), np.int64, len(values))
+        builder = self._builders[self._model_of[kinds.pop()]]
+        columns = builder.columns(np.arange(len(values)), events, sizes)
+        given = [key if key is not None else i.encode() for key, i in zip(keys, columns.ids, strict=True)]
+        return [columns] if given == [i.encode() for i in columns.ids] else None
+
+    def _columns(self, messages: Sequence[Message], bad: list[Bad]) -> list[PredictionColumns]:
+        """Message by message: a bad one is named, its neighbours are taken."""
         rows: dict[str, tuple[list[int], list[Any], list[int]]] = {}
         columns: list[PredictionColumns] = []
         decode = self._decoder.decode if self._decoder is not None else _no_model
@@ -182,7 +182,7 @@ class PredictionDecoder:
                 columns += self._arrow(at, value, bad)
                 continue
             try:
-                event = _checked(decode, value)
+                event = checked(decode, value)
                 if key is not None and key != event.prediction_id.encode():
                     raise BadMessage(
                         "wrong-key", f"key {key[:60]!r} is not the prediction_id {event.prediction_id!r}"
@@ -195,8 +195,10 @@ class PredictionDecoder:
             kept[1].append(event)
             kept[2].append(len(value or b""))
         for model, (places, events, sizes) in rows.items():
-            columns.append(self._builders[model].columns(places, events, sizes))
-        return [c for c in (_sane(c, time_ms, bad) for c in columns) if len(c)], bad
+            columns.append(
+                self._builders[model].columns(np.array(places, np.int64), events, np.array(sizes, np.int64))
+            )
+        return columns
 
     def _arrow(self, at: int, value: bytes | None, bad: list[Bad]) -> list[PredictionColumns]:
         try:
@@ -223,27 +225,31 @@ class _Builder:
             for feature in contract.features
         ]
 
-    def columns(self, places: list[int], events: list[Any], sizes: list[int]) -> PredictionColumns:
+    def columns(
+        self, places: NDArray[np.int64], events: list[Any], sizes: NDArray[np.int64]
+    ) -> PredictionColumns:
         n = len(events)
+        fields = list(zip(*map(msgspec.structs.astuple, events), strict=True))
+        ids, versions, times, features, roles, scores, latencies, statuses = fields[:8]
         matrix = np.empty((n, len(self.contract.features)), np.float64)
-        by_column = list(zip(*[msgspec.structs.astuple(e.features) for e in events], strict=True))
+        by_column = zip(*map(msgspec.structs.astuple, features), strict=True)
         for at, (feature, values) in enumerate(zip(self.contract.features, by_column, strict=True)):
             matrix[:, at] = values if feature.kind == "numeric" else self._coded(at, values)
+        names, version = coded(versions)
         return PredictionColumns(
             self.contract,
-            np.array(places, np.int64),
+            places,
             np.zeros(n, np.int32),
-            [e.prediction_id for e in events],
-            [e.version for e in events],
-            np.fromiter((_ROLE[e.role] for e in events), np.int8, n),
-            np.array([e.event_time_ms for e in events], dtype=object).clip(-(2**62), 2**62).astype(np.int64)
-            if any(abs(e.event_time_ms) > 2**62 for e in events)
-            else np.fromiter((e.event_time_ms for e in events), np.int64, n),
-            np.array([e.score for e in events], np.float64),
-            np.fromiter((e.latency_ms for e in events), np.float64, n),
-            np.fromiter((_STATUS[e.status] for e in events), np.int8, n),
+            list(ids),
+            names,
+            version,
+            _codes(roles, _ROLE),
+            _integers(times),
+            np.array(scores, np.float64),
+            np.array(latencies, np.float64),
+            _codes(statuses, _STATUS),
             matrix,
-            np.array(sizes, np.int64),
+            sizes,
         )
 
     def _coded(self, at: int, values: Iterable[str | None]) -> list[float]:
@@ -283,12 +289,14 @@ class _Builder:
         )
         bad += [Bad(at, row, *why) for row, why in sorted(batch.faults.items())]
         keep = np.array([row for row in range(batch.rows) if row not in batch.faults], np.int64)
+        names, version = coded([versions[i] for i in keep])
         return PredictionColumns(
             contract,
             np.full(len(keep), at, np.int64),
             keep.astype(np.int32),
             [ids[i] for i in keep],
-            [versions[i] for i in keep],
+            names,
+            version,
             role[keep],
             times[keep],
             score[keep],
@@ -297,6 +305,29 @@ class _Builder:
             matrix[keep],
             np.full(len(keep), size // max(batch.rows, 1), np.int64),
         )
+
+
+def coded(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """The distinct names, sorted, and for each of ``names`` its place among them."""
+    known = tuple(sorted(set(names)))
+    if len(known) < 2:
+        return known, np.zeros(len(names), np.int32)
+    index = {name: at for at, name in enumerate(known)}
+    return known, np.fromiter(map(index.__getitem__, names), np.int32, len(names))
+
+
+def _codes(names: Sequence[str], code: Mapping[str, int]) -> NDArray[np.int8]:
+    if len(set(names)) == 1:
+        return np.full(len(names), code[names[0]], np.int8)
+    return np.fromiter(map(code.__getitem__, names), np.int8, len(names))
+
+
+def _integers(values: Sequence[int]) -> NDArray[np.int64]:
+    """Whole numbers of any size; those beyond 62 bits are cut, and are absurd whatever they stand for."""
+    try:
+        return np.clip(np.array(values, np.int64), -(2**62), 2**62)
+    except OverflowError:
+        return np.array([min(max(value, -(2**62)), 2**62) for value in values], np.int64)
 
 
 def _sane(columns: PredictionColumns, time_ms: int | None, bad: list[Bad]) -> PredictionColumns:
@@ -311,10 +342,7 @@ def _sane(columns: PredictionColumns, time_ms: int | None, bad: list[Bad]) -> Pr
         )
     wrong = (times < low) | (times > high)
     infinite = np.isinf(columns.score)
-    names = {version for version in set(columns.versions) if _VERSION.fullmatch(version) is None}
-    unnamed = (
-        np.array([version in names for version in columns.versions], bool) if names else np.zeros_like(wrong)
-    )
+    unnamed = np.array([_VERSION.fullmatch(name) is None for name in columns.versions], bool)[columns.version]
     faulty = wrong | infinite | unnamed
     if not faulty.any():
         return columns
@@ -322,7 +350,7 @@ def _sane(columns: PredictionColumns, time_ms: int | None, bad: list[Bad]) -> Pr
         if unnamed[i]:
             why = (
                 "invalid-value",
-                f"version {columns.versions[i][:120]!r}: letters, digits, dot, dash, underscore only",
+                f"version {columns.versions[columns.version[i]][:120]!r}: letters, digits, dot, dash, underscore only",
             )
         elif wrong[i]:
             why = (
@@ -335,101 +363,10 @@ def _sane(columns: PredictionColumns, time_ms: int | None, bad: list[Bad]) -> Pr
     return columns.take(np.flatnonzero(~faulty))
 
 
-def decode_labels(
-    messages: Sequence[tuple[bytes | None, bytes | None, bool]], contracts: Mapping[str, ModelContract]
-) -> tuple[list[tuple[int, int, Label]], list[Bad]]:
-    """Ground truths as (message, row, label) in order, and what could not be used."""
-    good: list[tuple[int, int, Label]] = []
-    bad: list[Bad] = []
-    for at, (key, value, arrow) in enumerate(messages):
-        try:
-            if arrow:
-                labels = _arrow_labels(value)
-            else:
-                labels = [_checked(_LABELS.decode, value)]
-                if key is not None and key != labels[0].prediction_id.encode():
-                    raise BadMessage(
-                        "wrong-key", f"key {key[:60]!r} is not the prediction_id {labels[0].prediction_id!r}"
-                    )
-        except BadMessage as error:
-            bad.append(Bad(at, 0, error.reason, error.detail))
-            continue
-        for row, label in enumerate(labels):
-            why = _label_fault(label, contracts)
-            if why is None:
-                good.append((at, row, label))
-            else:
-                bad.append(Bad(at, row, *why))
-    return good, bad
-
-
-def _label_fault(label: Label, contracts: Mapping[str, ModelContract]) -> tuple[str, str] | None:
-    contract = contracts.get(label.model)
-    if contract is None:
-        return "unknown-model", f"no contract for model {label.model!r}"
-    if not np.isfinite(label.label):
-        return "not-finite", "label is not finite"
-    if label.label not in (0.0, 1.0):
-        return "invalid-value", f"label {label.label} of a binary model is not 0 or 1"
-    if not TIME_MIN_MS <= label.label_time_ms <= TIME_MAX_MS:
-        return "absurd-timestamp", f"label_time_ms {label.label_time_ms} is not within the years 2000 to 2100"
-    return None
-
-
-def _arrow_labels(value: bytes | None) -> list[Label]:
-    table = read_arrow(value)
-    try:
-        return [msgspec.convert(row, Label) for row in table.to_pylist()]
-    except msgspec.ValidationError as error:
-        raise BadMessage(*_reason(error)) from error
-
-
-def _no_model(_value: bytes) -> Any:
-    raise msgspec.ValidationError("Invalid value 'any' - at `$.model`")
-
-
-def _checked(decode: Callable[[bytes], Any], value: bytes | None) -> Any:
-    if not value:
-        raise BadMessage("empty", "the message has no value")
-    if len(value) > MESSAGE_BYTES_MAX:
-        raise BadMessage("oversize", f"{len(value)} bytes; at most {MESSAGE_BYTES_MAX}")
-    try:
-        return decode(value)
-    except msgspec.ValidationError as error:
-        raise BadMessage(*_reason(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if re.search(rb":\s*-?(NaN|Infinity)", value) or "out of range" in str(error):
-            raise BadMessage("not-finite", f"{error}; JSON has no NaN or Infinity: send null") from error
-        raise BadMessage("not-json", str(error)) from error
-
-
-def _reason(error: msgspec.ValidationError) -> tuple[str, str]:
-    text = str(error)
-    if "out of range" in text:
-        return "not-finite", text
-    unnamed = "missing required field `model`" in text and "$.features" not in text
-    if unnamed or ("$.model`" in text and "Invalid value" in text):
-        return "unknown-model", text
-    if "unknown field" in text:
-        return "unknown-field", text
-    if "$.features" in text and ("missing required" in text or "got `null`" in text):
-        return "missing-feature", text
-    if (
-        "Invalid enum" in text
-        or "of length" in text
-        or "Invalid value" in text
-        or ">=" in text
-        or "<=" in text
-    ):
-        return "invalid-value", text
-    return "wrong-type", text
-
-
 def encode_prediction(event: PredictionMade) -> tuple[bytes, bytes]:
     """(key, value) of one prediction."""
     return event.prediction_id.encode(), event.model_dump_json(exclude_none=True).encode()
 
 
-def encode_label(event: GroundTruth) -> tuple[bytes, bytes]:
-    """(key, value) of one ground truth."""
-    return event.prediction_id.encode(), event.model_dump_json(exclude_none=True).encode()
+def _no_model(_value: bytes) -> Any:
+    raise msgspec.ValidationError("Invalid value 'any' - at `$.model`")

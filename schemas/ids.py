@@ -84,27 +84,36 @@ def murmur2_many(keys: Sequence[bytes]) -> NDArray[np.uint32]:
 
     Keys are laid out as a zero-padded matrix of 4-byte words, so the cost per key falls to tens of nanoseconds.
     """
-    n = len(keys)
-    if n == 0:
-        return np.empty(0, np.uint32)
-    lengths = np.fromiter(map(len, keys), np.int64, n)
-    width = (int(lengths.max()) + 3) // 4 * 4 or 4
-    raw = np.frombuffer(b"".join(key.ljust(width, b"\0") for key in keys), np.uint8).reshape(n, width)
-    words = raw.view("<u4")
-    h = (np.uint32(_SEED) ^ lengths.astype(np.uint32)).astype(np.uint32)
+    return _murmur2(*_words(keys, b""))
+
+
+def _laid_out(keys: Sequence[bytes], end: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Keys, each with ``end`` behind it, as rows of zero-padded bytes, a multiple of eight wide; and their lengths."""
+    lengths = np.fromiter(map(len, keys), np.int64, len(keys)) + len(end)
+    longest = int(lengths.max(initial=1))
+    width = (longest + 7) // 8 * 8
+    if len(keys) and longest == int(lengths.min()):
+        padded = (end + bytes(width - longest)).join([*keys, b""])
+    else:
+        padded = b"".join([(key + end).ljust(width, b"\0") for key in keys])
+    return np.frombuffer(padded, np.uint8).reshape(len(keys), width), lengths
+
+
+def _murmur2(words: NDArray[np.uint32], lengths: NDArray[np.int64]) -> NDArray[np.uint32]:
+    h = np.uint32(_SEED) ^ lengths.astype(np.uint32)
     m = np.uint32(_M)
-    whole = lengths // 4
+    whole, rest = lengths // 4, lengths % 4
+    least, most = (int(whole.min()), int(whole.max())) if len(lengths) else (0, 0)
     with np.errstate(over="ignore"):
-        for i in range(width // 4):
+        for i in range(most):
             k = words[:, i] * m
             k ^= k >> np.uint32(24)
             k *= m
             mixed = (h * m) ^ k
-            h = np.where(i < whole, mixed, h)
-        rest = lengths % 4
+            h = mixed if i < least else np.where(i < whole, mixed, h)
         if rest.any():
             # Zero padding makes the last partial word equal to its tail bytes, as the scalar loop folds them in.
-            tail = words[np.arange(n), np.minimum(whole, width // 4 - 1)]
+            tail = words[np.arange(len(lengths)), np.minimum(whole, words.shape[1] - 1)]
             h = np.where(rest > 0, (h ^ tail) * m, h)
         h ^= h >> np.uint32(13)
         h *= m
@@ -112,18 +121,56 @@ def murmur2_many(keys: Sequence[bytes]) -> NDArray[np.uint32]:
     return h
 
 
+class KeyHashes(NamedTuple):
+    """Hashes of ``n`` keys, arrays of shape (n,). ``murmur``: what partitions are cut by. ``identity``: what detectors
+    know predictions by. ``check``: 32 bits more, so that a key is known by 96: among a billion keys, two are alike once
+    in a hundred thousand million such sets."""
+
+    murmur: NDArray[np.uint32]
+    identity: NDArray[np.uint64]
+    check: NDArray[np.uint32]
+
+    def partitions(self, partitions: int) -> NDArray[np.int64]:
+        """:func:`partition_of` each key."""
+        return (self.murmur & np.uint32(0x7FFFFFFF)).astype(np.int64) % partitions
+
+
+def key_hashes(keys: Sequence[bytes]) -> KeyHashes:
+    """All hashes of ``keys`` in one pass.
+
+    ``identity`` is ``murmur2`` of the key, then of the key with a byte 1 behind it: the view ``prediction_identities``
+    computes the same in the warehouse, but for bits 31 and 63.
+    """
+    layout, lengths = _laid_out(keys, b"")
+    high = _murmur2(layout.view("<u4"), lengths)
+    low = _murmur2(*_words(keys, b"\x01"))
+    identity = high.astype(np.uint64) << np.uint64(32) | low.astype(np.uint64)
+    return KeyHashes(high, identity, _mixed(layout.view("<u8"), lengths))
+
+
+def _words(keys: Sequence[bytes], end: bytes) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    layout, lengths = _laid_out(keys, end)
+    return layout.view("<u4"), lengths
+
+
+def _mixed(words: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Another hash of the same bytes: words are folded in by multiplication in 64 bits, as murmur3's finaliser does."""
+    odd = np.uint64(0xFF51AFD7ED558CCD)
+    h = lengths.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    filled = (lengths + 7) // 8
+    least, most = (int(filled.min()), int(filled.max())) if len(lengths) else (0, 0)
+    with np.errstate(over="ignore"):
+        for i in range(most):
+            mixed = (h ^ words[:, i]) * odd
+            mixed ^= mixed >> np.uint64(33)
+            h = mixed if i < least else np.where(i < filled, mixed, h)
+        h *= np.uint64(0xC4CEB9FE1A85EC53)
+    return (h >> np.uint64(32)).astype(np.uint32)
+
+
 def partitions_of(keys: Sequence[bytes], partitions: int) -> NDArray[np.int64]:
     """:func:`partition_of` for many keys, shape ``(len(keys),)``."""
     return (murmur2_many(keys) & np.uint32(0x7FFFFFFF)).astype(np.int64) % partitions
-
-
-def identities(keys: Sequence[bytes], hashes: NDArray[np.uint32]) -> NDArray[np.uint64]:
-    """What detectors know predictions by: ``murmur2`` of the id (``hashes``), then of the id with a byte 1 behind it.
-
-    The view ``prediction_identities`` computes the same in the warehouse, but for bits 31 and 63.
-    """
-    low = murmur2_many([key + b"\x01" for key in keys]).astype(np.uint64)
-    return (hashes.astype(np.uint64) << np.uint64(32)) | low
 
 
 def stable_unit(*parts: str) -> float:

@@ -226,7 +226,8 @@ class Rollout(Document):
     )
     no_target: Literal["fallback", "keep"] = Field(
         default="fallback",
-        description="A sick stable version and no healthy one to go back to: the fallback answers, or it is kept.",
+        description="Asked to roll the stable version back, and none healthy to go back to: the fallback answers, or the "
+        "request is refused. A candidate's traffic never goes back onto a sick stable version, whatever this says.",
     )
 
     @field_validator("metrics", mode="after")

@@ -21,7 +21,8 @@ from schemas.errors import BadMessage, DeliveryError, WarehouseError
 from schemas.observability import Metrics
 from schemas.settings import ArchiveSettings
 from streams.core.archive import ARCHIVED, PartitionTime, Row, log_rows, sources_of
-from streams.core.delivery import Record, TopicPartition
+from streams.core.delivery import TopicPartition
+from streams.core.records import Record
 from streams.failpoints import failpoint
 from streams.sink import BACKOFF_S_MAX, BACKOFF_S_MIN, ClickHouseSink, Sink
 

@@ -27,7 +27,7 @@ from faust.transport.utils import DefaultSchedulingStrategy
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from streams.core.delivery import Record
+from streams.core.records import Record
 
 #: How long the broker may hold a fetch. aiokafka has one fetch in flight a broker, and a partition whose records were
 #: just taken is asked for in the next one: this bounds how long an idle partition can hold up a busy one.

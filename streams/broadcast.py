@@ -18,7 +18,7 @@ from schemas.contracts import ModelRecord
 from schemas.errors import DeliveryError
 from schemas.settings import KafkaSettings
 from streams.broker import log_bounds
-from streams.core.delivery import Record
+from streams.core.records import Record
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.2

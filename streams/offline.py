@@ -22,7 +22,8 @@ from schemas.settings import KafkaSettings, MonitorSettings
 from schemas.topics import TOPICS, partitions_of_topic, state_partition
 from streams.broadcast import model_records
 from streams.core import offline
-from streams.core.delivery import Manifest, Record, StageContext, decode_manifest, manifest_key
+from streams.core.delivery import Manifest, StageContext, decode_manifest, manifest_key
+from streams.core.records import Record
 from streams.store import read_to_end
 
 READ = (

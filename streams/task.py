@@ -21,8 +21,9 @@ from schemas.events import HEADER_KIND
 from schemas.observability import Metrics
 from streams.batches import Chunk
 from streams.broadcast import Broadcast, model_records
-from streams.core.delivery import Record, StageContext, TaskCore, Transaction, Upsert
+from streams.core.delivery import StageContext, TaskCore, Transaction, Upsert
 from streams.core.ledger import Ledger
+from streams.core.records import Record
 from streams.failpoints import failpoint
 from streams.store import TaskStore, log_starts
 

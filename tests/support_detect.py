@@ -23,8 +23,9 @@ from schemas.events import HEADER_KIND, KIND_TICK, Tick
 from schemas.ids import ROLES
 from schemas.settings import MonitorSettings
 from schemas.verdicts import SignalChanged
-from streams.core.delivery import Manifest, Out, Record, StageContext
+from streams.core.delivery import Manifest, Out, StageContext
 from streams.core.detect import DetectCore, create
+from streams.core.records import Record
 
 HOUR = 3_600_000
 T0 = 1_700_000_000_000 // (24 * HOUR) * (24 * HOUR)

@@ -6,15 +6,25 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from schemas.blocks import ObservationBlock, decode_block
 from schemas.contracts import Feature, ModelContract, ModelRecord, Monitoring
 from schemas.events import FORMAT_ARROW, HEADER_FORMAT, HEADER_KIND, KIND_TICK, DeadLetter
+from schemas.ids import key_hashes
+from schemas.labels import Label
 from schemas.settings import MonitorSettings
-from streams.core.delivery import Out, Record, StageContext
+from streams.core.delivery import Out, StageContext
+from streams.core.join import BYTES_MAX, Arrivals, JoinIndex, LabelRows
+from streams.core.join_pieces import JoinPieces
+from streams.core.join_state import Kind, WindowKey
+from streams.core.outcomes import OutcomeRows
 from streams.core.pipeline import JoinCore, create
+from streams.core.records import Record
 
 HOUR = 3_600_000
 T0 = 1_700_000_000_000 // HOUR * HOUR
+WINDOW = WindowKey("m", T0, HOUR)
 CONTRACT = ModelContract(
     model="flights",
     features=(
@@ -95,3 +105,85 @@ def blocks(outs: list[Out]) -> list[ObservationBlock]:
 def dead(outs: list[Out]) -> list[DeadLetter]:
     """Dead letters among outputs."""
     return [DeadLetter.model_validate_json(o.value) for o in outs if o.topic == "dead-letters" and o.value]
+
+
+class OneByOne:
+    """A join index that is given predictions and labels of model ``m`` one at a time; state goes to ``pieces``."""
+
+    def __init__(self, early_max: int = 10, bytes_max: int = BYTES_MAX) -> None:
+        self.index = JoinIndex(early_max, bytes_max)
+        self.state = JoinPieces(self.index)
+        self.pieces: dict[str, bytes] = {}
+
+    def add(
+        self,
+        prediction_id: str,
+        role: int = 0,
+        window: WindowKey = WINDOW,
+        version: str = "v1",
+        score: float = 0.5,
+    ) -> list[tuple[int, float | None, float]] | None:
+        """(role, label before, label) of each outcome; None when the prediction is no new one."""
+        hashes = key_hashes([prediction_id.encode()])
+        zero = np.zeros(1, np.int64)
+        arrival = Arrivals(
+            [Kind(window, version, role, ("a=b",))], zero, hashes.identity, hashes.check, zero + window.start_ms,
+            np.array([score]), np.zeros(1, np.int8), zero, zero + 1, zero,
+        )  # fmt: skip
+        new, outcomes = self.index.add(arrival, HOUR)
+        return told(outcomes) if new[0] else None
+
+    def label(
+        self, prediction_id: str, revision: int = 0, value: float = 1.0, at_ms: int = T0, oldest_ms: int = 0
+    ) -> list[tuple[int, float | None, float]]:
+        """(role, label before, label) of each outcome."""
+        one = Label(prediction_id, "m", value, at_ms, revision)
+        hashes = key_hashes([prediction_id.encode()])
+        return told(self.index.label(LabelRows([one], hashes.identity, hashes.check), oldest_ms, HOUR))
+
+    def commit(self) -> dict[str, bytes | None]:
+        """What changed, which is now in ``pieces`` too."""
+        changed = self.state.changed()
+        self.pieces = {name: data for name, data in (self.pieces | changed).items() if data is not None}
+        return changed
+
+    def restarted(self, floor_ms: int | None = None) -> OneByOne:
+        """Another one, restored from ``pieces``."""
+        fresh = OneByOne(self.index.early_max, self.index.bytes_max)
+        fresh.pieces = dict(self.pieces)
+        fresh.state.restore(self.pieces, {} if floor_ms is None else {"m": floor_ms}, {})
+        return fresh
+
+    def holds(self, prediction_id: str) -> bool:
+        """Whether a row of this prediction is in the index."""
+        key = self.index.key_of(Label(prediction_id, "m", 0.0, 0))
+        at = self.index.rows.find(np.array([key.key], np.uint64), np.array([key.check], np.uint32))
+        return bool(at[0] >= 0)
+
+    def facts(self) -> list[tuple[int, ...]]:
+        """Number, key, revision, label and its time of every living row."""
+        rows = self.index.rows
+        at = rows.living(0, self.index.next_number)
+        return list(
+            zip(
+                *(
+                    getattr(rows, name)[at].tolist()
+                    for name in ("number", "key", "revision", "label", "label_time_ms")
+                ),
+                strict=True,
+            )
+        )
+
+
+def told(outcomes: OutcomeRows) -> list[tuple[int, float | None, float]]:
+    """(role, label before, label) of each outcome."""
+    found: list[tuple[int, float | None, float]] = []
+    before: float | None = None
+    for at in range(len(outcomes)):
+        if outcomes.sign[at] < 0:
+            before = float(outcomes.label[at])
+            continue
+        assert (before is not None) == bool(outcomes.replaces[at])
+        found.append((outcomes.kinds[int(outcomes.kind[at])].role, before, float(outcomes.label[at])))
+        before = None
+    return found

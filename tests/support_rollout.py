@@ -125,7 +125,7 @@ class Play:
         """What every command carries; the id is of the place on ``control``."""
         return {
             "request_id": f"r{self._offset}",
-            "model": "m",
+            "model": self.contract.model,
             "cause": "c",
             "event_time_ms": at,
             "expires_ms": 2**60,

@@ -175,8 +175,7 @@ def drop(
 def _leave_sick(machine: Machine, cause: Any, stable: str, at_ms: int) -> None:
     """The traffic would go back onto a version no scorer can vouch for: it goes to a healthy one, or to the fallback."""
     why = "it is sick, and nothing is rolled back onto it"
-    impossible = leave_stable(machine, cause, stable, at_ms, why, trip=False)
-    if impossible is not None and machine.rollout.no_target == "fallback":
+    if leave_stable(machine, cause, stable, at_ms, why, trip=False) is not None:
         to_fallback(machine, cause, stable, at_ms, "it is sick", trip=False)
 
 

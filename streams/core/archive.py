@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import BaseModel, ValidationError
 
-from schemas.codecs import TIME_MAX_MS, TIME_MIN_MS, Label, read_arrow
+from schemas.codecs import read_arrow
 from schemas.control import COMMANDS, Alert, CanaryAnalysis, ControlTick, Decision, Deployment
 from schemas.errors import BadMessage
 from schemas.events import (
@@ -26,8 +26,10 @@ from schemas.events import (
     Tick,
 )
 from schemas.ids import RowId
+from schemas.labels import Label
+from schemas.messages import TIME_MAX_MS, TIME_MIN_MS
 from schemas.verdicts import SignalChanged
-from streams.core.delivery import Record
+from streams.core.records import Record
 
 Row = tuple[Any, ...]
 Address = tuple[int, int, int]

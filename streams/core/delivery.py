@@ -42,6 +42,7 @@ import msgspec
 from schemas.contracts import ModelRecord
 from schemas.errors import SnapshotError, StateCorrupt
 from schemas.settings import MonitorSettings
+from streams.core.records import Input
 
 MANIFEST_SCHEMA = 1
 #: A chunk stays under the producer's usual request limit of 1 MB with room for key and headers.
@@ -50,18 +51,6 @@ MANIFEST_KEY = "manifest"
 _NO_HEADERS: Mapping[str, bytes] = {}
 
 TopicPartition = tuple[str, int]
-
-
-class Record(msgspec.Struct, frozen=True, gc=False):
-    """One input record. ``topic`` is the logical name (no prefix); ``timestamp_ms`` is the broker's, not event time."""
-
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: Mapping[str, bytes] = _NO_HEADERS
-    timestamp_ms: int = 0
 
 
 class Out(NamedTuple):
@@ -127,7 +116,7 @@ class TaskCore(Protocol):
 
     stage: str
 
-    def apply(self, records: Sequence[Record], now_ms: int) -> None:
+    def apply(self, records: Sequence[Input], now_ms: int) -> None:
         """Take records, in offset order per partition. Bad rows are dead-lettered through ``outputs``, not raised:
         whatever leaves this method ends the process. ``now_ms`` is for figures about this process only."""
 

@@ -26,7 +26,7 @@ from schemas.ids import ROLES
 from schemas.verdicts import Evidence, Family, State, Verdict
 from streams.core.building import build, signal_of
 from streams.core.comparing import BEGINNING_MS, FALLBACK, Pair, Span, groups, spans
-from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
+from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
 from streams.core.detect_state import (
     Key,
     Meta,
@@ -48,6 +48,7 @@ from streams.core.ordering import (
     readable,
     row_address,
 )
+from streams.core.records import Input, Record, one_by_one
 
 #: Versions of a model whose detectors are kept; the one unseen for longest goes first.
 VERSIONS_MAX = 8
@@ -160,8 +161,8 @@ class DetectCore:
 
     # -- input ----------------------------------------------------------------------------------------------------
 
-    def apply(self, records: Sequence[Record], now_ms: int) -> None:
-        for record in records:
+    def apply(self, records: Sequence[Input], now_ms: int) -> None:
+        for record in one_by_one(records):
             if record.headers.get(HEADER_KIND) == KIND_TICK:
                 self._tick(record)
                 continue

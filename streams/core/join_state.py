@@ -1,24 +1,22 @@
-"""How the join index is stored: what an entry is, and a piece of the index as bytes and back.
+"""How the join index is stored: a piece of it as bytes and back.
 
-Flat rows, so that reading a million back takes seconds, and what many rows share stands once in a piece.
+Columns of raw numbers, as small as their range allows, so that reading a million rows back takes a second; what many
+rows share stands once in a piece.
 """
 
 from __future__ import annotations
 
-import hashlib
-from array import array
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from schemas.codecs import Label
 from schemas.errors import StateCorrupt
+from schemas.labels import Label
 
-JOIN_SCHEMA = 5
-#: Fields were added at the end since, with defaults.
-_SCHEMAS_READ = (4, 5)
-NO_REVISION = -1
+JOIN_SCHEMA = 6
 
 #: Revision, label, label time of one label.
 Told = tuple[int, float, int]
@@ -36,42 +34,8 @@ class WindowKey(NamedTuple):
         return self.start_ms + self.window_ms
 
 
-class Entry(msgspec.Struct, gc=False):
-    """One prediction in the index. ``score`` NaN: it has none. ``revision`` -1: no label yet.
-
-    ``earlier``: the labels that were replaced. Whoever comes late is told all of them in turn, so that what detectors
-    see does not depend on which input was read first.
-    """
-
-    prediction_id: str
-    window: WindowKey
-    version: str
-    role: int
-    event_time_ms: int
-    score: float
-    latency_ms: float
-    status: int
-    segments: tuple[str, ...]
-    partition: int
-    offset: int
-    row: int
-    identity: int
-    number: int = 0
-    revision: int = NO_REVISION
-    label: float = 0.0
-    label_time_ms: int = 0
-    earlier: tuple[Told, ...] = ()
-
-    @property
-    def told(self) -> tuple[Told, ...]:
-        """All labels so far, oldest first."""
-        if self.revision == NO_REVISION:
-            return ()
-        return (*self.earlier, (self.revision, self.label, self.label_time_ms))
-
-
-class _Kind(NamedTuple):
-    """What many entries share."""
+class Kind(NamedTuple):
+    """What many predictions share."""
 
     window: WindowKey
     version: str
@@ -79,130 +43,97 @@ class _Kind(NamedTuple):
     segments: tuple[str, ...]
 
 
-class _Row(msgspec.Struct, array_like=True, gc=False):
-    """An entry as stored: flat, so that reading a million back takes seconds. ``kind``: place in the piece's kinds."""
+#: Columns of a piece. Those of rows that were added, then those of labels: of rows added and of rows of earlier pieces.
+ADDED = ("number", "key", "check", "kind", "event_time_ms", "score", "status", "partition", "offset", "row")
+SETTLED = ("number", "revision", "label", "label_time_ms")
+_INTEGERS = ("|i1", "<i2", "<i4", "<i8")
+Columns = Mapping[str, NDArray[Any]]
 
-    prediction_id: str
-    kind: int
-    event_time_ms: int
-    score: float
-    latency_ms: float
-    status: int
-    partition: int
-    offset: int
-    row: int
-    identity: int
-    number: int
-    revision: int
-    label: float
-    label_time_ms: int
-    earlier: tuple[Told, ...]
+
+class _Column(msgspec.Struct, array_like=True):
+    """Whole numbers as their distance to ``base``, none at all where all are the same; everything else as it is."""
+
+    base: int
+    dtype: str
+    data: bytes
 
 
 class Body(msgspec.Struct, array_like=True):
-    """A piece as stored. ``settled``: (number, all labels so far) of entries of earlier pieces."""
+    """A piece as stored. ``numbers``: of the next row to come; below which rows are evicted, of this piece or one before.
+    ``settled``: the last label of each row that got one. ``earlier``: (number, labels that were replaced). ``waits``:
+    labels that wait. ``gone``: fingerprints of evicted rows by window."""
 
     schema: int
-    next_number: int
+    numbers: tuple[int, int]
+    added_between: tuple[int, int]
     level: int
-    kinds: list[_Kind]
-    rows: list[_Row]
-    settled: list[tuple[int, tuple[Told, ...]]]
+    kinds: list[Kind]
+    rows: tuple[int, int]
+    added: list[_Column]
+    settled: list[_Column]
+    earlier: list[tuple[int, list[Told]]]
     waits: list[Label]
-    #: Fingerprints of evicted entries, eight bytes each, by kind.
-    gone: list[tuple[int, bytes]] = []
-    #: Entries with smaller numbers, of this piece or one before, are evicted.
-    first_number: int = 0
+    gone: list[tuple[WindowKey, bytes]]
 
-    def entries(self) -> list[Entry]:
-        """The rows as they were in memory."""
-        return [
-            Entry(
-                r.prediction_id,
-                (kind := self.kinds[r.kind]).window,
-                kind.version,
-                kind.role,
-                r.event_time_ms,
-                r.score,
-                r.latency_ms,
-                r.status,
-                kind.segments,
-                r.partition,
-                r.offset,
-                r.row,
-                r.identity,
-                r.number,
-                r.revision,
-                r.label,
-                r.label_time_ms,
-                r.earlier,
-            )
-            for r in self.rows
-        ]
+    def columns(self) -> tuple[Columns, Columns]:
+        """What was added and what was settled."""
+        added, settled = self.rows
+        return (
+            {name: _read(column, added) for name, column in zip(ADDED, self.added, strict=True)},
+            {name: _read(column, settled) for name, column in zip(SETTLED, self.settled, strict=True)},
+        )
 
 
-#: Fingerprints of evicted entries by window.
-Gone = dict[WindowKey, "array[int]"]
+def _written(values: NDArray[Any]) -> _Column:
+    if values.dtype.kind != "i" or not len(values):
+        return _Column(0, values.dtype.str, values.tobytes())
+    base = int(values.min())
+    most = int(values.max()) - base
+    dtype = next((d for d in _INTEGERS if most <= np.iinfo(d).max), None)
+    if dtype is None:
+        return _Column(0, "<i8", values.astype("<i8").tobytes())
+    return _Column(base, dtype, (values.astype("<i8") - base).astype(dtype).tobytes() if most else b"")
 
 
-def fingerprint(entry: Entry) -> int:
-    """64 bits of an identity: two of a million in one window are alike once in thirty million windows."""
-    text = f"{entry.prediction_id}\0{entry.version}\0{entry.role}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def merged(parts: Iterable[Gone]) -> Gone:
-    """Marks of all parts, in their order."""
-    found: Gone = {}
-    for part in parts:
-        for window, marks in part.items():
-            found.setdefault(window, array("Q")).extend(marks)
-    return found
+def _read(column: _Column, rows: int) -> NDArray[Any]:
+    values: NDArray[Any] = np.frombuffer(column.data, column.dtype)
+    if values.dtype.kind != "i":
+        return values
+    return values.astype(np.int64) + column.base if len(values) else np.full(rows, column.base, np.int64)
 
 
 def encode_piece(
-    next_number: int,
-    first_number: int,
+    numbers: tuple[int, int],
+    added_between: tuple[int, int],
     level: int,
-    added: list[Entry],
-    settled: list[tuple[int, tuple[Told, ...]]],
+    kinds: Sequence[Kind],
+    added: Columns,
+    settled: Columns,
+    earlier: list[tuple[int, list[Told]]],
     waits: list[Label],
-    gone: Gone,
+    gone: Mapping[WindowKey, NDArray[np.uint64]],
 ) -> bytes:
     """A piece as bytes."""
-    kinds: dict[_Kind, int] = {}
-    rows = [
-        _Row(
-            e.prediction_id,
-            kinds.setdefault(_Kind(e.window, e.version, e.role, e.segments), len(kinds)),
-            e.event_time_ms,
-            e.score,
-            e.latency_ms,
-            e.status,
-            e.partition,
-            e.offset,
-            e.row,
-            e.identity,
-            e.number,
-            e.revision,
-            e.label,
-            e.label_time_ms,
-            e.earlier,
-        )
-        for e in added
-    ]
-    marks = [
-        (kinds.setdefault(_Kind(window, "", 0, ()), len(kinds)), held.tobytes())
-        for window, held in gone.items()
-    ]
-    body = Body(JOIN_SCHEMA, next_number, level, list(kinds), rows, settled, waits, marks, first_number)
+    body = Body(
+        JOIN_SCHEMA,
+        numbers,
+        added_between,
+        level,
+        list(kinds),
+        (len(added["number"]), len(settled["number"])),
+        [_written(added[name]) for name in ADDED],
+        [_written(settled[name]) for name in SETTLED],
+        earlier,
+        waits,
+        [(window, marks.astype("<u8").tobytes()) for window, marks in gone.items()],
+    )
     return msgspec.msgpack.encode(body)
 
 
 def decode_piece(name: str, data: bytes) -> Body:
     """Inverse of :func:`encode_piece`. Raises StateCorrupt."""
     # An array's header and its first item, a small number, are one byte each: no need to decode twice to see it.
-    if data[1:2] not in map(bytes, ([schema] for schema in _SCHEMAS_READ)):
+    if data[1:2] != bytes([JOIN_SCHEMA]):
         raise StateCorrupt(
             f"piece {name}: schema {data[1:2].hex() or 'missing'}, this code reads {JOIN_SCHEMA:02x}"
         )

@@ -15,7 +15,6 @@ from streams.core.delivery import (
     Disposition,
     Loaded,
     Manifest,
-    Record,
     TaskCore,
     TopicPartition,
     Transaction,
@@ -23,6 +22,7 @@ from streams.core.delivery import (
     disposition,
     plan,
 )
+from streams.core.records import Record
 
 #: Contracts and versions published before an offset of ``models``.
 Known = Callable[[int], Sequence[ModelRecord]]

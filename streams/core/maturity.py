@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from schemas.rows import DELAY_GAMMA, NANO
 from streams.core.aggregates import Cell
-from streams.core.counting import OutcomeArrays
+from streams.core.outcomes import OutcomeRows
 
 Ints = NDArray[np.int64]
 _LOG_GAMMA = np.log(DELAY_GAMMA)
@@ -29,31 +29,33 @@ def delay_bucket(delay_ms: Ints) -> Ints:
     return raw
 
 
-def count_labels(cells: Sequence[Cell], starts_ms: Ints, member: Ints, arrays: OutcomeArrays) -> None:
-    """Add row i of ``arrays`` to each of the cells ``cells[member[i, :]]``, whose windows begin at ``starts_ms``."""
-    positive = arrays.label == 1.0
-    losses = np.where(positive, arrays.log_loss_nano * arrays.sign, 0)
-    brier = np.rint((np.clip(arrays.score, 0.0, 1.0) - 1.0) ** 2 * NANO).astype(np.int64)
-    briers = np.where(positive, brier * arrays.sign, 0)
-    first = (arrays.sign > 0) & (arrays.replaces == 0)
-    buckets = delay_bucket(arrays.label_time_ms - starts_ms[member[:, 0]])
+def count_labels(
+    cells: Sequence[Cell], starts_ms: Ints, member: Ints, outcomes: OutcomeRows, losses_nano: Ints
+) -> None:
+    """Add row i of ``outcomes`` to each of the cells ``cells[member[i, :]]``, whose windows begin at ``starts_ms``."""
+    positive = outcomes.label == 1.0
+    losses = np.where(positive, losses_nano * outcomes.sign, 0)
+    brier = np.rint((np.clip(outcomes.score, 0.0, 1.0) - 1.0) ** 2 * NANO).astype(np.int64)
+    briers = np.where(positive, brier * outcomes.sign, 0)
+    first = (outcomes.sign > 0) & (outcomes.replaces == 0)
+    buckets = delay_bucket(outcomes.label_time_ms - starts_ms[member[:, 0]])
     n, unset = len(cells), np.iinfo(np.int64)
     loss_of, brier_of = np.zeros(n, np.int64), np.zeros(n, np.int64)
     earliest, latest = np.full(n, unset.max), np.full(n, unset.min)
     for column in member.T:
         np.add.at(loss_of, column, losses)
         np.add.at(brier_of, column, briers)
-        np.minimum.at(earliest, column, arrays.label_time_ms)
-        np.maximum.at(latest, column, arrays.label_time_ms)
+        np.minimum.at(earliest, column, outcomes.label_time_ms)
+        np.maximum.at(latest, column, outcomes.label_time_ms)
         code = (column << 17 | buckets << 1 | positive)[first]
         for pair, times in zip(*map(np.ndarray.tolist, np.unique(code, return_counts=True)), strict=True):
-            outcomes, bucket = cells[pair >> 17].outcomes, pair >> 1 & 0xFFFF
-            delays = outcomes.positive_delays if pair & 1 else outcomes.negative_delays
+            kept, bucket = cells[pair >> 17].outcomes, pair >> 1 & 0xFFFF
+            delays = kept.positive_delays if pair & 1 else kept.negative_delays
             delays[bucket] = delays.get(bucket, 0) + times
     for at, cell in enumerate(cells):
-        outcomes = cell.outcomes
-        outcomes.positive_log_loss_nano += int(loss_of[at])
-        outcomes.positive_brier_nano += int(brier_of[at])
-        seen_ms = outcomes.first_label_ms or unset.max
-        outcomes.first_label_ms = min(seen_ms, int(earliest[at]))
-        outcomes.last_label_ms = max(outcomes.last_label_ms, int(latest[at]))
+        kept = cell.outcomes
+        kept.positive_log_loss_nano += int(loss_of[at])
+        kept.positive_brier_nano += int(brier_of[at])
+        seen_ms = kept.first_label_ms or unset.max
+        kept.first_label_ms = min(seen_ms, int(earliest[at]))
+        kept.last_label_ms = max(kept.last_label_ms, int(latest[at]))

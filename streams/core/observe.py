@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.blocks import DTYPES, ObservationBlock
-from schemas.codecs import PredictionColumns
+from schemas.codecs import PredictionColumns, coded
 from schemas.contracts import ModelContract
 from schemas.events import HEADER_ORIGIN
-from schemas.ids import RowId
+from schemas.ids import KeyHashes, RowId
 from schemas.rows import NANO
-from streams.core.counting import OutcomeArrays, Segments
-from streams.core.delivery import Record
-from streams.core.join import Settled
+from streams.core.counting import Segments
+from streams.core.outcomes import OutcomeRows
+from streams.core.records import Record, RecordBatch
 
 #: A block stays well under what a broker takes in one message.
 BLOCK_BYTES_MAX = 700_000
@@ -31,29 +31,30 @@ class Addresses:
     offset: NDArray[np.int64]
     row: NDArray[np.int64]
     identity: NDArray[np.uint64]
+    check: NDArray[np.uint32]
 
     def take(self, keep: NDArray[np.int64]) -> Addresses:
         """The rows at positions ``keep``."""
-        return Addresses(self.partition[keep], self.offset[keep], self.row[keep], self.identity[keep])
+        cut = (getattr(self, f.name)[keep] for f in fields(self))
+        return Addresses(*cut)
 
 
 def prediction_block(
     columns: PredictionColumns, addresses: Addresses, segments: NDArray[np.int32]
 ) -> ObservationBlock:
     """Predictions as one block, in their order. ``segments (n, s)``: codes of their categories."""
-    versions, version = _coded(columns.versions)
     nothing: dict[str, Any] = {name: np.empty(0, DTYPES[name]) for name in _LABEL_COLUMNS}
     return ObservationBlock(
         kind="predictions",
         model=columns.contract.model,
-        versions=versions,
+        versions=columns.versions,
         contract_hash=columns.contract.hash,
         partition=addresses.partition.astype(np.int32),
         offset=addresses.offset,
         row=addresses.row.astype(np.int32),
         identity=addresses.identity,
         event_time_ms=columns.event_time_ms,
-        version=version,
+        version=columns.version,
         role=columns.role,
         score=columns.score,
         latency_ms=columns.latency_ms,
@@ -65,47 +66,37 @@ def prediction_block(
 
 
 def outcome_block(
-    contract: ModelContract, outcomes: Sequence[Settled], arrays: OutcomeArrays, segments: Segments
+    contract: ModelContract, outcomes: OutcomeRows, losses_nano: NDArray[np.int64], segments: Segments
 ) -> ObservationBlock:
     """Outcomes of one model as one block; a replaced one is taken back in the row before the one that replaces it."""
-    entries = [outcome.entry for outcome in outcomes]
-    versions, version = _coded([e.version for e in entries])
-    at = arrays.source
-
-    def column(values: list[Any], dtype: Any) -> NDArray[Any]:
-        return np.array(values, dtype)[at]
-
+    versions, version = coded([kind.version for kind in outcomes.kinds])
+    roles = np.array([kind.role for kind in outcomes.kinds], np.int8)
     return ObservationBlock(
         kind="outcomes",
         model=contract.model,
         versions=versions,
         contract_hash=contract.hash,
-        partition=column([e.partition for e in entries], np.int32),
-        offset=column([e.offset for e in entries], np.int64),
-        row=column([e.row for e in entries], np.int32),
-        identity=column([e.identity for e in entries], np.uint64),
-        event_time_ms=column([e.event_time_ms for e in entries], np.int64),
-        version=version[at],
-        role=column([e.role for e in entries], np.int8),
-        score=arrays.score,
-        latency_ms=column([e.latency_ms for e in entries], np.float64),
-        status=column([e.status for e in entries], np.int8),
+        partition=outcomes.partition,
+        offset=outcomes.offset,
+        row=outcomes.row,
+        identity=outcomes.identity,
+        event_time_ms=outcomes.event_time_ms,
+        version=version[outcomes.kind],
+        role=roles[outcomes.kind],
+        score=outcomes.score,
+        # A latency belongs to the prediction, and was told with it.
+        latency_ms=np.zeros(len(outcomes)),
+        status=outcomes.status,
         features=np.empty((0, 0)),
-        label=arrays.label,
-        label_time_ms=arrays.label_time_ms,
-        loss=arrays.log_loss_nano / NANO,
-        sign=arrays.sign.astype(np.int8),
-        segments=segments.categories_of([e.segments for e in entries])[at],
+        label=outcomes.label,
+        label_time_ms=outcomes.label_time_ms,
+        loss=losses_nano / NANO,
+        sign=outcomes.sign.astype(np.int8),
+        segments=segments.categories_of([kind.segments for kind in outcomes.kinds])[outcomes.kind],
     )
 
 
 _LABEL_COLUMNS = ("label", "label_time_ms", "loss", "sign")
-
-
-def _coded(versions: list[str]) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-    known = sorted(set(versions))
-    index = {version: at for at, version in enumerate(known)}
-    return tuple(known), np.array([index[version] for version in versions], np.int32)
 
 
 def cut(blocks: Sequence[ObservationBlock]) -> Iterator[ObservationBlock]:
@@ -128,17 +119,15 @@ def _joined(blocks: Sequence[ObservationBlock]) -> ObservationBlock:
     return ObservationBlock(first.kind, first.model, versions, first.contract_hash, **columns)
 
 
-def addresses_of(
-    records: list[Record], columns: PredictionColumns, identity: NDArray[np.uint64]
-) -> Addresses:
+def addresses_of(records: RecordBatch, columns: PredictionColumns, hashes: KeyHashes) -> Addresses:
     """Where each row was first read."""
     message, row = columns.message, columns.row.astype(np.int64)
-    partition = np.array([record.partition for record in records], np.int64)[message]
-    offset = np.array([record.offset for record in records], np.int64)[message]
-    sent_on = np.array([HEADER_ORIGIN in record.headers for record in records], bool)[message]
-    for at in np.flatnonzero(sent_on).tolist():
+    partition = np.full(len(message), records.partition, np.int64)
+    offset = records.offsets[message]
+    sent_on = [at for at, held in records.headers.items() if HEADER_ORIGIN in held]
+    for at in np.flatnonzero(np.isin(message, sent_on)).tolist() if sent_on else ():
         _, partition[at], offset[at], row[at] = address(records[int(message[at])], int(row[at]))
-    return Addresses(partition, offset, row, identity)
+    return Addresses(partition, offset, row, hashes.identity, hashes.check)
 
 
 def address(record: Record, row: int) -> RowId:

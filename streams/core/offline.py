@@ -22,8 +22,9 @@ from schemas.events import FORMAT_ARROW, HEADER_FORMAT, HEADER_KIND, HEADER_ORIG
 from schemas.ids import RowId, partition_of
 from schemas.settings import MonitorSettings
 from streams.core import detect, policy
-from streams.core.delivery import Manifest, Out, Record, StageContext
+from streams.core.delivery import Manifest, Out, StageContext
 from streams.core.oracle import Expected, Step, expected
+from streams.core.records import Record
 
 Row = tuple[Any, ...]
 Documents = dict[str, list[dict[str, Any]]]

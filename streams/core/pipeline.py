@@ -8,6 +8,7 @@ outcome row. Ticks move event time, close windows, and go on to every observatio
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,14 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.blocks import ObservationBlock, encode_block
-from schemas.codecs import (
-    PREDICTION_COLUMNS,
-    Bad,
-    PredictionColumns,
-    PredictionDecoder,
-    decode_labels,
-    read_arrow,
-)
+from schemas.codecs import PREDICTION_COLUMNS, Bad, Message, PredictionColumns, PredictionDecoder, read_arrow
 from schemas.contracts import ModelContract, ModelRecord, Reference
 from schemas.errors import Halted, StateCorrupt
 from schemas.events import (
@@ -36,21 +30,22 @@ from schemas.events import (
     DeadLetter,
     Tick,
 )
-from schemas.ids import RowId, identities, murmur2_many, partitions_of
-from streams.core.counting import OutcomeArrays, Segments
-from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
-from streams.core.join import Entry, JoinIndex, ModelCounts, Settled, WindowKey, drain
-from streams.core.observe import Addresses, address, addresses_of, cut, outcome_block, prediction_block
+from schemas.ids import RowId, key_hashes, partition_of
+from schemas.labels import decode_labels
+from streams.core.counting import Members, Segments
+from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
+from streams.core.join import Arrivals, JoinIndex, LabelRows, ModelCounts, drain
+from streams.core.join_pieces import JoinPieces
+from streams.core.observe import address, addresses_of, cut, outcome_block, prediction_block
+from streams.core.outcomes import OutcomeRows
+from streams.core.records import Input, Record, RecordBatch, batches
 from streams.core.windows import Windows
 
-META_SCHEMA = 3
-#: Fields were added at the end since, with defaults.
-_META_SCHEMAS_READ = (2, 3)
+META_SCHEMA = 4
 DEAD_LETTER_BYTES_MAX = 262_144
 #: The share of bad messages is judged over at least this many.
 BAD_WINDOW_ROWS = 1_000
 BEGINNING_MS = -(2**62)
-Message = tuple[bytes | None, bytes | None, bool]
 
 
 def create(context: StageContext) -> JoinCore:
@@ -92,6 +87,7 @@ class JoinCore:
         limits = context.settings.monitor
         # A worker may come to own every partition.
         self._index = JoinIndex(limits.early_labels_max, limits.hot_index_bytes_max // context.partitions)
+        self._pieces = JoinPieces(self._index)
         self._meta = _Meta()
         self._meta_changed = True
         self._outs: list[Out] = []
@@ -121,20 +117,16 @@ class JoinCore:
 
     # -- input ----------------------------------------------------------------------------------------------------
 
-    def apply(self, records: Sequence[Record], now_ms: int) -> None:
-        """Take records of both topics in; runs of one topic between ticks are decoded together."""
-        run: list[Record] = []
-        for record in records:
-            if record.headers.get(HEADER_KIND) == KIND_TICK:
-                self._run(run)
-                run = []
-                self._tick(record)
-            else:
-                if run and run[0].topic != record.topic:
-                    self._run(run)
-                    run = []
-                run.append(record)
-        self._run(run)
+    def apply(self, records: Sequence[Input], now_ms: int) -> None:
+        """Take records of both topics in; what lies between ticks of one topic is decoded together."""
+        for batch in batches(records):
+            start = 0
+            for at in sorted(batch.headers):
+                if batch.headers[at].get(HEADER_KIND) == KIND_TICK:
+                    self._run(batch.part(start, at))
+                    self._tick(batch[at])
+                    start = at + 1
+            self._run(batch.part(start, len(batch)))
         self._evict()
 
     def _evict(self) -> None:
@@ -142,19 +134,22 @@ class JoinCore:
         self._index.evict()
         self._meta_changed = self._meta_changed or self._index.first_number != first_number
 
-    def _run(self, records: list[Record]) -> None:
+    def _run(self, records: RecordBatch) -> None:
         self._opened = None
-        if not records:
+        if not len(records):
             return
-        if records[0].topic == "predictions":
+        if records.topic == "predictions":
             self._predictions(records)
         else:
             self._labels(records)
 
-    def _messages(self, records: list[Record]) -> list[Message]:
-        return [(r.key, r.value, r.headers.get(HEADER_FORMAT) == FORMAT_ARROW) for r in records]
+    def _messages(self, records: RecordBatch) -> list[Message]:
+        arrow = {at for at, held in records.headers.items() if held.get(HEADER_FORMAT) == FORMAT_ARROW}
+        if not arrow:
+            return list(zip(records.keys, records.values, itertools.repeat(False)))
+        return [(key, records.values[at], at in arrow) for at, key in enumerate(records.keys)]
 
-    def _predictions(self, records: list[Record]) -> None:
+    def _predictions(self, records: RecordBatch) -> None:
         time_ms = None if self._meta.prediction_ms == BEGINNING_MS else self._meta.prediction_ms
         columns, bad = self._decoder.decode(self._messages(records), time_ms)
         self._reject(records, bad, sum(map(len, columns)) + len(bad))
@@ -162,7 +157,7 @@ class JoinCore:
             self._take(records, batch)
 
     def _stays(
-        self, records: list[Record], columns: PredictionColumns, where: NDArray[np.int64]
+        self, records: RecordBatch, columns: PredictionColumns, where: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
         """Which rows are taken in here: of this partition, or sent here before; the others are sent on."""
         stays: NDArray[np.bool_] = where == self._partition
@@ -196,22 +191,19 @@ class JoinCore:
             data = {**event, "model": model, "features": data}
         return msgspec.json.encode(data)
 
-    def _take(self, records: list[Record], columns: PredictionColumns) -> None:
+    def _take(self, records: RecordBatch, columns: PredictionColumns) -> None:
         """Count what is new, put it into the index and on the way to the detectors."""
         contract = columns.contract
-        keys = [i.encode() for i in columns.ids]
-        hashes = murmur2_many(keys)
+        hashes = key_hashes([i.encode() for i in columns.ids])
         window_ms = contract.monitoring.pane_ms
         starts = columns.event_time_ms // window_ms * window_ms
-        stays = self._stays(
-            records, columns, (hashes & np.uint32(0x7FFFFFFF)).astype(np.int64) % self._partitions
-        )
+        stays = self._stays(records, columns, hashes.partitions(self._partitions))
         in_time = starts + window_ms > self._meta.floor_ms.get(contract.model, BEGINNING_MS)
         if too_late := int((stays & ~in_time).sum()):
             self._measured.too_late[contract.model] = (
                 self._measured.too_late.get(contract.model, 0) + too_late
             )
-        addresses = addresses_of(records, columns, identities(keys, hashes))
+        addresses = addresses_of(records, columns, hashes)
         keep = stays & in_time
         if not keep.all():
             at = np.flatnonzero(keep)
@@ -220,76 +212,49 @@ class JoinCore:
             return
         segments = self._segments[contract.model]
         codes = segments.codes(columns.features)
-        found, window_of = np.unique(starts, return_inverse=True)
-        windows = [WindowKey(contract.model, int(start), window_ms) for start in found]
-        new, outcomes = self._index_rows(
-            columns, addresses, windows, window_of, segments.of_rows(codes, len(columns))
-        )
+        members = Members.of(columns, starts, segments, codes)
+        new, outcomes = self._index.add(
+            Arrivals(
+                members.kinds(), members.of_row, addresses.identity, addresses.check, columns.event_time_ms,
+                columns.score, columns.status, addresses.partition, addresses.offset, addresses.row,
+            ),
+            contract.monitoring.label_horizon,
+        )  # fmt: skip
         if not new.all():
             at = np.flatnonzero(new)
-            columns, addresses, window_of = columns.take(at), addresses.take(at), window_of[at]
+            columns, addresses, members = columns.take(at), addresses.take(at), members.take(at)
             codes = [code[at] for code in codes]
         if len(columns):
             references = self._references.get(contract.model, {})
-            self._windows.add(
-                columns, windows, window_of, segments.labels, codes, references, self._meta.prediction_ms
-            )
+            self._windows.add(columns, members, references, self._meta.prediction_ms)
             told = segments.categories(codes, len(columns))
             self._observed(prediction_block(columns, addresses, told))
         self._settle(contract, outcomes)
 
-    def _index_rows(
-        self,
-        columns: PredictionColumns,
-        addresses: Addresses,
-        windows: list[WindowKey],
-        window_of: NDArray[np.int64],
-        segments: list[tuple[str, ...]],
-    ) -> tuple[NDArray[np.bool_], list[Settled]]:
-        """Which rows are new, and the outcomes of labels that had waited for them."""
-        new = np.ones(len(columns), bool)
-        outcomes: list[Settled] = []
-        add = self._index.add
-        horizon_ms = columns.contract.monitoring.label_horizon
-        rows = zip(
-            columns.ids,
-            [windows[at] for at in window_of.tolist()],
-            columns.versions,
-            columns.role.tolist(),
-            columns.event_time_ms.tolist(),
-            columns.score.tolist(),
-            columns.latency_ms.tolist(),
-            columns.status.tolist(),
-            segments,
-            addresses.partition.tolist(),
-            addresses.offset.tolist(),
-            addresses.row.tolist(),
-            addresses.identity.tolist(),
-            strict=True,
-        )
-        for at, row in enumerate(rows):
-            settled = add(Entry(*row), horizon_ms)
-            if settled is None:
-                new[at] = False
-            elif settled:
-                outcomes += settled
-        return new, outcomes
-
-    def _labels(self, records: list[Record]) -> None:
-        good, bad = decode_labels(self._messages(records), self._contracts)
-        self._reject(records, bad, len(good) + len(bad))
-        where = partitions_of([label.prediction_id.encode() for _, _, label in good], self._partitions)
-        outcomes: dict[str, list[Settled]] = {}
+    def _labels(self, records: RecordBatch) -> None:
+        labels, bad = decode_labels(self._messages(records), self._contracts)
+        self._reject(records, bad, len(labels) + len(bad))
+        hashes = key_hashes([label.prediction_id.encode() for label in labels.labels])
+        here = hashes.partitions(self._partitions) == self._partition
+        for at in np.flatnonzero(~here).tolist():
+            record = records[int(labels.message[at])]
+            if HEADER_ORIGIN in record.headers:
+                here[at] = True
+            else:
+                label = labels.labels[at]
+                partition = partition_of(label.prediction_id.encode(), self._partitions)
+                self._send_on(record, int(labels.row[at]), label.prediction_id, partition)
+        of_model: dict[str, list[int]] = {}
+        for at in np.flatnonzero(here).tolist():
+            of_model.setdefault(labels.labels[at].model, []).append(at)
         oldest_ms = self._oldest_waiting_ms()
-        for (message, row, label), partition in zip(good, where.tolist(), strict=True):
-            if partition != self._partition and HEADER_ORIGIN not in records[message].headers:
-                self._send_on(records[message], row, label.prediction_id, partition)
-            elif settled := self._index.label(
-                label, oldest_ms[label.model], self._contracts[label.model].monitoring.label_horizon
-            ):
-                outcomes.setdefault(label.model, []).extend(settled)
-        for model, of_model in outcomes.items():
-            self._settle(self._contracts[model], of_model)
+        for model, places in of_model.items():
+            contract = self._contracts[model]
+            rows = LabelRows(
+                [labels.labels[at] for at in places], hashes.identity[places], hashes.check[places]
+            )
+            outcomes = self._index.label(rows, oldest_ms[model], contract.monitoring.label_horizon)
+            self._settle(contract, outcomes)
 
     def _oldest_waiting_ms(self) -> dict[str, int]:
         """By model: a label older than this no longer waits for its prediction.
@@ -303,14 +268,12 @@ class JoinCore:
             for model, contract in self._contracts.items()
         }
 
-    def _settle(self, contract: ModelContract, outcomes: list[Settled]) -> None:
-        """Put outcomes into their cells and on the way to the detectors. Predictions without a score have none."""
-        outcomes = [outcome for outcome in outcomes if outcome.entry.score == outcome.entry.score]
-        if outcomes:
-            arrays = OutcomeArrays.of(outcomes)
-            self._windows.settle(outcomes, arrays, contract.threshold)
-            segments = self._segments[contract.model]
-            self._observed(outcome_block(contract, outcomes, arrays, segments))
+    def _settle(self, contract: ModelContract, outcomes: OutcomeRows) -> None:
+        """Put outcomes into their cells and on the way to the detectors."""
+        if len(outcomes):
+            losses = outcomes.log_loss_nano()
+            self._windows.settle(outcomes, losses, contract.threshold)
+            self._observed(outcome_block(contract, outcomes, losses, self._segments[contract.model]))
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -363,7 +326,7 @@ class JoinCore:
                 self._outs.append(Out("observations", model.encode(), encode_block(block)))
         self._blocks = {}
 
-    def _reject(self, records: list[Record], bad: list[Bad], total: int) -> None:
+    def _reject(self, records: RecordBatch, bad: list[Bad], total: int) -> None:
         if bad:
             self._judge(records, bad, total)
         else:
@@ -374,7 +337,7 @@ class JoinCore:
         for one in bad:
             self._dead_letter(records[one.message], one)
 
-    def _judge(self, records: list[Record], bad: list[Bad], total: int) -> None:
+    def _judge(self, records: RecordBatch, bad: list[Bad], total: int) -> None:
         """Halt when a broken producer would empty the stream into ``dead-letters``.
 
         Nothing of this batch is committed then: after the repair it is read again.
@@ -419,7 +382,7 @@ class JoinCore:
     # -- state ----------------------------------------------------------------------------------------------------
 
     def changed_pieces(self) -> dict[str, bytes | None]:
-        pieces = self._windows.changed_pieces() | self._index.changed_pieces()
+        pieces = self._windows.changed_pieces() | self._pieces.changed()
         if self._meta_changed:
             m = self._meta
             values = [m.prediction_ms, m.feedback_ms, m.judged, m.bad, m.floor_ms]
@@ -435,13 +398,12 @@ class JoinCore:
         first_number = 0
         if "meta" in pieces:
             schema, *values = msgspec.msgpack.decode(pieces["meta"])
-            if schema not in _META_SCHEMAS_READ:
+            if schema != META_SCHEMA:
                 raise StateCorrupt(f"piece meta: schema {schema}, this code reads {META_SCHEMA}")
             self._meta = _Meta(*values[:5])
-            if schema > 2:
-                self._index.totals = msgspec.convert(values[5], dict[str, ModelCounts])
-                first_number = values[6]
-        self._index.restore(pieces, self._meta.floor_ms, self._oldest_waiting_ms(), first_number)
+            self._index.totals = msgspec.convert(values[5], dict[str, ModelCounts])
+            first_number = values[6]
+        self._pieces.restore(pieces, self._meta.floor_ms, self._oldest_waiting_ms(), first_number)
         self._evict()
         self._windows.restore(pieces)
 

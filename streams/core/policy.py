@@ -35,7 +35,7 @@ from schemas.ids import content_hash
 from schemas.record import POLICY, head_of, link
 from schemas.signing import Signer
 from schemas.verdicts import Family, SignalChanged, State
-from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
+from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
 from streams.core.incidents import (
     Incident,
     ModelState,
@@ -50,6 +50,7 @@ from streams.core.incidents import (
     summary,
     trace_headers,
 )
+from streams.core.records import Input, Record, one_by_one
 
 POLICY_SCHEMA = 2
 DAY_MS = 86_400_000
@@ -89,9 +90,9 @@ class PolicyCore:
             if record.contract is not None:
                 self._contracts[record.contract.model] = record.contract
 
-    def apply(self, records: Sequence[Record], now_ms: int) -> None:
+    def apply(self, records: Sequence[Input], now_ms: int) -> None:
         self._now_ms = now_ms
-        for record in records:
+        for record in one_by_one(records):
             if record.topic == "deployments":
                 self._deployment(record)
             elif record.headers.get(HEADER_KIND) == KIND_TICK:

@@ -6,7 +6,7 @@ A window lives in memory until its labels can no longer change it and ClickHouse
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -20,10 +20,11 @@ from schemas.contracts import ModelContract, Monitoring, Reference
 from schemas.errors import StateCorrupt
 from schemas.ids import ROLES
 from streams.core.aggregates import Cell, Counts, FeatureCounts, Outcomes, pack, unpack
-from streams.core.counting import OutcomeArrays, PredictionFacts, count_features
+from streams.core.counting import Members, PredictionFacts, count_features, count_outcomes, distinct
 from streams.core.delivery import Upsert
-from streams.core.join import Settled, WindowKey
+from streams.core.join_state import WindowKey
 from streams.core.maturity import count_labels
+from streams.core.outcomes import OutcomeRows
 
 WINDOW_SCHEMA = 3
 PREFIX = "window/"
@@ -105,62 +106,51 @@ class Windows:
     def add(
         self,
         columns: PredictionColumns,
-        windows: list[WindowKey],
-        window_of: NDArray[np.int64],
-        labels: list[list[str]],
-        codes: list[NDArray[np.int64]],
+        members: Members,
         references: Mapping[str, Reference],
         watermark_ms: int,
     ) -> None:
-        """Count predictions; row i is of ``windows[window_of[i]]`` and of segment ``labels[s][codes[s][i]]``.
-
-        Rows that come when their window has been closed are counted, and counted as late.
-        """
-        contract = columns.contract
-        model, lateness_ms = contract.model, contract.monitoring.allowed_lateness
-        closed = np.array([key.end_ms + lateness_ms <= watermark_ms for key in windows], bool)
-        late = closed[window_of]
+        """Count predictions. Rows that come when their window has been closed are counted, and counted as late."""
+        contract, monitoring = columns.contract, columns.contract.monitoring
+        model, lateness_ms = contract.model, monitoring.allowed_lateness
+        closed = np.array([w.end_ms + lateness_ms <= watermark_ms for w in members.windows], bool)[
+            members.window
+        ]
+        late = closed[members.of_row]
         if late.any():
             self.late[model] = self.late.get(model, 0) + int(late.sum())
-        versions = sorted(set(columns.versions))
-        index = {version: at for at, version in enumerate(versions)}
-        version_of = np.array([index[version] for version in columns.versions], np.int64)
-        base = (window_of * len(versions) + version_of) * len(ROLES) + columns.role
-        facts = PredictionFacts(columns, late)
-        everywhere = np.zeros(len(columns), np.int64)
-        for which, (names, code) in enumerate(zip([[""], *labels], [everywhere, *codes], strict=True)):
-            found, member = np.unique(base * len(names) + code, return_inverse=True)
-            member = member.astype(np.int64)
+        groups = len(members.window)
+        facts = PredictionFacts(columns, late, members.of_row, groups)
+        everywhere = np.zeros(groups, np.int64)
+        base = (members.window * len(members.versions) + members.version) * len(ROLES) + members.role
+        segments = [([""], everywhere), *zip(members.labels, members.segments, strict=True)]
+        for which, (names, code) in enumerate(segments):
+            found, of_group = distinct(base * len(names) + code)
             cells: list[tuple[str, Cell]] = []
             for one in found.tolist():
                 rest, segment = divmod(one, len(names))
                 rest, role = divmod(rest, len(ROLES))
-                window, version = divmod(rest, len(versions))
-                key = (versions[version], ROLES[role], names[segment])
-                group = self.group(windows[window])
-                group.span_ms = contract.monitoring.window
-                if closed[window]:
-                    group.close(contract.monitoring)
-                cells.append((versions[version], group.cell(key)))
+                window, version = divmod(rest, len(members.versions))
+                key = (members.versions[version], ROLES[role], names[segment])
+                group = self.group(members.windows[window])
+                group.span_ms = monitoring.window
+                if group.key.end_ms + lateness_ms <= watermark_ms:
+                    group.close(monitoring)
+                cells.append((members.versions[version], group.cell(key)))
                 group.touch("window_counts", key)
                 group.touch("window_outcomes", key)
                 if which == 0:
                     for feature in contract.feature_names:
                         group.touch("window_features", key, feature)
-            facts.count([cell for _, cell in cells], member)
+            facts.count([cell for _, cell in cells], of_group)
             if which == 0:
-                count_features(cells, member, columns, references)
+                count_features(cells, of_group[members.of_row], columns, references)
 
-    def settle(self, outcomes: Sequence[Settled], arrays: OutcomeArrays, threshold: float) -> None:
+    def settle(self, outcomes: OutcomeRows, losses_nano: NDArray[np.int64], threshold: float) -> None:
         """Add outcomes of one model and take back those they replace, in every cell of their predictions."""
-        places: dict[tuple[WindowKey, str, int, tuple[str, ...]], int] = {}
-        kinds = [
-            places.setdefault((e.window, e.version, e.role, e.segments), len(places))
-            for e in (outcome.entry for outcome in outcomes)
-        ]
         cells: dict[tuple[WindowKey, CellKey], int] = {}
         cells_of: list[list[int]] = []
-        for window, version, role, segments in places:
+        for window, version, role, segments in outcomes.kinds:
             keys = [(window, (version, ROLES[role], segment)) for segment in ("", *segments)]
             cells_of.append([cells.setdefault(key, len(cells)) for key in keys])
         found = []
@@ -168,9 +158,10 @@ class Windows:
             group = self.group(window)
             found.append(group.cell(key))
             group.touch("window_outcomes", key)
-        member = np.array(cells_of, np.int64)[np.array(kinds, np.int64)[arrays.source]]
-        arrays.count(found, member, threshold)
-        count_labels(found, np.array([window.start_ms for window, _ in cells], np.int64), member, arrays)
+        member = np.array(cells_of, np.int64)[outcomes.kind]
+        count_outcomes(found, member, outcomes, losses_nano, threshold)
+        starts_ms = np.array([window.start_ms for window, _ in cells], np.int64)
+        count_labels(found, starts_ms, member, outcomes, losses_nano)
 
     def advance(
         self, contracts: Mapping[str, ModelContract], watermark_ms: int, floor_ms: Mapping[str, int]

@@ -12,7 +12,8 @@ from schemas.contracts import ModelRecord
 from schemas.events import HEADER_KIND, KIND_TICK, Tick
 from schemas.observability import configure_logs
 from schemas.settings import MonitorSettings
-from streams.core.delivery import Manifest, Out, Record, StageContext, TopicPartition, Upsert
+from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
+from streams.core.records import Record
 from streams.monitor import run_monitor
 from streams.stages import Stage
 

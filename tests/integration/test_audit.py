@@ -26,7 +26,7 @@ from schemas.settings import ClickHouseSettings, KafkaSettings
 from schemas.signing import Signer
 from schemas.verdicts import Evidence, Family, SignalChanged, State, Verdict, Worst
 from streams.core.archive import log_rows
-from streams.core.delivery import Record
+from streams.core.records import Record
 from streams.sink import ClickHouseSink
 from tests.support_deploy import Wire
 

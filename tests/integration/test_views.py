@@ -14,14 +14,14 @@ import pytest
 
 from deploy.local.warehouse import LocalWarehouse
 from schemas import migrations
-from schemas.ids import identities, murmur2_many, partition_of
+from schemas.ids import key_hashes, partition_of
 from schemas.rows import TABLES
 from schemas.settings import ClickHouseSettings
 from schemas.verdicts import Evidence, Family, SignalChanged, State, Verdict, Worst
 from streams.core import oracle
 from streams.core.archive import log_rows
-from streams.core.delivery import Record
 from streams.core.oracle import Step
+from streams.core.records import Record
 from streams.sink import ClickHouseSink
 from tests.support_join import CONTRACT, HOUR, T0, Stream, join_core, prediction, truth
 
@@ -271,7 +271,7 @@ def test_a_signals_worst_events_are_found_in_the_log(settings: ClickHouseSetting
     """By the identity that detectors know: every one of 500 ids, its highest bits set or not, and nothing else."""
     ids = [f"flight-{at}-\u00e9" for at in range(500)]
     keys = [name.encode() for name in ids]
-    hashes = identities(keys, murmur2_many(keys)).tolist()
+    hashes = key_hashes(keys).identity.tolist()
     assert len({identity >> 63 for identity in hashes}) == 2
     worst = tuple(
         Worst(identity=i, time_ms=T0 + at, score=float(at)) for at, i in enumerate(hashes) if at % 100 == 7

@@ -16,9 +16,10 @@ from schemas.events import HEADER_KIND, KIND_TICK
 from schemas.ids import ROLES, RowId
 from schemas.settings import MonitorSettings
 from streams.core import oracle
-from streams.core.delivery import Manifest, Record, StageContext
+from streams.core.delivery import Manifest, StageContext
 from streams.core.oracle import Step
 from streams.core.pipeline import JoinCore, create
+from streams.core.records import Record
 
 T0 = 1_700_000_000_000 // 3_600_000 * 3_600_000
 MINUTE = 60_000

@@ -12,7 +12,8 @@ from enum import Enum
 from typing import Any
 
 from schemas.errors import Fenced
-from streams.core.delivery import Record, TopicPartition
+from streams.core.delivery import TopicPartition
+from streams.core.records import Record
 
 
 class Fate(Enum):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from streams.core.delivery import Loaded, Record, TopicPartition, Transaction, Upsert
+from streams.core.delivery import Loaded, TopicPartition, Transaction, Upsert
 from streams.core.pipeline import JoinCore
+from streams.core.records import Record
 from tests.simulation.process import Run
 
 

@@ -18,7 +18,6 @@ from streams.core.delivery import (
     Loaded,
     Manifest,
     Out,
-    Record,
     StageContext,
     TaskCore,
     TopicPartition,
@@ -28,6 +27,7 @@ from streams.core.delivery import (
 )
 from streams.core.ledger import Ledger
 from streams.core.pipeline import JoinCore
+from streams.core.records import Record
 from tests.simulation.log import Log
 from tests.simulation.world import INPUTS, MODEL, PARTITIONS
 

@@ -18,9 +18,10 @@ from schemas.errors import BadMessage
 from schemas.events import HEADER_KIND, DeadLetter
 from schemas.ids import ROLES, RowId
 from streams.core.archive import log_rows
-from streams.core.delivery import Record, TopicPartition, load
+from streams.core.delivery import TopicPartition, load
 from streams.core.join import ModelCounts
 from streams.core.pipeline import JoinCore
+from streams.core.records import Record
 from tests.simulation.log import Log
 from tests.simulation.process import STAGES, Run, Warehouse, sink
 from tests.simulation.world import (

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 import streams.core.join
-from streams.core.join import ENTRY_BYTES, FINGERPRINT_BYTES, MERGE_FAN
+import streams.core.join_pieces
+from streams.core.evicted import FINGERPRINT_BYTES
+from streams.core.join_pieces import MERGE_FAN
+from streams.core.join_rows import ROW_BYTES
 from streams.core.pipeline import JoinCore
 from tests.simulation.process import Run
 from tests.simulation.scheduler import Simulation, schedule
@@ -23,14 +26,14 @@ class Tight(Run):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         if isinstance(self.core, JoinCore):
-            self.core._index.bytes_max = ENTRIES_MAX * (ENTRY_BYTES + 3) + 40 * FINGERPRINT_BYTES
+            self.core._index.bytes_max = ENTRIES_MAX * ROW_BYTES + 40 * FINGERPRINT_BYTES
 
     def advance(self) -> None:
         super().advance()
         if isinstance(self.core, JoinCore):
             index = self.core._index
             assert index.bytes_held <= index.bytes_max, "never more than there is room for"
-            index.bytes_max = ENTRIES_MAX * (ENTRY_BYTES + 3) + index._gone_count * FINGERPRINT_BYTES
+            index.bytes_max = ENTRIES_MAX * ROW_BYTES + index.gone_count * FINGERPRINT_BYTES
 
 
 @pytest.mark.parametrize("merge_fan", [2, MERGE_FAN])
@@ -38,7 +41,8 @@ def test_what_was_evicted_is_still_counted_once_and_its_lost_labels_are_counted(
     merge_fan: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counts and features stay exact through duplicates and crashes; every prediction ends as one of three."""
-    monkeypatch.setattr(streams.core.join, "MERGE_FAN", merge_fan)
+    monkeypatch.setattr(streams.core.join_pieces, "MERGE_FAN", merge_fan)
+    monkeypatch.setattr(streams.core.join, "DEAD_MIN", 0)
     evicted = kills = 0
     for seed in range(1, 60):
         simulation = Simulation(schedule(Random(seed), 80), seed, Tight)

@@ -13,8 +13,9 @@ from schemas.contracts import Feature, ModelContract, ModelRecord, Monitoring
 from schemas.events import HEADER_KIND, HEADER_ORIGIN, KIND_TICK
 from schemas.ids import ROLES, partition_of
 from streams.core import oracle
-from streams.core.delivery import Record, TopicPartition
+from streams.core.delivery import TopicPartition
 from streams.core.oracle import Step
+from streams.core.records import Record
 
 MINUTE = 60_000
 T0 = 1_700_000_000_000 // 3_600_000 * 3_600_000

@@ -18,7 +18,7 @@ from schemas.events import (
 )
 from schemas.rows import TABLES
 from streams.core.archive import ARCHIVED, PartitionTime, log_rows
-from streams.core.delivery import Record
+from streams.core.records import Record
 
 AT_MS = 1_700_000_000_000
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.batches import chunk_scheduler, share_out
-from streams.core.delivery import Record
+from streams.core.records import Record
 
 
 def _fetched(offset: int) -> SimpleNamespace:

@@ -13,14 +13,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from schemas.arrow import encode_arrow_predictions
-from schemas.codecs import (
-    PredictionDecoder,
-    decode_labels,
-    encode_label,
-    encode_prediction,
-)
+from schemas.codecs import PredictionDecoder, encode_prediction
 from schemas.events import GroundTruth, PredictionMade
 from schemas.ids import partition_of
+from schemas.labels import decode_labels, encode_label
 from tests.support_join import CONTRACT, T0, prediction, truth
 
 DECODER = PredictionDecoder([CONTRACT, CONTRACT.model_copy(update={"model": "other"})])
@@ -107,13 +103,13 @@ def test_columns_hold_what_the_events_said() -> None:
     columns, bad = DECODER.decode([(None, value, False) for value in values])
     assert not bad
     flights, other = columns
-    assert (flights.ids, flights.versions) == (["a", "b"], ["v1", "v1"])
+    assert (flights.ids, flights.versions, flights.version.tolist()) == (["a", "b"], ("v1",), [0, 0])
     np.testing.assert_array_equal(flights.features, [[1.0, 2.5, 2.0], [2.0, np.nan, 3.0]])
     np.testing.assert_array_equal(flights.score, [0.75, np.nan])
     assert flights.role.tolist() == [0, 2]
     assert flights.status.tolist() == [0, 1]
     assert flights.payload_bytes.tolist() == [len(values[0]), len(values[1])]
-    assert (other.message.tolist(), other.latency_ms.tolist(), other.versions) == ([2], [7.25], ["v2"])
+    assert (other.message.tolist(), other.latency_ms.tolist(), other.versions) == ([2], [7.25], ("v2",))
 
 
 def test_what_the_encoders_write_the_decoders_read() -> None:
@@ -123,7 +119,7 @@ def test_what_the_encoders_write_the_decoders_read() -> None:
     assert (columns[0].ids, bad) == (["a"], [])
     key, value = encode_label(GroundTruth.model_validate(truth("a", revision=2)))
     good, bad = decode_labels([(key, value, False)], {"flights": CONTRACT})
-    assert [(label.prediction_id, label.revision) for _, _, label in good] == [("a", 2)]
+    assert [(label.prediction_id, label.revision) for label in good.labels] == [("a", 2)]
     assert bad == []
 
 

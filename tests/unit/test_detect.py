@@ -19,9 +19,9 @@ from schemas.blocks import BLOCK_SCHEMA, ObservationBlock, decode_block, encode_
 from schemas.contracts import ColumnReference, DetectorConfig, FalsePages, Feature
 from schemas.events import HEADER_KIND, Tick
 from schemas.verdicts import Family, SignalChanged, State
-from streams.core.delivery import Record
 from streams.core.detect import VERSIONS_MAX, DetectCore
 from streams.core.ordering import column_values, merged
+from streams.core.records import Record
 from streams.core.standings import in_words
 from tests.support_detect import (
     HOUR,

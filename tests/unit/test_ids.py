@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.ids import RowId, murmur2, murmur2_many, partition_of, partitions_of, stable_unit
+from schemas.ids import RowId, key_hashes, murmur2, murmur2_many, partition_of, partitions_of, stable_unit
 
 #: From the tests of Kafka's own Java client (UtilsTest.testMurmur2), as unsigned numbers.
 KAFKA = {
@@ -56,3 +56,17 @@ def test_a_callers_side_of_a_split_is_stable_and_spread_evenly() -> None:
     assert units == [stable_unit("m", str(at)) for at in range(2_000)]
     assert sum(unit < 0.1 for unit in units) == pytest.approx(200, abs=45)
     assert stable_unit("ab", "c") != stable_unit("a", "bc")
+
+
+def test_hashes_of_many_keys_are_those_of_each_alone() -> None:
+    """Neighbours of other lengths change nothing; equal keys are equal, others differ in all three."""
+    keys = [b"", b"a", b"a\0", b"abcd", b"abcdefg", b"abcdefgh", b"abcdefghi", bytes(41), bytes(42), b"a"]
+    together = key_hashes(keys)
+    alone = [key_hashes([key]) for key in keys]
+    assert together.murmur.tolist() == [murmur2(key) for key in keys]
+    assert together.identity.tolist() == [murmur2(key) << 32 | murmur2(key + b"\x01") for key in keys]
+    assert together.check.tolist() == [int(one.check[0]) for one in alone]
+    assert together.partitions(7).tolist() == [partition_of(key, 7) for key in keys]
+    for hashes in together:
+        assert len(set(hashes.tolist())) == len(set(keys))
+    assert len(key_hashes([]).identity) == 0

@@ -8,8 +8,9 @@ import pytest
 
 from schemas.contracts import ModelRecord
 from schemas.errors import DeliveryError
-from streams.core.delivery import Loaded, Manifest, Out, Record, TopicPartition, Upsert
+from streams.core.delivery import Loaded, Manifest, Out, TopicPartition, Upsert
 from streams.core.ledger import Ledger
+from streams.core.records import Record
 
 TP = ("predictions", 0)
 

@@ -14,7 +14,7 @@ import pytest
 from schemas.arrow import encode_arrow
 from schemas.errors import DeliveryError
 from schemas.events import MESSAGE_BYTES_MAX, REJECTIONS
-from streams.core.delivery import Record
+from streams.core.records import Record
 from tests.support_join import HOUR, T0, Stream, blocks, dead, join_core, prediction, truth
 
 Make = Callable[[Stream], Record]
@@ -197,7 +197,7 @@ def test_what_is_out_of_range_or_unknown_is_counted_and_not_rejected() -> None:
     assert np.isfinite(outcome.loss).all()
     rows = {u.key[7]: u.row for u in core.upserts() if u.table == "window_features"}
     assert rows["distance"][10] == rows["origin"][10] == 1
-    assert rows["origin"][-2] == {"(other)": 1}
+    assert rows["origin"][-3] == {"(other)": 1}
 
 
 def test_a_stream_that_is_mostly_bad_halts_instead_of_filling_dead_letters() -> None:

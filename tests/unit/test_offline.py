@@ -17,8 +17,9 @@ from schemas.ids import partition_of
 from schemas.settings import MonitorSettings
 from schemas.verdicts import Family, SignalChanged, State, Verdict
 from streams.core import offline
-from streams.core.delivery import Manifest, Record, StageContext
+from streams.core.delivery import Manifest, StageContext
 from streams.core.policy import PolicyCore
+from streams.core.records import Record
 
 CONTEXT = StageContext("policy", 0, 1, MonitorSettings())
 HARM = Rule(name="harm", severity="page", action="retrain", cooldown=2)

@@ -33,8 +33,9 @@ from schemas.events import HEADER_KIND, KIND_TICK, Tick
 from schemas.settings import MonitorSettings
 from schemas.signing import Signer, Verifier
 from schemas.verdicts import Family, SignalChanged, State, Verdict
-from streams.core.delivery import Out, Record, StageContext
+from streams.core.delivery import Out, StageContext
 from streams.core.policy import PolicyCore, Sign
+from streams.core.records import Record
 
 DAY = 86_400_000
 HARM = Rule(name="harm", detectors=("harm",), severity="page", action="retrain", cooldown=DAY)

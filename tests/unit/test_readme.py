@@ -18,13 +18,14 @@ import yaml
 from typer.testing import CliRunner
 
 from deploy.cli import app
-from deploy.local.warehouse import LocalWarehouse
 from deploy.http.bodies import VERBS
 from deploy.http.openapi import openapi_document
+from deploy.local.warehouse import LocalWarehouse
 from schemas import codecs
-from schemas.codecs import PredictionDecoder, decode_labels
+from schemas.codecs import PredictionDecoder
 from schemas.contracts import ModelContract
 from schemas.events import HEADER_FORMAT
+from schemas.labels import decode_labels
 from schemas.migrations import apply
 from schemas.settings import OTHER_KEYS, SERVICES, ClickHouseSettings
 

@@ -1,0 +1,164 @@
+"""The join index's rows as columns: some ninety bytes a prediction, and a batch of thousands is one copy.
+
+Rows stand in the order of their numbers, which count up for ever; a row that has left stays in place until the columns
+are packed. No text is kept: a prediction is known by 96 bits of its id and of its model's name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.core.hash_table import SLOT_BYTES, SLOTS_PER_ROW, HashTable
+
+NO_REVISION = -1
+#: What belongs to a row. ``link``: the next row of the same prediction id, -1 when there is none. ``kind``: code of what
+#: it shares with others. ``revision`` -1: no label yet.
+DTYPES: dict[str, str] = {
+    "number": "<i8",
+    "key": "<u8",
+    "check": "<u4",
+    "kind": "<i4",
+    "event_time_ms": "<i8",
+    "score": "<f8",
+    "status": "|i1",
+    "partition": "<i4",
+    "offset": "<i8",
+    "row": "<i4",
+    "revision": "<i4",
+    "label": "<f8",
+    "label_time_ms": "<i8",
+    "link": "<i4",
+    "alive": "|b1",
+}
+_GROWTH = 1.25
+#: Of a row in the columns and in the table over them, which on average are as far from full as this says.
+ROW_BYTES = round(
+    sum(np.dtype(d).itemsize for d in DTYPES.values()) * 1.12 + SLOT_BYTES * SLOTS_PER_ROW * 1.5
+)
+
+
+class JoinRows:
+    """Columns of ``size`` rows, each longer than that, and a table that finds them by their key.
+
+    The table knows the first row of a prediction id; further ones (other roles, other versions) are linked behind it.
+    """
+
+    number: NDArray[np.int64]
+    key: NDArray[np.uint64]
+    check: NDArray[np.uint32]
+    kind: NDArray[np.int32]
+    event_time_ms: NDArray[np.int64]
+    score: NDArray[np.float64]
+    status: NDArray[np.int8]
+    partition: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    row: NDArray[np.int32]
+    revision: NDArray[np.int32]
+    label: NDArray[np.float64]
+    label_time_ms: NDArray[np.int64]
+    link: NDArray[np.int32]
+    alive: NDArray[np.bool_]
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._table = HashTable()
+        for name, dtype in DTYPES.items():
+            setattr(self, name, np.zeros(16, dtype))
+
+    def append(self, rows: int, **columns: Any) -> NDArray[np.int64]:
+        """Put ``rows`` rows at the end, what is not given as zeros; their positions."""
+        start, end = self.size, self.size + rows
+        if end > len(self.number):
+            capacity = max(end, round(len(self.number) * _GROWTH))
+            for name, dtype in DTYPES.items():
+                longer = np.zeros(capacity, dtype)
+                longer[:start] = getattr(self, name)[:start]
+                setattr(self, name, longer)
+        for name, values in columns.items():
+            getattr(self, name)[start:end] = values
+        self.size = end
+        return np.arange(start, end)
+
+    def position_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where rows with these numbers stand; -1 for those that are not alive."""
+        at = np.searchsorted(self.number[: self.size], numbers)
+        inside = np.minimum(at, max(self.size - 1, 0))
+        there = (at < self.size) & (self.number[inside] == numbers) & self.alive[inside]
+        return np.where(there, at, -1)
+
+    def between(self, first: int, end: int) -> slice:
+        """The rows with numbers from ``first`` on and below ``end``."""
+        low, high = np.searchsorted(self.number[: self.size], [first, end])
+        return slice(int(low), int(high))
+
+    def living(self, first: int, end: int) -> NDArray[np.int64]:
+        """Positions of living rows with numbers from ``first`` on and below ``end``."""
+        within = self.between(first, end)
+        found: NDArray[np.int64] = np.flatnonzero(self.alive[within]) + within.start
+        return found
+
+    # -- by key ---------------------------------------------------------------------------------------------------
+
+    def has_room(self, rows: int) -> bool:
+        """Whether so many more may be entered."""
+        return self._table.has_room(rows)
+
+    def find(self, key: NDArray[np.uint64], check: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """The first row of each prediction, -1 where there is none."""
+        return self._table.find(key, check, self.key, self.check)
+
+    def enter(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Let rows that were appended be found, and live, unless their prediction has one: the first it has, else -1."""
+        other = self._table.claim(self.key[at], self.check[at], at, self.key, self.check)
+        self.alive[at] = other < 0
+        return other
+
+    def chain(self, head: int) -> list[int]:
+        """All rows of the prediction whose first one this is."""
+        found = [head]
+        while self.link[found[-1]] >= 0:
+            found.append(int(self.link[found[-1]]))
+        return found
+
+    def remove(self, at: NDArray[np.int64]) -> None:
+        """Rows leave."""
+        head = self.find(self.key[at], self.check[at])
+        alone = (head == at) & (self.link[at] < 0)
+        self.alive[at] = False
+        self._table.drop(self.key[at[alone]], at[alone])
+        for position in at[~alone].tolist():
+            self._unlink(position)
+
+    def _unlink(self, position: int) -> None:
+        key, after = self.key[position : position + 1], int(self.link[position])
+        head = int(self.find(key, self.check[position : position + 1])[0])
+        if head != position:
+            chain = self.chain(head)
+            self.link[chain[chain.index(position) - 1]] = after
+        elif after >= 0:
+            self._table.replace(int(key[0]), position, after)
+        else:
+            self._table.drop(key, np.array([position]))
+        self.link[position] = -1
+
+    def index(self, rows: int = 0) -> None:
+        """Make the table anew, with room for so many more rows."""
+        at = np.arange(self.size)
+        self._table.clear(2 * self.size + rows)
+        self.link[: self.size] = -1
+        other = self._table.claim(self.key[at], self.check[at], at, self.key, self.check)
+        for position in np.flatnonzero(other >= 0).tolist():
+            self.link[self.chain(int(other[position]))[-1]] = position
+
+    def pack(self) -> None:
+        """Close the gaps of rows that have left; ``index`` must follow."""
+        keep = np.flatnonzero(self.alive[: self.size])
+        capacity = max(16, round(len(keep) * _GROWTH))
+        for name, dtype in DTYPES.items():
+            packed = np.zeros(capacity, dtype)
+            packed[: len(keep)] = getattr(self, name)[keep]
+            setattr(self, name, packed)
+        self.size = len(keep)

@@ -1,0 +1,71 @@
+"""Outcomes as columns: what labels did to predictions, on the way to windows and detectors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.rows import NANO, PROBABILITY_MIN
+from streams.core.join_state import Kind
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeRows:
+    """``n`` outcomes of one model; what a revision takes back stands in front of what it puts in its place.
+
+    ``kind``: index into ``kinds``. ``sign``: -1 for one that is taken back. ``replaces``: 1 for one that replaces another.
+    Predictions without a score have no outcome.
+    """
+
+    kinds: list[Kind]
+    kind: Ints
+    identity: NDArray[np.uint64]
+    event_time_ms: Ints
+    score: Floats
+    status: NDArray[np.int8]
+    partition: NDArray[np.int32]
+    offset: Ints
+    row: NDArray[np.int32]
+    label: Floats
+    label_time_ms: Ints
+    sign: Ints
+    replaces: Ints
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def log_loss_nano(self) -> Ints:
+        """Log loss in 1e-9 nats, the score kept ``PROBABILITY_MIN`` away from 0 and 1.
+
+        Logarithms are the C library's, row by row: vectorised ones differ in the last bit from machine to machine.
+        """
+        p = np.clip(self.score, PROBABILITY_MIN, 1 - PROBABILITY_MIN)
+        positive = self.label == 1.0
+        losses = np.empty(len(p), np.float64)
+        losses[positive] = list(map(math.log, p[positive].tolist()))
+        losses[~positive] = list(map(math.log1p, (-p[~positive]).tolist()))
+        nano: Ints = np.rint(-losses * NANO).astype(np.int64)
+        return nano
+
+
+def joined(parts: list[OutcomeRows]) -> OutcomeRows:
+    """All of one model as one, in their order. At least one part."""
+    if len(parts) == 1:
+        return parts[0]
+    kinds: dict[Kind, int] = {}
+    codes = []
+    for part in parts:
+        places = [kinds.setdefault(kind, len(kinds)) for kind in part.kinds]
+        codes.append(np.array(places, np.int64)[part.kind])
+    columns = {
+        f.name: np.concatenate([getattr(part, f.name) for part in parts])
+        for f in fields(OutcomeRows)
+        if f.name not in ("kinds", "kind")
+    }
+    return OutcomeRows(kinds=list(kinds), kind=np.concatenate(codes), **columns)

@@ -1,0 +1,120 @@
+"""Input records, one by one and many at once: a core that works on columns is handed columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+_NO_HEADERS: Mapping[str, bytes] = {}
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """One input record. ``topic`` is the logical name (no prefix); ``timestamp_ms`` is the broker's, not event time."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Mapping[str, bytes] = _NO_HEADERS
+    timestamp_ms: int = 0
+
+
+class RecordBatch:
+    """Consecutive records of one partition as columns. ``headers``: of those that have any, by their place."""
+
+    __slots__ = ("headers", "keys", "offsets", "partition", "timestamps_ms", "topic", "values")
+
+    def __init__(
+        self,
+        topic: str,
+        partition: int,
+        offsets: NDArray[np.int64],
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+        headers: Mapping[int, Mapping[str, bytes]],
+        timestamps_ms: Sequence[int],
+    ) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.offsets = offsets
+        self.keys = keys
+        self.values = values
+        self.headers = headers
+        self.timestamps_ms = timestamps_ms
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> RecordBatch:
+        """Records of one partition, at least one."""
+        return cls(
+            records[0].topic,
+            records[0].partition,
+            np.array([r.offset for r in records], np.int64),
+            [r.key for r in records],
+            [r.value for r in records],
+            {at: r.headers for at, r in enumerate(records) if r.headers},
+            [r.timestamp_ms for r in records],
+        )
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, at: int) -> Record:
+        return Record(
+            self.topic,
+            self.partition,
+            int(self.offsets[at]),
+            self.keys[at],
+            self.values[at],
+            self.headers.get(at, _NO_HEADERS),
+            self.timestamps_ms[at],
+        )
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[at] for at in range(len(self)))
+
+    def part(self, start: int, end: int) -> RecordBatch:
+        """Those from place ``start`` on and before ``end``."""
+        if start == 0 and end == len(self):
+            return self
+        within = slice(start, end)
+        headers = {at - start: held for at, held in self.headers.items() if start <= at < end}
+        return RecordBatch(
+            self.topic, self.partition, self.offsets[within], self.keys[within], self.values[within], headers,
+            self.timestamps_ms[within],
+        )  # fmt: skip
+
+    def since(self, offset: int) -> RecordBatch:
+        """Those from ``offset`` on."""
+        return self.part(int(np.searchsorted(self.offsets, offset)), len(self))
+
+
+#: What a core is handed.
+Input = Record | RecordBatch
+
+
+def one_by_one(records: Iterable[Input]) -> Iterator[Record]:
+    """For a core that works record by record."""
+    for record in records:
+        if isinstance(record, Record):
+            yield record
+        else:
+            yield from record
+
+
+def batches(records: Iterable[Input]) -> Iterator[RecordBatch]:
+    """For a core that works on columns: neighbours of one topic together, in their order."""
+    alone: list[Record] = []
+    for record in records:
+        if alone and (isinstance(record, RecordBatch) or record.topic != alone[0].topic):
+            yield RecordBatch.of(alone)
+            alone = []
+        if isinstance(record, RecordBatch):
+            yield record
+        else:
+            alone.append(record)
+    if alone:
+        yield RecordBatch.of(alone)
