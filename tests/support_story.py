@@ -10,8 +10,8 @@ import numpy as np
 from schemas.blocks import ObservationBlock
 from schemas.events import Tick
 from schemas.verdicts import SignalChanged
-from streams.core.delivery import Record
 from streams.core.detect import DetectCore
+from streams.core.records import Record
 from tests.support_detect import HOUR, T0, outcomes, predictions, signals, tick
 
 DAYS = 5
