@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import deploy.demo
 from deploy.demo.flights import DAY_MS, Flights, month_start_ms
 from schemas.contracts import ModelContract, load_contract
-from streams.core.delivery import Record
+from streams.core.records import Record
 from streams.sink import Sink
 from tests.support_join import Stream, join_core
 
