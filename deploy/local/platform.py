@@ -382,7 +382,13 @@ class Platform:
                 (self.data_dir / STATE_FILE).unlink()
 
     def _write_state(self) -> None:
+        shared = {
+            name: value
+            for name, value in self.environment().items()
+            if name.startswith("DRIFTLINE_") and not name.endswith("__INSTANCE")
+        }
         state: dict[str, Any] = {
+            "environment": shared | {"DRIFTLINE_API": self.api_url},
             "pid": os.getpid(),
             "started": psutil.Process().create_time(),
             "kafka": self._kafka.bootstrap,
