@@ -161,8 +161,9 @@ class FetOnlineSpec(OnlineSpec):
 
     alternative: Literal["greater", "less"] = "greater"
     smoothing: float = Field(default=0.99, gt=0, le=1, description="Weight of the newest window's statistic.")
-    decision: float = Field(
-        default=0.5, description="On loss: a score at or above it is a positive decision."
+    decision: float | None = Field(
+        default=None,
+        description="On loss: a score at or above it is a positive decision; default: the contract's.",
     )
 
     def inputs(self, context: Context) -> list[Input]:

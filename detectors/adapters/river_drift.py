@@ -147,8 +147,9 @@ class RiverDriftSpec(ColumnAlarmSpec):
 
     name: str = "ADWIN"
     params: dict[str, Any] = Field(default_factory=dict, description="Of the class's constructor.")
-    decision: float = Field(
-        default=0.5, description="For detectors of errors: a score at or above it is positive."
+    decision: float | None = Field(
+        default=None,
+        description="For detectors of errors: a score at or above it is positive; default: the contract's.",
     )
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from detectors.base import Context, Detector, Rows
 from detectors.joint_shift.classifier import ClassifierSpec
 from detectors.joint_shift.encode import UNIT, Encoder, Projection, weights
 from detectors.joint_shift.mmd import MmdSpec, RandomFeatures
-from detectors.joint_shift.moving import group_variance, run_rows, tail_point
+from detectors.joint_shift.moving import group_variance, tail_point
 from detectors.joint_shift.pca import PcaSpec, Reconstruction
 from detectors.registry import spec_class
 from schemas.contracts import ColumnReference, FalsePages, Reference
@@ -206,13 +206,17 @@ def test_what_lies_within_the_zone_never_drifts(kind: str) -> None:
 
 
 def test_the_budget_is_turned_into_rows_by_the_references_traffic() -> None:
-    """Thirty days at 1,000 rows a day; without times the option counts."""
+    """Thirty days at 1,000 rows a day; without a budget, and without times, it is not known."""
     sample = np.random.default_rng(0).normal(size=(100, 2))
     timed = context_of(sample, rows=10_000, from_ms=0, to_ms=10 * 86_400_000)
     budget = FalsePages(max=1, per=30 * 86_400_000)
     with_budget = Context(timed.columns, timed.categories, "features", timed.reference, false_pages=budget)
-    assert run_rows(with_budget, 5) == pytest.approx(30_000)
-    assert run_rows(timed, 5) == 5
+    assert with_budget.budget_rows == pytest.approx(30_000)
+    assert timed.budget_rows is None
+    timeless = context_of(sample, rows=10_000).reference
+    assert (
+        Context(timed.columns, timed.categories, "features", timeless, false_pages=budget).budget_rows is None
+    )
 
 
 # -- change -----------------------------------------------------------------------------------------------------------
