@@ -136,3 +136,16 @@ def test_no_label_is_a_negative_only_after_its_horizon(client: Client) -> None:
     np.testing.assert_array_equal(taken.labels, labels[mature])
     assert taken.origin.unlabelled == int((labels[mature] == 0).sum())
     assert (taken.origin.unlabelled_are, taken.origin.backed_off_by) == ("negative", "label horizon")
+
+
+def test_a_busy_models_predictions_are_thinned_by_their_ids(client: Client) -> None:
+    """The same every fourth row whenever it is asked for, with its label, spread over the span."""
+    until = archive(client)
+    whole = take_snapshot(client, CONTRACT, until)
+    thin = take_snapshot(client, with_training(rows_max=500), until)
+    assert (whole.origin.sampled_every, thin.origin.sampled_every) == (1, 4)
+    assert 350 < len(thin) < 650
+    at = np.flatnonzero(np.isin(whole.prediction_ids, thin.prediction_ids))
+    assert whole.take(at).content_hash() == thin.content_hash()
+    assert (thin.origin.unlabelled, thin.origin.backed_off_by) == (0, "measured")
+    assert thin.event_ms[-1] - thin.event_ms[0] > 0.95 * (whole.event_ms[-1] - whole.event_ms[0])
