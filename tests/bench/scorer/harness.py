@@ -26,7 +26,7 @@ from schemas.ids import partitions_of
 from schemas.settings import KafkaSettings
 from tests.bench.scorer.subjects import MODEL, register
 
-WAIT_S = 120.0
+WAIT_S = 240.0
 
 
 @contextmanager
