@@ -133,19 +133,19 @@ def test_the_tail_of_equal_shares_is_chi_squared(freedom: int, tail: float) -> N
 
 
 def test_the_tail_of_unequal_shares_is_that_of_draws() -> None:
-    """Of 200,000 draws no more than one in a thousand lies beyond it, and not many fewer."""
+    """Of 100,000 draws no more than one in a thousand lies beyond it, and not many fewer."""
     shares = 0.7 ** np.arange(20)
-    draws = (np.random.default_rng(8).chisquare(1, (200_000, 20)) * shares).sum(axis=1)
+    draws = (np.random.default_rng(8).chisquare(1, (100_000, 20)) * shares).sum(axis=1)
     beyond = float((draws > tail_point(shares, float(np.log(1e-3)))).mean())
     assert 0.6e-3 < beyond < 1.1e-3
     assert tail_point(np.zeros(3), -5.0) == 0.0
 
 
 def test_an_e_detector_of_the_classifier_grows_no_faster_than_cells() -> None:
-    """The mean evidence of 150 streams from the reference's own law, without a zone, is at most one a cell."""
+    """The mean evidence of 60 streams from the reference's own law, without a zone, is at most one a cell."""
     rng = np.random.default_rng(9)
     grown = []
-    for _ in range(150):
+    for _ in range(60):
         sample = rng.normal(size=(400, 3))
         detector = built("classifier-two-sample", sample, cell_rows=20, effect_min=0.0)
         detector.update(Rows.of(rng.normal(size=(200, 3)), np.arange(200)))
