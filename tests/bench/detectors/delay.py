@@ -62,9 +62,11 @@ from tests.budget import FLIGHT_CATEGORIES, flight_rows, moved_to_edge, referenc
 
 Floats = NDArray[np.float64]
 #: Rows from one stream without drift to an alarm, for every detector alike.
-RUN_ROWS = 5_000
-BEFORE = 1_000
-AFTER = 4_000
+RUN_ROWS = 2_000
+BEFORE = 500
+#: Streams a cell that the rows to fit on are stated for: more streams, as many times more rows.
+_REPEATS = 50
+AFTER = 2_000
 COLUMNS = 10
 _SHARES = (0.4, 0.3, 0.2, 0.1)
 _SHARES_MOVED = (0.3, 0.3, 0.2, 0.2)
@@ -241,11 +243,11 @@ def _torn(before: Floats, other: Floats, at: int) -> Callable[[Floats], Floats]:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One row of a table. ``rows``: to fit its threshold on; ``dear``: fewer streams by this factor."""
+    """One row of a table. ``rows``: to fit its threshold on, at 50 streams a cell; ``dear``: fewer streams by this factor."""
 
     name: str
     trace: Callable[[], Trace]
-    rows: int = 1_000_000
+    rows: int = 250_000
     dear: int = 1
 
 
@@ -260,12 +262,12 @@ def subjects(world: World) -> list[Subject]:
     return [
         Subject("drift-e", lambda: Whole(DriftETrace(run, whole))),
         Subject("drift-e, no joint bets", lambda: Whole(DriftETrace(without, whole))),
-        Subject("adwin", lambda: AdwinTrace(AdwinSpec(), world.reference, numbers.columns), 500_000, 2),
-        Subject("kswin", lambda: KswinTrace(KswinSpec(), len(numbers.columns), 5), 300_000, 4),
-        Subject("page-hinkley", lambda: PageHinkleyTrace(PageHinkleySpec(), world.reference, numbers.columns), 500_000),
+        Subject("adwin", lambda: AdwinTrace(AdwinSpec(), world.reference, numbers.columns), 80_000, 3),
+        Subject("kswin", lambda: KswinTrace(KswinSpec(), len(numbers.columns), 5), 40_000, 5),
+        Subject("page-hinkley", lambda: PageHinkleyTrace(PageHinkleySpec(), world.reference, numbers.columns), 80_000, 3),
         Subject("cusum", lambda: Whole(CusumTrace(CusumSpec(), whole))),
-        Subject("CVM, windows of 200 rows", lambda: Whole(WindowTrace(windows, numbers), NUMERIC), 400_000),
-        Subject("CVM, a sliding window of 100", lambda: CvmTrace(100, world.reference, numbers.columns), 600_000),
+        Subject("CVM, windows of 200 rows", lambda: Whole(WindowTrace(windows, numbers), NUMERIC), 60_000, 5),
+        Subject("CVM, a sliding window of 100", lambda: CvmTrace(100, world.reference, numbers.columns), 120_000, 2),
         Subject("mmd", lambda: Whole(MovingTrace(MmdSpec(), whole))),
     ]  # fmt: skip
 
@@ -274,11 +276,11 @@ def one_world(world: World, repeats: int) -> str:
     """The table of one population."""
     rows: list[list[object]] = []
     for subject in subjects(world):
-        found = fitted(subject.trace(), world.source, RUN_ROWS, subject.rows)
+        found = fitted(subject.trace(), world.source, RUN_ROWS, subject.rows * repeats // _REPEATS)
         _say_run(world, subject.name, found)
         enough = max(8, repeats // subject.dear)
         cells = [_cell(world, subject.name, found.player, name, enough) for name in world.changes]
-        rows.append([subject.name, _run(found), *cells])
+        rows.append([subject.name, _run(found), enough, *cells])
     rows.append(_oracle_row(world, repeats))
     controls: dict[str, tuple[Player, object]] = {
         "alarms at random": (Chance(RUN_ROWS), f"{RUN_ROWS}"),
@@ -287,20 +289,20 @@ def one_world(world: World, repeats: int) -> str:
     }
     for control, (player, run) in controls.items():
         cells = [_cell(world, control, player, name, 4 * repeats) for name in world.changes]
-        rows.append([control, run, *cells])
+        rows.append([control, run, 4 * repeats, *cells])
     title = f"Delay in rows, {world.name}, {RUN_ROWS:,} rows between alarms without drift"
-    return table(title, ["detector", "realised run (95 %)", *world.changes], rows)
+    return table(title, ["detector", "realised run (95 %)", "streams", *world.changes], rows)
 
 
 def _oracle_row(world: World, repeats: int) -> list[object]:
     """Each change has an oracle of its own; the realised run is the shortest and the longest of them."""
     cells, runs = [], []
     for name in world.changes:
-        found = fitted(LlrTrace(world.oracles[name]), world.source, RUN_ROWS, 600_000)
+        found = fitted(LlrTrace(world.oracles[name]), world.source, RUN_ROWS, 250_000 * repeats // _REPEATS)
         _say_run(world, f"oracle of {name}", found)
         runs.append(found.realised)
         cells.append(_cell(world, "oracle", found.player, name, repeats))
-    return ["oracle CUSUM", f"{min(runs):.0f} to {max(runs):.0f}", *cells]
+    return ["oracle CUSUM", f"{min(runs):.0f} to {max(runs):.0f}", repeats, *cells]
 
 
 def _run(found: Fitted) -> str:

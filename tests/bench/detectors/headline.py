@@ -76,10 +76,9 @@ def candidates() -> list[tuple[str, Player]]:
         }
         reference = Reference(columns=columns, rows=rows, sample=sampled.sample)
         context = Context(tuple(columns), (0,) * COLUMNS, "features", reference)
-        for cell in (8, 4):
-            for joint in (True, False):
-                name = f"drift-e, {title}, cells of {cell}" + ("" if joint else ", no joint bets")
-                found.append((name, Ours(DriftESpec(run=RUN, cell_rows=cell, joint=joint), context)))
+        for cell in (4, 2, 1):
+            name = f"drift-e, {title}, cells of {cell}"
+            found.append((name, Ours(DriftESpec(run=RUN, cell_rows=cell), context)))
     return found
 
 
