@@ -20,6 +20,7 @@ from schemas.control import (
     PauseReason,
     Phase,
     Severity,
+    Standing,
 )
 from schemas.rollout import Metric
 from schemas.verdicts import State
@@ -237,7 +238,11 @@ def measured(machine: Machine, message: Measured) -> None:
 
 
 def _read(
-    machine: Machine, message: Measured, held: dict[str, MetricState], since_ms: int
+    machine: Machine,
+    message: Measured,
+    held: dict[str, MetricState],
+    since_ms: int,
+    baseline: dict[str, float],
 ) -> list[tuple[Metric, MetricState]]:
     """The metrics that this message moved on. What was measured before, or partly before ``since_ms``, is no news."""
     known = {metric.name: metric for metric in machine.rollout.metrics}
@@ -248,7 +253,7 @@ def _read(
             continue
         if before is not None and message.event_time_ms <= before.event_time_ms:
             continue
-        reading = analysis.read(metric, m, machine.now.baseline.get(metric.name))
+        reading = analysis.read(metric, m, baseline.get(metric.name))
         moved.append((metric, analysis.advance(before, reading, m.rows, message.event_time_ms)))
     return moved
 
@@ -256,7 +261,7 @@ def _read(
 def _measured_candidate(machine: Machine, message: Measured) -> None:
     now = machine.now
     at = message.event_time_ms
-    moved = _read(machine, message, now.metrics, now.step_since_ms)
+    moved = _read(machine, message, now.metrics, now.step_since_ms, {})
     if not moved or now.rollout_since_ms is None:
         return
     machine.set(metrics=now.metrics | {metric.name: state for metric, state in moved})
@@ -273,7 +278,7 @@ def _measured_stable(machine: Machine, message: Measured, since_ms: int) -> None
     now = machine.now
     at = message.event_time_ms
     moved = []
-    for metric, state in _read(machine, message, now.watch, since_ms):
+    for metric, state in _read(machine, message, now.watch, since_ms, now.baseline):
         # A life is longer than a step: a failure long ago is not held against it.
         failures = state.failures if state.failures > _failures(now.watch.get(metric.name)) else 0
         moved.append((metric, state.model_copy(update={"failures": failures})))
@@ -281,6 +286,9 @@ def _measured_stable(machine: Machine, message: Measured, since_ms: int) -> None
     for metric, state in moved:
         _tell(machine, metric, state, message.version, at)
     for metric, state in moved:
+        if state.standing is Standing.PASSED:
+            key = f"breach/{message.version}/{metric.name}"
+            machine.resolve(key, message.version, at, f"{metric.name} is within its limit again")
         if not (metric.watch and metric.gates and not metric.judge and analysis.breached(metric, state)):
             continue
         because = (analysis.because(metric, state),)

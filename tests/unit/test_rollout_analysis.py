@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from schemas.contracts import CanaryStep, Rollout
 from schemas.control import (
+    DeployRequested,
     Measurement,
     Outcome,
     OverrideRequested,
@@ -66,6 +67,18 @@ def test_a_limit_may_be_relative_to_the_stable_version(compare: str, passed: boo
     play = watched(metric(limit=limits[compare], compare=compare, failures_max=9))
     play.measure(HOUR, value("p99", HOUR, 110, reference=100, reference_rows=1_000))
     assert (play.now.metrics["p99"].standing is Standing.PASSED) is passed
+
+
+def test_a_candidate_is_not_compared_with_the_version_before_the_stable_one() -> None:
+    """Without enough rows of the stable version beside it there is nothing to compare with."""
+    ctr = Metric(name="ctr", source="business", compare="change", limit=-0.1)
+    play = watched(ctr)
+    play.measure(DAY, value("ctr", DAY, 50, reference=50, reference_rows=1_000))
+    play.tick(DAY)
+    assert (play.now.stable, play.now.baseline) == ("2", {"ctr": 50})
+    play.ask(DeployRequested, DAY, version="3")
+    play.measure(DAY + HOUR, value("ctr", DAY + HOUR, 50, reference=9, reference_rows=3), version="3")
+    assert play.now.metrics["ctr"].standing is Standing.MISSING
 
 
 @pytest.mark.parametrize(("allowed", "candidate"), [(0, None), (1, "2")])

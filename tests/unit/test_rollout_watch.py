@@ -65,6 +65,10 @@ def test_a_breach_without_a_way_back_pages_once_and_keeps_answering() -> None:
         play.measure(day * DAY, value("p99", day * DAY, 300))
     assert play.now.weights == {"2": 1.0}
     assert [(alert.status, alert.severity) for alert in play.alerts] == [("trigger", Severity.PAGE)]
+    play.measure(4 * DAY - HOUR, value("p99", 4 * DAY - HOUR, 50))
+    assert play.alerts[-1].status == "resolve"
+    play.measure(4 * DAY, value("p99", 4 * DAY, 300))
+    assert play.alerts[-1].status == "trigger"
     play.ask(DeployRequested, 4 * DAY, version="3", steps=())
     assert play.alerts[-1].status == "resolve"
 
