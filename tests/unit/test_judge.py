@@ -53,7 +53,9 @@ def test_much_of_the_same_is_no_worse() -> None:
     assert pairs(100_000, 0.0, 0.0, **ERRORS).finding is Finding.NO_WORSE
 
 
-@pytest.mark.parametrize(("effect", "finding"), [(0.0019, Finding.WORSE), (0.0021, Finding.UNDECIDED), (0.0025, Finding.NO_WORSE)])
+@pytest.mark.parametrize(
+    ("effect", "finding"), [(0.0019, Finding.WORSE), (0.0021, Finding.UNDECIDED), (0.0025, Finding.NO_WORSE)]
+)
 def test_harm_needs_a_size_that_matters(effect: float, finding: Finding) -> None:
     """0.3 % beside 0.1 % of a million requests is certain; whether it matters is the contract's word, from all sides."""
     said = rates(3_000, 1_000_000, 1_000, 1_000_000, lower_is_better=True, effect=effect, alpha=0.05)
