@@ -19,7 +19,7 @@ app = typer.Typer(
 )
 
 for _command in (
-    local.demo, local.up, local.down, local.status, local.logs, chaos.chaos,
+    local.demo, local.up, local.down, local.status, local.env, local.logs, chaos.chaos,
     remote.deployments, remote.gates, remote.deploy, remote.rollback, remote.promote, remote.pause, remote.resume, remote.retrain,
     remote.approve, remote.reject, remote.override, audit.audit,
     documents.schemas, documents.metrics,

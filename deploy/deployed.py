@@ -39,6 +39,7 @@ def in_use(revisions: Sequence[Deployment], targets: int) -> dict[str, str]:
         if revision.stable is not None and revision.stable not in stable:
             stable.append(revision.stable)
     found.update((version, "was stable: a rollback target") for version in stable[:targets])
+    found.update((proven.version, "proven: a rollback target") for proven in newest.proven)
     found.update((version, "kept warm") for version in newest.warm)
     found.update((version, "shadow") for version in newest.shadow)
     if newest.previous is not None:

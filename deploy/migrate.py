@@ -5,17 +5,20 @@ from __future__ import annotations
 import clickhouse_connect
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
+from schemas import retention
 from schemas.errors import WarehouseError
 from schemas.migrations import Migration, apply
 from schemas.settings import ClickHouseSettings
 
 
 def migrate(clickhouse: ClickHouseSettings) -> list[Migration]:
-    """Make the database and apply what is not applied yet; returns that. Raises WarehouseError."""
+    """Make the database, apply what is not applied yet (returned) and the lives of rows. Raises WarehouseError."""
     try:
         with clickhouse_connect.get_client(**clickhouse.client(database="default")) as client:
             client.command(f"CREATE DATABASE IF NOT EXISTS {clickhouse.database}")
         with clickhouse_connect.get_client(**clickhouse.client()) as client:
-            return apply(client)
+            applied = apply(client)
+            retention.apply(client, clickhouse.retention)
+            return applied
     except ClickHouseError as error:
         raise WarehouseError(f"ClickHouse at {clickhouse.host}:{clickhouse.port}: {error}") from error

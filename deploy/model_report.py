@@ -10,8 +10,13 @@ from deploy.registry import APPROVALS_NEEDED, Approval, ContractLink, feature_di
 from schemas.contracts import ModelVersion
 
 
-def card(record: ModelVersion, link: ContractLink | None, approvals: Sequence[Approval]) -> str:
-    """A model card in Markdown, from what is on record alone."""
+def card(
+    record: ModelVersion,
+    link: ContractLink | None,
+    approvals: Sequence[Approval],
+    notes: Mapping[str, Any] | None = None,
+) -> str:
+    """A model card in Markdown, from what is on record alone. ``notes``: the registry's, of a version trained here."""
     reference = record.reference
     lines = [f"# {record.model} {record.version}", "", (link and link.purpose) or "(no purpose given)", ""]
     lines += [
@@ -24,6 +29,7 @@ def card(record: ModelVersion, link: ContractLink | None, approvals: Sequence[Ap
         f"- Trained on event times {record.trained_from_ms} to {record.trained_to_ms} (ms since 1970)",
         f"- Reference: {reference.rows} rows, {reference.from_ms} to {reference.to_ms}, mean loss {reference.loss_mean}",
         "",
+        *_making(notes or {}),
         "## Metrics",
         "",
         *([f"- {name}: {value:.6g}" for name, value in sorted(record.metrics.items())] or ["- (none)"]),
@@ -53,6 +59,25 @@ def card(record: ModelVersion, link: ContractLink | None, approvals: Sequence[Ap
     if not reference.columns:
         lines.append("- It has no reference: detectors that need one stay inconclusive.")
     return "\n".join(lines) + "\n"
+
+
+def _making(notes: Mapping[str, Any]) -> list[str]:
+    """How a version trained here came about: which rows, which weighting, judged against whom."""
+    origin, judged = notes.get("snapshot.json"), notes.get("training.json")
+    if not isinstance(origin, Mapping) or not isinstance(judged, Mapping):
+        return []
+    hours = origin.get("backed_off_ms", 0) / 3_600_000
+    unused = f"{origin.get('unlabelled')} had no label, {origin.get('left_out')} were outside the contract"
+    return [
+        "## How it was made",
+        "",
+        f"- Rows: {origin.get('rows')} of {origin.get('predictions')} predictions; {unused}",
+        f"- Labels: the span ends {hours:.1f} h before the request ({origin.get('backed_off_by')})",
+        f"- Trainer: {origin.get('trainer')}; rows weighted: {judged.get('weighting')}",
+        f"- Judged: {judged.get('detail') or 'there was no version before it'}",
+        f"- Handed to the controller: {'yes' if judged.get('handed_over') else 'no'}",
+        "",
+    ]
 
 
 def difference(

@@ -57,6 +57,7 @@ MANIFEST = "manifest.json"
 SIGNATURE = "signature.json"
 PRUNED = ".pruned"
 APPROVALS = "approvals"
+DRAFT, GONE = ".draft-", ".gone-"
 
 
 class Registry:
@@ -183,6 +184,14 @@ class Registry:
         (directory / f".{name}").rename(directory / name)
         return approval
 
+    def notes(self, model: str, version: str) -> dict[str, Any]:
+        """The version's notes by name, read as JSON, after their checksums were checked."""
+        _, artifact = self.load(model, version)
+        try:
+            return {name: json.loads(text) for name, text in sorted(artifact.notes.items())}
+        except ValueError as error:
+            raise RegistryError(f"{model}/{version}: a note is no JSON: {error}") from error
+
     def approvals(self, model: str, version: str) -> list[Approval]:
         """Approvals of the version as it is, oldest first. Raises SignatureError when one is not by a trusted key."""
         record = self.record(model, version)
@@ -207,12 +216,23 @@ class Registry:
         directory = self.root / model
         (directory / PRUNED).mkdir(exist_ok=True)
         (directory / PRUNED / version).touch()
-        gone = directory / f".gone-{version}"
+        gone = directory / f"{GONE}{version}"
         try:
             (directory / version).rename(gone)
         except OSError as error:
             raise RegistryError(f"{model}/{version} cannot be removed: {error}") from error
         shutil.rmtree(gone)
+
+    def sweep(self, model: str, before_ms: int) -> list[str]:
+        """Delete what a process that died left half written or half deleted before wall-clock time ``before_ms``; returns
+        the names."""
+        gone = []
+        for path in sorted((self.root / model).glob(".*")):
+            unfinished = path.name.startswith((DRAFT, GONE))
+            if unfinished and path.is_dir() and path.stat().st_mtime_ns // 1_000_000 < before_ms:
+                shutil.rmtree(path, ignore_errors=True)
+                gone.append(path.name)
+        return gone
 
     def find_by_cause(self, model: str, cause: str) -> ModelVersion | None:
         """The version that was registered for ``cause``, so that a request that was worked on twice yields one.
@@ -306,13 +326,14 @@ class Registry:
         directory = self.root / model
         directory.mkdir(parents=True, exist_ok=True)
         target = directory / version
-        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=directory))
+        draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=directory))
         try:
             for name, data in files.items():
                 with (draft / name).open("wb") as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
+            _settle(draft)
             try:
                 # A rename onto a directory that has files in it fails, so two writers cannot both win.
                 draft.rename(target)
@@ -320,6 +341,7 @@ class Registry:
                 raise _Taken(
                     f"{model}/{version} is registered already; a version never changes: use a new one"
                 ) from error
+            _settle(directory)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
@@ -392,6 +414,15 @@ def _code() -> str:
         return f"driftline {package_version('driftline')}"
     except PackageNotFoundError:
         return "driftline, not installed"
+
+
+def _settle(directory: Path) -> None:
+    """Names in ``directory`` survive a loss of power from here on."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class _Taken(RegistryError):

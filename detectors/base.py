@@ -99,7 +99,7 @@ class Context:
     ``categories``: 0 for a numeric column, else the number of codes including the one for unknown values.
     ``features``: the contract's declaration of each column that is a feature, by name (range, nullable, categories).
     ``false_pages`` is the model's whole budget, ``share`` this detector's part of it. ``trained_to_ms``: end of the
-    version's training data. ``cache`` holds calibrations by content hash: dear to compute, equal for equal content, may
+    version's training data. ``decision``: scores at or above it are positive decisions. ``cache`` holds calibrations by content hash: dear to compute, equal for equal content, may
     be empty at any time.
     """
 
@@ -113,6 +113,7 @@ class Context:
     seed: int = 0
     features: Mapping[str, Feature] = field(default_factory=dict)
     trained_to_ms: int | None = None
+    decision: float = 0.5
     cache: MutableMapping[str, bytes] = field(default_factory=dict)
 
     @property
@@ -120,6 +121,15 @@ class Context:
         """This detector's part of the budget as event time between its false alarms; None without a budget."""
         budget = self.false_pages
         return None if budget is None else budget.per / (budget.max * self.share)
+
+    @property
+    def budget_rows(self) -> float | None:
+        """The same in rows, at the traffic of the reference; None without a budget, or a reference with times."""
+        reference, budget_ms = self.reference, self.budget_ms
+        if budget_ms is None or reference is None or reference.from_ms is None or reference.to_ms is None:
+            return None
+        span_ms = reference.to_ms - reference.from_ms
+        return budget_ms * reference.rows / span_ms if span_ms > 0 and reference.rows > 0 else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,5 +91,6 @@ def context_of(
         seed=seed,
         features=declared,
         trained_to_ms=trained_to_ms,
+        decision=contract.threshold,
         cache={} if cache is None else cache,
     )

@@ -234,6 +234,9 @@ class Training(Document):
 
     span: DurationMs = 60 * 86_400_000
     rows_min: int = Field(default=1_000, ge=10)
+    rows_max: int = Field(
+        default=500_000, ge=10, description="Of more predictions, every k-th by the hash of its id is taken."
+    )
     holdout: float = Field(
         default=0.2, gt=0, lt=0.9, description="Latest share of the rows, kept to judge on."
     )

@@ -388,7 +388,9 @@ class Deployment(Message):
     strategy: str = "canary"
     requested_by: str = Field(default="", description="Who asked for the rollout that is under way.")
     entered: int = Field(default=0, description="Revision at which the candidate came in.")
-    rollout_since_ms: int | None = Field(default=None, description="Event time of the first stage; None before it.")
+    rollout_since_ms: int | None = Field(
+        default=None, description="Event time of the first stage; None before it."
+    )
     gate: GateState | None = None
     gates_passed: tuple[str, ...] = Field(default=(), description="Ids of this rollout's gates that opened.")
     metrics: dict[str, MetricState] = Field(

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from schemas.contracts import DurationMs
 from schemas.errors import ConfigurationError
+from schemas.retention import RETENTION_MS_MIN, TIME_COLUMNS
 
 ENV_PREFIX = "DRIFTLINE_"
 CONFIG_FILE = "DRIFTLINE_CONFIG"
@@ -130,6 +131,25 @@ class ClickHouseSettings(Section):
     certificate_file: Path | None = None
     key_file: Path | None = None
     timeout: DurationMs = 30_000
+    retention: dict[str, DurationMs] = Field(
+        default={},
+        description="By table, how long its rows are kept (by event time; 0 or not named: for ever). `driftline migrate` "
+        "applies it.",
+    )
+
+    @field_validator("retention")
+    @classmethod
+    def _of_known_tables(cls, value: dict[str, int]) -> dict[str, int]:
+        for table, kept_ms in value.items():
+            if table not in TIME_COLUMNS:
+                raise ValueError(
+                    f"no table {table!r} with an age; there are {', '.join(sorted(TIME_COLUMNS))}"
+                )
+            if 0 < kept_ms < RETENTION_MS_MIN:
+                raise ValueError(
+                    f"{table}: rows are kept for an hour at least, or for ever (0), not {kept_ms} ms"
+                )
+        return value
 
     def client(self, **extra: Any) -> dict[str, Any]:
         """Keyword arguments of ``clickhouse_connect.get_client``."""

@@ -17,7 +17,7 @@ from schemas.errors import DeliveryError, Fenced
 from schemas.settings import KafkaSettings
 from schemas.topics import state_partition
 from streams.broker import ASK_TIMEOUT_S, Absence, answers, log_bounds
-from streams.core.delivery import Loaded, Out, Transaction, load
+from streams.core.delivery import Out, Transaction, newest_of
 from streams.failpoints import failpoint
 
 log = logging.getLogger(__name__)
@@ -58,9 +58,9 @@ class TaskStore:
         self._state_partition = state_partition(stage, partition, kafka.input_partitions)
         self._producer: Producer | None = None
 
-    def open(self) -> Loaded:
-        """Fence the previous owner and read what it committed; waits for a broker that is away. Raises StateCorrupt,
-        DeliveryError."""
+    def open(self) -> dict[bytes, bytes]:
+        """Fence the previous owner and read what it committed, the newest record of each key; waits for a broker that is
+        away. Raises DeliveryError."""
         producer = Producer(
             self._kafka.producer(
                 **{
@@ -80,7 +80,7 @@ class TaskStore:
                 f"task {self.task}: its transactional id cannot be initialised: {error}"
             ) from error
         self._producer = producer
-        return load(self.task, read_to_end(self._kafka, self._state_topic, self._state_partition))
+        return newest_of(self.task, read_to_end(self._kafka, self._state_topic, self._state_partition))
 
     def commit(self, transaction: Transaction) -> None:
         """Write all of ``transaction`` or nothing; waits for a broker that is away. Raises Fenced when another owner has

@@ -21,7 +21,7 @@ from schemas.events import HEADER_KIND
 from schemas.observability import Metrics
 from streams.batches import Chunk
 from streams.broadcast import Broadcast, model_records
-from streams.core.delivery import StageContext, TaskCore, Transaction, Upsert
+from streams.core.delivery import StageContext, TaskCore, TopicPartition, Transaction, Upsert, assembled
 from streams.core.ledger import Ledger
 from streams.core.records import Input, Record, RecordBatch
 from streams.failpoints import failpoint
@@ -90,14 +90,17 @@ class Task:
 
     async def open(self) -> None:
         """Fence the previous owner, load, restore. Raises DeliveryError when input was deleted before it was read."""
-        await self._io(self._open)
+        newest = await self._io(self._store.open)
+        starts = await self._io(log_starts, self._kafka, self.inputs)
+        # Never in the I/O threads: msgspec learns a type at its first use, and a second thread that meets it half
+        # learnt ends the process in native code.
+        await self._cpu(self._restore, newest, starts)
         self._offer(await self._cpu(self.core.upserts))
         self.ready = True
         self._shared.metrics.set("driftline_task_ready", 1, **self._labels)
 
-    def _open(self) -> None:
-        loaded = self._store.open()
-        starts = log_starts(self._kafka, self.inputs)
+    def _restore(self, newest: Mapping[bytes, bytes], starts: Mapping[TopicPartition, int]) -> None:
+        loaded = assembled(self.name, newest)
         ledger = self._ledger
         ledger.open(loaded, starts, self._known, time.time_ns() // 1_000_000)
         self._received = dict(ledger.next)

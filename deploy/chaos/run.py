@@ -156,7 +156,8 @@ class _Run:
         breaking = threading.Thread(target=injector.run, args=(self._faults, began), daemon=True)
         breaking.start()
         try:
-            platform.wait(max(0.0, began + seconds - time.monotonic()))
+            if platform.wait(max(0.0, began + seconds - time.monotonic())):
+                raise PlatformError(platform.failure or "the platform was stopped in the middle of the run")
             load.finish()
             breaking.join(DRAIN_S)
             loaded_s = time.monotonic() - began

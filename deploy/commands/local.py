@@ -54,7 +54,8 @@ def up(
         console.print(
             f"\nStatus page  {platform.api_url}\nKafka        {platform.kafka.bootstrap}\n"
             f"Warehouse    http://{platform.clickhouse.host}:{platform.clickhouse.port}\n"
-            f"Data         {platform.data_dir}\n\nCtrl-C stops everything.\n",
+            f"Data         {platform.data_dir}\n\n"
+            'Commands in another terminal find it by: eval "$(driftline env)"\nCtrl-C stops everything.\n',
             highlight=False,
         )
         platform.wait()
@@ -122,6 +123,19 @@ def status(
         _table(rows)
     if not all(row["alive"] for row in rows):
         raise typer.Exit(1)
+
+
+def env(data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """Print what another shell needs to speak to what `up` started: eval "$(driftline env)"."""
+    import shlex
+
+    from deploy.local.platform import read_state
+
+    state = read_state(data_dir.expanduser())
+    if state is None:
+        raise PlatformError(f"no platform runs over {data_dir.expanduser()}; `driftline up` starts one")
+    for name, value in state["environment"].items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
 
 
 def _table(rows: list[dict[str, Any]]) -> None:

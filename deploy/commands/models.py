@@ -81,6 +81,7 @@ def show(model: Model, version: Version, root: Root = DEFAULT_ROOT, as_json: AsJ
     data["reference_rows"] = record.reference.rows
     data["contract"] = None if link is None else asdict(link)
     data["approvals"] = [asdict(approval) for approval in registry.approvals(model, version)]
+    data["notes"] = registry.notes(model, version)
     if as_json:
         _print(data)
         return
@@ -168,9 +169,10 @@ def card(model: Model, version: Version, root: Root = DEFAULT_ROOT) -> None:
     from deploy import model_report
 
     registry = _registry(root)
-    approvals = registry.approvals(model, version)
+    approvals, notes = registry.approvals(model, version), registry.notes(model, version)
     typer.echo(
-        model_report.card(registry.record(model, version), registry.link(model, version), approvals), nl=False
+        model_report.card(registry.record(model, version), registry.link(model, version), approvals, notes),
+        nl=False,
     )
 
 
@@ -289,6 +291,8 @@ def prune(
     for one in found:
         if not one.why and not dry_run:
             registry.remove(model, one.version)
+    if not dry_run:
+        registry.sweep(model, wall_ms() - _DAY_MS)
     if as_json:
         _print([{"version": one.version, "kept": bool(one.why), "why": one.why} for one in found])
         return

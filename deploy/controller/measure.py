@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import clickhouse_connect
+from clickhouse_connect.driver.client import Client
 
-from deploy.controller.queries import archived_ms, measure
+from deploy.controller.queries import measure
 from deploy.core.schedule import Due, due
 from deploy.process import wall_ms
+from deploy.training.extract import archived_ms
 from schemas.contracts import ModelContract
 from schemas.control import Command, Deployment, Measured, Measurement
 from schemas.errors import DriftlineError
@@ -144,10 +146,10 @@ class Measurer:
         except Exception as error:  # noqa: BLE001 - whatever the warehouse does, it is an error of the measurement
             return _errors(task, metrics, f"{type(error).__name__}: {error}")
 
-    def _archived(self, client: object, to_ms: int) -> bool:
+    def _archived(self, client: Client, to_ms: int) -> bool:
         until = wall_ms() + self._timeout_ms
         while not self._stopping.is_set():
-            reached = archived_ms(client, self._partitions)  # type: ignore[arg-type]
+            reached = archived_ms(client, self._partitions)
             if reached is not None and reached >= to_ms:
                 return True
             if wall_ms() >= until:
@@ -155,9 +157,9 @@ class Measurer:
             self._stopping.wait(_PATIENCE_S)
         return False
 
-    def _one(self, client: object, task: Due, metric: Metric, start: int) -> Measurement:
+    def _one(self, client: Client, task: Due, metric: Metric, start: int) -> Measurement:
         try:
-            return measure(client, task, metric, start)  # type: ignore[arg-type]
+            return measure(client, task, metric, start)
         except Exception as error:  # noqa: BLE001 - one wrong query does not hide the others
             return _errors(task, [(metric, start)], f"{type(error).__name__}: {error}")[0]
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
+
+from clickhouse_connect.driver.client import Client
 
 from deploy.core.schedule import Due
 from schemas.control import Measurement
 from schemas.errors import WarehouseError
 from schemas.rollout import Metric
 
-#: Topics whose rows the figures are made of.
-SOURCES = ("predictions", "feedback")
-#: A contract's own query may read, for this long, and this much.
-QUERY_SETTINGS: Mapping[str, Any] = {"readonly": 1, "max_execution_time": 20, "max_result_rows": 10}
+#: A contract's own query may read, for this long, and this much; 2 is read-only with settings such as these.
+QUERY_SETTINGS: dict[str, Any] = {"readonly": 2, "max_execution_time": 20, "max_result_rows": 10}
 
 _SPAN = (
     "model = {model:String} AND event_time > fromUnixTimestamp64Milli({from_ms:Int64}, 'UTC') "
@@ -53,38 +53,9 @@ PAIRED_LOSS = (
     f"INNER JOIN ({_LABELS}) AS l USING (prediction_id) "
     "WHERE c.version = {version:String} AND s.version = {beside:String})"
 )
-ARCHIVED = (
-    "SELECT topic, partition, max(event_time_ms) FROM archive_progress WHERE topic IN {topics:Array(String)} "
-    "GROUP BY topic, partition"
-)
 
 
-class Rows(Protocol):
-    """What a query gives back."""
-
-    @property
-    def result_rows(self) -> Sequence[Sequence[Any]]: ...
-
-
-class Warehouse(Protocol):
-    """The part of a ClickHouse client that measuring needs."""
-
-    def query(
-        self, query: str, parameters: Mapping[str, Any], settings: Mapping[str, Any] | None = None
-    ) -> Rows: ...
-
-
-def archived_ms(warehouse: Warehouse, partitions: int) -> int | None:
-    """Event time up to which the warehouse holds every prediction and label; None while a partition has not spoken."""
-    rows = warehouse.query(ARCHIVED, parameters={"topics": list(SOURCES)}).result_rows
-    reached = {(str(topic), int(partition)): int(event_ms) for topic, partition, event_ms in rows}
-    wanted = [(topic, partition) for topic in SOURCES for partition in range(partitions)]
-    if any(address not in reached for address in wanted):
-        return None
-    return min(reached[address] for address in wanted)
-
-
-def measure(warehouse: Warehouse, task: Due, metric: Metric, from_ms: int) -> Measurement:
+def measure(warehouse: Client, task: Due, metric: Metric, from_ms: int) -> Measurement:
     """One metric out of the warehouse. What the client raises passes through."""
     span = {"metric": metric.name, "from_ms": from_ms, "to_ms": task.at_ms}
     parameters: dict[str, Any] = {

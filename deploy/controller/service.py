@@ -48,6 +48,9 @@ from schemas.verdicts import SignalChanged
 log = logging.getLogger(__name__)
 _LOOK_S = 0.05
 _TRANSACTION_S = 30.0
+#: So many records of `control` after its last revision a model gets one that changes nothing but where to read on from: a
+#: restart never reads more, however long a model has been left in peace.
+CHECKPOINT_RECORDS = 100_000
 _FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
 
 
@@ -174,6 +177,14 @@ class Controller:
             self._looked_ms = self._time_ms
             self._measurer.look(states, self.view.contract, self._time_ms)
         self._webhooks.look(states, self.view.contract, self._time_ms)
+        self._checkpoint(states)
+
+    def _checkpoint(self, states: list[Deployment]) -> None:
+        for state in states:
+            read = sum(self._offsets.values()) - sum(state.control_offsets.get(p, 0) for p in self._offsets)
+            if read > CHECKPOINT_RECORDS:
+                again = state.model_copy(update={"revision": state.revision + 1})
+                self._publish(state.model, Step(again, again))
 
     def _hear(self, topic: str, message: Message) -> None:
         value = message.value()
@@ -382,5 +393,8 @@ class Controller:
     def close(self) -> None:
         self._measurer.close()
         self._webhooks.close()
+        self._commands.close()
+        if self._producer is not None:
+            self._producer.close()
         if self._input is not None:
             self._input.close()

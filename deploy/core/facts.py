@@ -12,6 +12,8 @@ ACTOR = "controller"
 RUNBOOKS = {
     "rollback-unproven": "After the rollback the version does not compute what was recorded at its approval. Compare the "
     "artifact's digest and the scorer's provider; deploy a version that proves.",
+    "ended": "A rollout ended without success. The decision holds the evidence; a version that was rolled back comes again "
+    "under a new name only.",
     "sick": "Nothing is rolled back onto this version until its golden set is proven or somebody overrides with a reason. "
     "Look at the scorer's log for why it cannot be loaded or run.",
     "fallback": "No healthy version is left: the fallback score answers. Deploy a version or ask for a retrain.",

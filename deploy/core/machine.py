@@ -200,11 +200,17 @@ class Machine:
         )  # fmt: skip
 
     def _resolve_alerts(self) -> None:
-        """What is said of a version ends when it has left; the fallback's when a version answers again."""
+        """What is said of a version ends when it has left; the fallback's when a version answers again, a rollout's end
+        when another begins."""
         on = versions(self.now.stable, self.now.candidate)
         for key in self.now.alerting:
             kind, version = key.split("/", 2)[:2]
-            gone = self.now.stable is not None if kind == "fallback" else version not in on
+            if kind == "fallback":
+                gone = self.now.stable is not None
+            elif kind in ("rolled-back", "rollout-failed"):
+                gone = self.now.phase not in (Phase.ROLLED_BACK, Phase.FAILED)
+            else:
+                gone = version not in on
             if gone:
                 self.resolve(key, version, max(self.now.event_time_ms, self.world.time_ms, 0), "over")
 

@@ -8,7 +8,7 @@ from deploy.core import strategies
 from deploy.core.facts import RUNBOOKS
 from deploy.core.gates import waiting
 from deploy.core.machine import NO_ROLLOUT, Machine, Reply, versions
-from schemas.control import Because, Command, Outcome, Phase, Severity
+from schemas.control import Because, Command, Measured, Outcome, Phase, Severity
 from schemas.rollout import GateKind
 
 
@@ -168,8 +168,20 @@ def drop(
     machine.set(proven=tuple(p for p in now.proven if p.version not in machine.now.tripped))
     default = "rolled-back" if phase is Phase.ROLLED_BACK else "rollout-failed"
     machine.fact(kind or default, cause, f"v{version}: {why}", version=version, time_ms=at, because=because)
+    if kind is None and (cause is None or isinstance(cause, Measured)):
+        tell_of_end(machine, default, version, why, at, because)
     if now.stable is not None and now.stable in now.sick and had_traffic:
         _leave_sick(machine, cause, now.stable, at)
+
+
+def tell_of_end(
+    machine: Machine, kind: str, version: str, why: str, at_ms: int, because: tuple[Because, ...]
+) -> None:
+    """What the controller ended by itself, nobody else tells of; it stands until the next rollout."""
+    machine.alert(
+        f"{kind}/{version}", Severity.TICKET, version, f"{machine.now.model}: v{version} {kind}", why, at_ms,
+        runbook=RUNBOOKS["ended"], because=because,
+    )  # fmt: skip
 
 
 def _leave_sick(machine: Machine, cause: Any, stable: str, at_ms: int) -> None:
@@ -226,6 +238,8 @@ def leave_stable(
     machine.set(previous=next(iter(machine.targets(target)), None))
     machine.fact("rolled-back", cause, f"v{version} to v{target}: {why}", version=version,
                  time_ms=at_ms, because=because)  # fmt: skip
+    if isinstance(cause, Measured):
+        tell_of_end(machine, "rolled-back", version, why, at_ms, because)
     return None
 
 

@@ -44,6 +44,8 @@ SERVICES: dict[str, tuple[str, ...]] = {
 #: What the services need: started before them, stopped after them.
 STORES = ("kafka", "warehouse")
 STATE_FILE = "platform.json"
+#: A store that starts again over much data on a busy machine may take its time.
+REVIVE_S = 180.0
 FREE_BYTES_MIN = 512 * 1024 * 1024
 RESTARTS_MAX = 6
 RESTART_WINDOW_S = 60.0
@@ -123,6 +125,8 @@ class Platform:
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
         self._revived = dict.fromkeys(STORES, 0)
+        #: Stores that are being started again: alive, and not yet there.
+        self._reviving: set[str] = set()
         self._lock = threading.Lock()
         self.failure: str | None = None
 
@@ -283,19 +287,22 @@ class Platform:
     def _revive_stores(self) -> None:
         try:
             died = [name for name in STORES if not self.alive(name)]
+            self._reviving = set(died)
             if "kafka" in died:
                 self._say("kafka", "died; starting it again over the same data")
                 port = int(self._kafka.bootstrap.rpartition(":")[2])
                 self._kafka.stop()
                 self._kafka.start(self.data_dir / "kafka", port)
-                self._kafka.wait_ready()
+                self._kafka.wait_ready(REVIVE_S)
+                self._reviving.discard("kafka")
                 self._say("kafka", "ready again")
             if "warehouse" in died:
                 self._say("warehouse", "died; starting it again over the same data")
                 port = self._warehouse.port
                 self._warehouse.stop()
                 self._warehouse.start(self.data_dir / "warehouse", port)
-                self._warehouse.wait_ready()
+                self._warehouse.wait_ready(REVIVE_S)
+                self._reviving.discard("warehouse")
                 self._say("warehouse", "ready again")
             for name in died:
                 self._revived[name] += 1
@@ -347,7 +354,9 @@ class Platform:
 
     def ready(self, name: str) -> bool:
         """Whether it is there and, for a service, has said that it is ready since it was last started."""
-        return self.alive(name) and (name in STORES or self._services[name].ready())
+        return self.alive(name) and (
+            name not in self._reviving if name in STORES else self._services[name].ready()
+        )
 
     @property
     def restarted(self) -> dict[str, int]:
@@ -382,7 +391,13 @@ class Platform:
                 (self.data_dir / STATE_FILE).unlink()
 
     def _write_state(self) -> None:
+        shared = {
+            name: value
+            for name, value in self.environment().items()
+            if name.startswith("DRIFTLINE_") and not name.endswith("__INSTANCE")
+        }
         state: dict[str, Any] = {
+            "environment": shared | {"DRIFTLINE_API": self.api_url},
             "pid": os.getpid(),
             "started": psutil.Process().create_time(),
             "kafka": self._kafka.bootstrap,

@@ -107,7 +107,7 @@ function entry(cls, color, title, extra, time, text) {
   item.append(row, node("div", "text", text));
   return item;
 }
-const shade = kind => /roll.*back|fail|refus|reject|trip|halt/.test(kind) ? "bad" : /pass|promot|succe|regist|resolved|approv/.test(kind) ? "good" : /pause|alert|wait|overrid/.test(kind) ? "warn" : "info";
+const shade = kind => /proven/.test(kind) ? "good" : /roll.*back|fail|refus|reject|trip|halt/.test(kind) ? "bad" : /pass|promot|succe|regist|resolved|approv/.test(kind) ? "good" : /pause|alert|wait|overrid/.test(kind) ? "warn" : "info";
 const fact = (d, withModel) => entry("", shade(d.kind), words(d.kind), [withModel && d.model, d.version && named(d.version), d.actor].filter(Boolean).join(" · "), d.event_time_ms, d.detail);
 
 function showTime(time) {

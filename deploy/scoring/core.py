@@ -128,8 +128,24 @@ class ScoringCore:
             else:
                 if row is not None:
                     rows.append(row)
-        self._answer(scored, now_ms)
+        self._answer(scored, rows, now_ms)
         return scored
+
+    def reroute(self, scored: Scored, now_ms: int) -> None:
+        """Score again what a version answered that must not be served any more; the rest stays as it is."""
+        away = [row for row in scored.rows if row.route.version in self.models[row.head.model].unhealthy]
+        if not away:
+            return
+        for row in away:
+            head, model = row.head, self.models[row.head.model]
+            plan = model.routes.plan(model.unhealthy)
+            unit = caller_unit(head.model, head.entity or head.request_id) if plan.splits else 0.0
+            row.route = plan.route(head.event_time_ms, unit)
+            row.score, row.status, row.error = None, "ok", None
+        shadowed, scored.shadowed = scored.shadowed, []
+        self._answer(scored, away, now_ms)
+        again = {row.head.request_id for row in away}
+        scored.shadowed += [one for one in shadowed if one.prediction_id not in again]
 
     def shadow(self, job: ShadowJob) -> list[PredictionOut]:
         """What a shadow makes of requests that were answered; its latency is its own, without the wait for its turn.
@@ -195,17 +211,14 @@ class ScoringCore:
             model if model in self.models else "",
         )
 
-    def _answer(self, scored: Scored, now_ms: int) -> None:
+    def _answer(self, scored: Scored, rows: Sequence[Row], now_ms: int) -> None:
+        """Give ``rows``, which are some or all of ``scored``'s, their scores, and say what shadows are owed for all."""
         answering: dict[tuple[str, str], list[Row]] = defaultdict(list)
-        shadowing: dict[tuple[str, str], list[Row]] = defaultdict(list)
-        for row in scored.rows:
-            route = row.route
-            if route.version is None:
+        for row in rows:
+            if row.route.version is None:
                 self._fall_back(row)
             else:
-                answering[row.head.model, route.version].append(row)
-            for shadow in route.shadows:
-                shadowing[row.head.model, shadow].append(row)
+                answering[row.head.model, row.route.version].append(row)
         for (name, version), group in answering.items():
             results, why = self._infer(name, version, group)
             for row, (score, error) in zip(group, results, strict=True):
@@ -214,10 +227,10 @@ class ScoringCore:
                     row.error, row.status = error, "error"
             self._judge(name, version, why, now_ms)
         scored.done_ms = self._clock_ms()
-        scored.shadows = [ShadowJob(name, version, rows) for (name, version), rows in shadowing.items()]
         if self._shadows_inline:
-            scored.shadowed = [one for job in scored.shadows for one in self.shadow(job)]
-            scored.shadows = []
+            scored.shadowed = [one for job in _shadow_jobs(rows) for one in self.shadow(job)]
+        else:
+            scored.shadows = _shadow_jobs(scored.rows)
 
     def _judge(self, name: str, version: str, why: str | None, now_ms: int) -> None:
         """A batch of which no row got a score counts against its version's breaker."""
@@ -267,6 +280,14 @@ class ScoringCore:
         compiled = self.models[row.head.model].compiled
         assert compiled is not None
         row.score, row.status = compiled.contract.fallback_score, "fallback"
+
+
+def _shadow_jobs(rows: Sequence[Row]) -> list[ShadowJob]:
+    owed: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        for version in row.route.shadows:
+            owed[row.head.model, version].append(row)
+    return [ShadowJob(name, version, group) for (name, version), group in owed.items()]
 
 
 def _trace(record: Record, request_id: str) -> str:

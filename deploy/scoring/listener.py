@@ -65,6 +65,7 @@ class Listener:
         self._trying: set[tuple[str, str]] = set()
         self._background = Background(self._queue.put)
         self._live = False
+        self._left = False
         self.event_time_ms = 0
 
     def start(self) -> None:
@@ -98,6 +99,11 @@ class Listener:
                 continue
             for record in heard:
                 self._apply(record)
+
+    def take_left(self) -> bool:
+        """Whether a version was taken off the traffic since this was last asked."""
+        left, self._left = self._left, False
+        return left
 
     def close(self) -> None:
         self._stop.set()
@@ -204,6 +210,7 @@ class Listener:
         for command, outcome in model.trips.deployment(deployment, self.event_time_ms, wall_ms()):
             self._tell(command, outcome)
         if self._live and before is not None and _left_a_version(before, deployment):
+            self._left = True
             self._prove(deployment)
 
     def _wanted(self, name: str) -> list[str]:
@@ -299,6 +306,7 @@ class Listener:
             extra={"model": command.model, "version": command.version, "trace_id": command.trace_id},
         )
         if outcome is Trip.TRIPPED:
+            self._left = True
             failpoint("scorer.tripped")
             self._metrics.count("driftline_trips_total", model=command.model, version=command.version)
             newest = self._core.model(command.model).routes.newest

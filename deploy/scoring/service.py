@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from confluent_kafka import OFFSET_STORED, Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, Producer, TopicPartition
 
 from deploy.core.microbatch import MicroBatch
 from deploy.failpoints import failpoint
@@ -43,8 +43,11 @@ _HOUSEKEEPING_MS = 1_000
 _ROOM_S = 0.5
 #: How long a rebalance may wait for what is being written; what does not make it is read by the next owner.
 _DRAIN_S = 8.0
-#: Writers that may hang for ever in one process, each with a producer and its connections.
-_ABANDONED_MAX = 8
+#: Writers that may be replaced without one transaction in between, and that may hang at a time, each with a producer and
+#: its connections.
+_REPLACED_MAX = 8
+#: How long a question to the broker may hold up the loop.
+_CALL_S = 2.0
 
 
 def run(settings: ScorerSettings, stop: threading.Event | None = None, metrics: Metrics | None = None) -> int:
@@ -106,7 +109,8 @@ class Scorer:
         )
         self._moved = False
         self._paused = False
-        self._abandoned = 0
+        self._hung: list[Writer] = []
+        self._replaced = 0
         self._name = f"{kafka.topic_prefix}driftline-scorer-{section.instance}"
         self._reports = Reports(
             kafka, section.instance, self._core, signer, lambda: self._listener.event_time_ms
@@ -135,12 +139,12 @@ class Scorer:
         log.info("scorer %s is ready", self._settings.scorer.instance, extra={"event": "ready"})
         next_ms = 0
         while not stop.is_set():
-            self._listener.apply_pending()
             writer = self._watch(writer)
+            self._hear(writer)
             if writer.state is State.READY and self._has_room(writer):
                 self._gather()
                 if self._batch.wait_ms(time.perf_counter() * 1_000) == 0:
-                    self._listener.apply_pending()
+                    self._hear(writer)
                     self._answer(writer)
             else:
                 self._stand_by()
@@ -155,7 +159,7 @@ class Scorer:
         self._consumer.close()
         self._shadows.close()
         self._reports.close()
-        return ended and not self._abandoned
+        return ended and not any(writer.alive for writer in self._hung)
 
     def _new_writer(self) -> Writer:
         return Writer(
@@ -168,6 +172,7 @@ class Scorer:
 
     def _committed(self, jobs: Sequence[Job]) -> None:
         """On the writer's thread: what is visible is counted, and its shadows are owed."""
+        self._replaced = 0
         for job in jobs:
             job.scored.count(self._metrics)
             self._shadows.offer(job.scored.shadows)
@@ -190,17 +195,28 @@ class Scorer:
         if not stuck:
             return writer
         writer.abandon()
-        self._abandoned += 1
-        if self._abandoned > _ABANDONED_MAX:
+        self._hung = [*(one for one in self._hung if one.alive), writer]
+        self._replaced += 1
+        if max(len(self._hung), self._replaced) > _REPLACED_MAX:
             raise DeliveryError(
-                f"{_ABANDONED_MAX} transactional producers of this process no longer answer: start it anew"
+                f"{self._replaced} producers in a row failed, the last one with: {writer.error}"
             )
-        log.error("the Kafka client no longer answers: its producer is left behind and a new one takes over")
+        log.error(
+            "the producer hangs or is broken: it is left behind and a new one takes over: %s", writer.error
+        )
         self._metrics.count("driftline_writers_replaced_total")
         self._writer = self._new_writer()
         # Only once the new one has fenced the old one is it sure what was committed.
         self._moved = True
         return self._writer
+
+    def _hear(self, writer: Writer) -> None:
+        """Take in what was heard. After a rollback nothing that the version said and that is not being written is written."""
+        self._listener.apply_pending()
+        if self._listener.take_left():
+            for job in writer.recall():
+                self._core.reroute(job.scored, wall_ms())
+                writer.submit(job)
 
     def _has_room(self, writer: Writer) -> bool:
         rows_max = self._settings.scorer.in_flight_rows_max
@@ -232,7 +248,6 @@ class Scorer:
     def _on_moved(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
         """Partitions came or went: rows in hand may be another instance's now, and are read again if they are not."""
         self._moved = True
-        self._paused = False
 
     def _on_revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Let the next owner begin behind what is being written; it cannot be written once the membership has changed."""
@@ -277,11 +292,25 @@ class Scorer:
         if self._writer is not None and not self._writer.drain(_DRAIN_S):
             self._moved = True
             return
-        mine = [TopicPartition(at.topic, at.partition, OFFSET_STORED) for at in self._consumer.assignment()]
-        if mine:
-            # Not seek(): that fails on a partition whose fetching has not begun, as just after a rebalance.
-            self._consumer.assign(mine)
-            self._paused = False
+        mine = self._consumer.assignment()
+        if not mine:
+            return
+        try:
+            # Asked for and not left to the client (OFFSET_STORED): when its question fails it does not ask again.
+            positions = self._consumer.committed(mine, _CALL_S)
+            if wrong := next((at.error for at in positions if at.error is not None), None):
+                raise KafkaException(wrong)
+        except KafkaException as error:
+            log.warning("asking for the committed offsets again: %s", error.args[0])
+            self._moved = True
+            return
+        for at in positions:
+            at.offset = at.offset if at.offset >= 0 else OFFSET_BEGINNING
+        # Not seek(): that fails on a partition whose fetching has not begun, as just after a rebalance.
+        self._consumer.assign(positions)
+        # A pause outlives the assignment it was made in.
+        self._consumer.resume(positions)
+        self._paused = False
 
     def _look_after(self, now_ms: int) -> None:
         timeout_ms = self._settings.scorer.trip_answer_timeout

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any
 
@@ -31,7 +32,18 @@ log = logging.getLogger(__name__)
 CALL_S = 5.0
 _COMMIT_TRIES = 5
 #: Requests in one transaction at most; a transaction holds two records of each.
-_TRANSACTION_ROWS_MAX = 8_192
+_TRANSACTION_ROWS_MAX = 2_048
+
+
+#: Fatal errors that mean another process has taken the name; after any other a new producer may go on.
+_FENCINGS = frozenset(
+    {
+        KafkaError._FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.FENCED_INSTANCE_ID,
+    }
+)
 
 
 class State(StrEnum):
@@ -101,6 +113,13 @@ class Writer:
                 self._jobs.append(job)
                 self._changed.notify_all()
 
+    def recall(self) -> list[Job]:
+        """Take back what no transaction has begun with, in order: it is to be scored again and submitted again."""
+        with self._changed:
+            jobs = list(self._jobs)
+            self._jobs.clear()
+            return jobs
+
     def wait_room(self, rows_max: int, timeout_s: float) -> bool:
         """Wait until fewer than ``rows_max`` requests are on their way, or something has gone wrong; False if neither."""
         with self._changed:
@@ -123,6 +142,11 @@ class Writer:
         """Whether a call has forgotten its time limit; it will not come back."""
         since_s = self._call_since_s
         return since_s is not None and time.monotonic() - since_s > 2 * self._call_s
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread still runs."""
+        return self._thread.is_alive()
 
     def reset(self) -> None:
         """Go on after a failure, once what is not committed is about to be read again."""
@@ -156,7 +180,7 @@ class Writer:
             log.exception("the writer ends")
             self._fail(State.BROKEN, error)
         finally:
-            if not self._abandoned:
+            with suppress(KafkaException):  # it was fenced, or is broken: both are known
                 producer.close()
 
     def _open(self, producer: Any) -> bool:
@@ -167,7 +191,7 @@ class Writer:
             except KafkaException as error:
                 reason = error.args[0]
                 if reason.fatal():
-                    self._fail(State.FENCED, error)
+                    self._fail(_fatal(reason), error)
                     return False
                 log.warning("waiting for the transaction coordinator: %s", reason)
                 time.sleep(0 if reason.code() == KafkaError._TIMED_OUT else 0.2)
@@ -230,7 +254,7 @@ class Writer:
     def _give_up(self, producer: Any, jobs: Sequence[Job], error: KafkaException) -> None:
         reason = error.args[0]
         if reason.fatal():
-            self._fail(State.FENCED, error)
+            self._fail(_fatal(reason), error)
             return
         rows = sum(job.rows for job in jobs)
         log.warning("transaction given up, its %d requests are read again: %s", rows, reason)
@@ -239,7 +263,7 @@ class Writer:
             self._call(producer.abort_transaction, self._call_s)
         except KafkaException as worse:
             log.warning("the transaction could not be aborted either: %s", worse.args[0])
-            self._fail(State.FENCED if worse.args[0].fatal() else State.BROKEN, worse)
+            self._fail(_fatal(worse.args[0]), worse)
         else:
             self._fail(State.FAILED, error)
 
@@ -262,6 +286,10 @@ class Writer:
             function(*arguments)
         finally:
             self._call_since_s = None
+
+
+def _fatal(reason: KafkaError) -> State:
+    return State.FENCED if reason.fatal() and reason.code() in _FENCINGS else State.BROKEN
 
 
 def produce(producer: Any, topic: str, records: list[dict[str, Any]]) -> None:

@@ -1,1 +1,1 @@
-"""What turns a labelled snapshot into a model version: feature encoding and the training run, both pure."""
+"""From a retrain request to a judged model version: snapshot, checks, trainers, comparison, and the process around them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from schemas.ids import content_hash
@@ -18,13 +18,18 @@ _DOUBLINGS_MAX = 10
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """``begun`` attempts at one request, the next not before wall-clock time ``not_before_ms``; ``errors`` of those that
-    ended with one. An attempt that is begun and has no error died with its process, or is under way."""
+    """``begun`` attempts at one request, the next not in the ``wait_ms`` after wall-clock time ``since_ms``; ``errors`` of
+    those that ended with one. An attempt that is begun and has no error died with its process, or is under way."""
 
     request_id: str
     begun: int = 0
-    not_before_ms: int = 0
+    since_ms: int = 0
+    wait_ms: int = 0
     errors: tuple[str, ...] = ()
+
+    def due(self, now_ms: int) -> bool:
+        """Whether the wait is over. A clock that was set back ends it too: else it could last for years."""
+        return not self.since_ms <= now_ms < self.since_ms + self.wait_ms
 
     def describe(self) -> str:
         """What became of them, for the report."""
@@ -44,9 +49,8 @@ class Journal:
         """What is known of ``request_id``."""
         try:
             found = json.loads(self._file(request_id).read_text())
-            return Attempts(
-                request_id, int(found["begun"]), int(found["not_before_ms"]), tuple(found["errors"])
-            )
+            begun, since_ms, wait_ms = (int(found[name]) for name in ("begun", "since_ms", "wait_ms"))
+            return Attempts(request_id, begun, since_ms, wait_ms, tuple(found["errors"]))
         except FileNotFoundError:
             return Attempts(request_id)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -55,27 +59,20 @@ class Journal:
 
     def begin(self, attempts: Attempts, now_ms: int) -> Attempts:
         """Note, before it begins, that another attempt does."""
-        doublings = min(attempts.begun, _DOUBLINGS_MAX)
-        begun = Attempts(
-            attempts.request_id,
-            attempts.begun + 1,
-            now_ms + self._backoff_ms * 2**doublings,
-            attempts.errors,
+        return self._write(
+            replace(
+                attempts, begun=attempts.begun + 1, since_ms=now_ms, wait_ms=self._wait_ms(attempts.begun)
+            )
         )
-        self._write(begun)
-        return begun
 
     def failed(self, attempts: Attempts, error: str, now_ms: int) -> Attempts:
         """Note how the attempt ended; the wait before the next counts from now."""
-        doublings = min(attempts.begun - 1, _DOUBLINGS_MAX)
-        noted = Attempts(
-            attempts.request_id,
-            attempts.begun,
-            now_ms + self._backoff_ms * 2**doublings,
-            (*attempts.errors, error[:500])[-_ERRORS_KEPT:],
-        )
-        self._write(noted)
-        return noted
+        errors = (*attempts.errors, error[:500])[-_ERRORS_KEPT:]
+        return self._write(replace(attempts, errors=errors, since_ms=now_ms))
+
+    def stopped(self, attempts: Attempts) -> None:
+        """The attempt was ended by request: it counts for nothing."""
+        self._write(replace(attempts, begun=attempts.begun - 1, wait_ms=0))
 
     def forget(self, request_id: str) -> None:
         """The request is answered."""
@@ -84,7 +81,10 @@ class Journal:
     def _file(self, request_id: str) -> Path:
         return self._directory / f"{content_hash(request_id.encode())[:32]}.json"
 
-    def _write(self, attempts: Attempts) -> None:
+    def _wait_ms(self, before: int) -> int:
+        return self._backoff_ms * int(2 ** min(before, _DOUBLINGS_MAX))
+
+    def _write(self, attempts: Attempts) -> Attempts:
         file = self._file(attempts.request_id)
         draft = file.with_suffix(".draft")
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -93,3 +93,4 @@ class Journal:
             text.flush()
             os.fsync(text.fileno())
         draft.rename(file)
+        return attempts

@@ -22,7 +22,7 @@ from deploy.training.comparison import Comparison, compare
 from deploy.training.features import Encoder
 from deploy.training.scores import auc, brier, log_loss, score
 from deploy.training.snapshot import Snapshot
-from deploy.training.trainers import Fitted, Job, Trainer
+from deploy.training.trainers import Cancelled, Fitted, Job, Trainer
 from deploy.training.weighting import Weighting
 from schemas.contracts import ModelContract
 from schemas.errors import TrainingError
@@ -157,6 +157,8 @@ def _fit(
     weighting: Weighting,
     cancelled: Callable[[], bool],
 ) -> Fitted:
+    if cancelled():
+        raise Cancelled
     weights = weighting.weights(rows.event_ms, int(rows.event_ms[-1]))
     used = rows.take(weights > 0)
     _check(used)

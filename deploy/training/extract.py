@@ -8,7 +8,7 @@ which are not like the late ones (a delayed flight lands later).
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def take_snapshot(client: Client, contract: ModelContract, event_time_ms: int) -
 
     Only answers that reached a caller count (no shadow); a prediction logged twice counts once.
     """
-    origin = _origin(client, contract, event_time_ms)
+    origin = _sampled(client, contract, _origin(client, contract, event_time_ms))
     columns, parameters = [], {}
     for at, feature in enumerate(contract.features):
         parameters[f"name_{at}"] = feature.name
@@ -75,12 +75,7 @@ def take_snapshot(client: Client, contract: ModelContract, event_time_ms: int) -
         ) AS l USING (prediction_id)
         ORDER BY event_ms, prediction_id
     """
-    span = {
-        "model": contract.model,
-        "from_ms": origin.from_ms,
-        "to_ms": origin.to_ms,
-        "now_ms": event_time_ms,
-    }
+    span = _span(contract, origin, origin.to_ms)
     result = client.query(query, parameters=parameters | span, column_oriented=True)
     # A result without rows has no columns either.
     found = result.result_columns or [[] for _ in range(6 + len(columns))]
@@ -98,13 +93,20 @@ def take_snapshot(client: Client, contract: ModelContract, event_time_ms: int) -
         np.array(versions, object),
         np.array(identities, object),
         np.array(entities, object),
-        dataclasses.replace(origin, predictions=len(outcome), unlabelled=int((~labelled).sum())),
+        replace(origin, predictions=len(outcome), unlabelled=int((~labelled).sum())),
     )
     return snapshot if contract.training.unlabelled == "negative" else snapshot.take(labelled)
 
 
 def _origin(client: Client, contract: ModelContract, event_time_ms: int) -> Origin:
     training, horizon = contract.training, contract.monitoring.label_horizon
+    whole = Origin(
+        requested_ms=event_time_ms,
+        from_ms=event_time_ms - training.span,
+        maturity=training.maturity,
+        label_horizon_ms=horizon,
+        unlabelled_are=training.unlabelled,
+    )
     delays = 0
     if training.unlabelled == "negative":
         # Only after its horizon does the absence of a label say anything.
@@ -112,25 +114,40 @@ def _origin(client: Client, contract: ModelContract, event_time_ms: int) -> Orig
     elif training.labels_after is not None:
         back, by = training.labels_after, "configuration"
     else:
-        back, delays = _measured(client, contract, event_time_ms)
+        back, delays = _measured(
+            client, contract, _sampled(client, contract, replace(whole, to_ms=event_time_ms))
+        )
         by = "measured" if delays >= DELAYS_MIN else "label horizon"
-    return Origin(
-        requested_ms=event_time_ms,
-        from_ms=event_time_ms - training.span,
-        to_ms=event_time_ms - back,
-        backed_off_ms=back,
-        backed_off_by=by,
-        delays=delays,
-        maturity=training.maturity,
-        label_horizon_ms=horizon,
-        unlabelled_are=training.unlabelled,
+    return replace(whole, to_ms=event_time_ms - back, backed_off_ms=back, backed_off_by=by, delays=delays)
+
+
+def _sampled(client: Client, contract: ModelContract, origin: Origin) -> Origin:
+    """The rows of a busy model would not fit into memory: its predictions are thinned by the hash of their ids, which is
+    the same for prediction and label, at every attempt and in every order."""
+    result = client.query(
+        f"SELECT uniq(prediction_id) FROM prediction_log WHERE {_ANSWERED}",
+        parameters=_span(contract, origin, origin.to_ms),
     )
+    count = int(result.result_rows[0][0]) if result.result_rows else 0
+    return replace(origin, sampled_every=max(1, -(-count // contract.training.rows_max)))
 
 
-def _measured(client: Client, contract: ModelContract, event_time_ms: int) -> tuple[int, int]:
+def _span(contract: ModelContract, origin: Origin, to_ms: int) -> dict[str, Any]:
+    return {
+        "model": contract.model,
+        "from_ms": origin.from_ms,
+        "to_ms": to_ms,
+        "now_ms": origin.requested_ms,
+        "every": origin.sampled_every,
+        # A label may come before its prediction, but not long before.
+        "labels_from_ms": origin.from_ms - origin.label_horizon_ms,
+    }
+
+
+def _measured(client: Client, contract: ModelContract, origin: Origin) -> tuple[int, int]:
     """The time after which the contract's share of labels was in, at most the horizon, and on how many it was measured:
     those predictions of the span whose horizon has passed, so that slow labels are among them."""
-    horizon = contract.monitoring.label_horizon
+    horizon = origin.label_horizon_ms
     result = client.query(
         f"""
         SELECT count(), quantileExactHigh({{maturity:Float64}})(greatest(0, first_ms - event_ms))
@@ -147,20 +164,17 @@ def _measured(client: Client, contract: ModelContract, event_time_ms: int) -> tu
             GROUP BY prediction_id
         ) AS l USING (prediction_id)
         """,
-        parameters={
-            "maturity": contract.training.maturity,
-            "model": contract.model,
-            "from_ms": event_time_ms - contract.training.span,
-            "to_ms": event_time_ms - horizon,
-            "now_ms": event_time_ms,
-        },
+        parameters=_span(contract, origin, origin.requested_ms - horizon)
+        | {"maturity": contract.training.maturity},
     )
     rows = result.result_rows
     delays = int(rows[0][0]) if rows else 0
     return (min(horizon, int(rows[0][1])), delays) if delays >= DELAYS_MIN else (horizon, delays)
 
 
-_ANSWERED = """model = {model:String} AND role != 'shadow'
+_ANSWERED = """model = {model:String} AND role != 'shadow' AND cityHash64(prediction_id) % {every:UInt64} = 0
               AND event_time > fromUnixTimestamp64Milli({from_ms:Int64}, 'UTC')
               AND event_time <= fromUnixTimestamp64Milli({to_ms:Int64}, 'UTC')"""
-_KNOWN = "model = {model:String} AND label_time <= fromUnixTimestamp64Milli({now_ms:Int64}, 'UTC')"
+_KNOWN = """model = {model:String} AND cityHash64(prediction_id) % {every:UInt64} = 0
+              AND label_time > fromUnixTimestamp64Milli({labels_from_ms:Int64}, 'UTC')
+              AND label_time <= fromUnixTimestamp64Milli({now_ms:Int64}, 'UTC')"""

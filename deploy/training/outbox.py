@@ -15,6 +15,7 @@ from schemas.errors import PlatformError
 from schemas.settings import KafkaSettings
 
 _TIMEOUT_S = 30.0
+_TRANSACTION_TIMEOUT_MS = 5_000
 
 
 class Outbox:
@@ -23,7 +24,13 @@ class Outbox:
     def __init__(self, kafka: KafkaSettings) -> None:
         self._kafka = kafka
         self._producer = Producer(
-            kafka.producer(**{"transactional.id": f"{kafka.topic_prefix}driftline-trainer"})
+            kafka.producer(
+                **{
+                    "transactional.id": f"{kafka.topic_prefix}driftline-trainer",
+                    # A trainer that dies within one holds up everyone who reads `control` until it is timed out.
+                    "transaction.timeout.ms": _TRANSACTION_TIMEOUT_MS,
+                }
+            )
         )
         self._guarded(lambda: self._producer.init_transactions(_TIMEOUT_S))
 

@@ -38,7 +38,6 @@ from schemas.control import RetrainRequested
 from schemas.errors import (
     ConfigurationError,
     DriftlineError,
-    PlatformError,
     RegistryError,
     SignatureError,
     TrainerCommandError,
@@ -80,10 +79,9 @@ class Runner:
         self._journal = Journal(settings.trainer.registry / ".training", settings.trainer.backoff)
 
     def run(self, request: RetrainRequested, contract: ModelContract) -> Result | None:
-        """What came of ``request``; None when it is to be tried again later. Raises Cancelled when told to stop, and
-        PlatformError when Kafka is away."""
+        """What came of ``request``; None when it is to be tried again later. Raises Cancelled when told to stop."""
         attempts = self._journal.read(request.request_id)
-        if wall_ms() < attempts.not_before_ms:
+        if not attempts.due(wall_ms()):
             return None
         failpoint("training.taken-up")
         made = self._registry.find_by_cause(request.model, request.request_id)
@@ -96,7 +94,8 @@ class Runner:
         failpoint("training.attempt-noted")
         try:
             return self._train(request, contract)
-        except (Cancelled, PlatformError):
+        except Cancelled:
+            self._journal.stopped(attempts)
             raise
         except _Refused as error:
             return Result("refused", str(error))
@@ -262,11 +261,12 @@ def _judge(
         raise _Refused(
             f"no-skill: always answering the share of positives does better: {trained.skill.describe()}"
         )
-    if compared is None:
-        return True, "" if incumbent is None else f"version {incumbent} answered none of the held-out rows"
-    detail = f"against version {incumbent}: {compared.describe()}"
+    if incumbent is None:
+        return True, ""
+    detail = f"against version {incumbent}: "
+    detail += "none of its scores is known" if compared is None else compared.describe()
     policy = contract.training.not_better
-    match compared.verdict:
+    match Verdict.UNDECIDED if compared is None else compared.verdict:
         case Verdict.BETTER:
             return True, detail
         case Verdict.UNDECIDED if policy == "hand-over":

@@ -101,6 +101,8 @@ class TrainerProcess:
             outbox.send([self._signed(asked)])
             self._plan.request(asked)
         for request, contract in self._plan.work():
+            if self._stop.is_set():
+                return
             self._work(request, contract, outbox)
 
     def _work(self, request: RetrainRequested, contract: ModelContract, outbox: Outbox) -> None:

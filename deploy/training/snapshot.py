@@ -20,8 +20,9 @@ class Origin:
     Predictions in ``(from_ms, to_ms]`` with what was known of their labels at ``requested_ms``. ``to_ms`` lies
     ``backed_off_ms`` before the request, so that labels that take long are in for the last rows as they are for the
     first; ``backed_off_by`` says what set it: ``configuration``, ``label horizon``, or ``measured`` on ``delays``
-    predictions whose horizon had passed. ``predictions`` were found; ``unlabelled`` of them had no label and became what
-    ``unlabelled_are`` says; ``left_out`` rows were outside the contract.
+    predictions whose horizon had passed. One in ``sampled_every`` predictions was looked at; ``predictions`` were found;
+    ``unlabelled`` of them had no label and became what ``unlabelled_are`` says; ``left_out`` rows were outside the
+    contract.
     """
 
     requested_ms: int = 0
@@ -32,6 +33,7 @@ class Origin:
     delays: int = 0
     maturity: float = 1.0
     label_horizon_ms: int = 0
+    sampled_every: int = 1
     predictions: int = 0
     unlabelled: int = 0
     unlabelled_are: str = "drop"

@@ -8,7 +8,7 @@ restart the whole detector.
 ``cvm-online`` takes the reference's quantiles as its sample. ``fet-online`` reads what is 0 or 1: on ``features`` whether a
 value is missing, on ``loss`` whether the decision was wrong; a rate below two in the expected run is taken to be that, since
 the library decides ties by lot and so alarms about events that never happen. The other two read rows without a null and need torch. Costs
-are of a row of one column, for those two of ten.
+are of a row of ten columns.
 
 Ross and Adams, "Two nonparametric control charts for detecting arbitrary distribution changes", 2012 (CVM); Ross, Tasoulis
 and Adams, "Sequential monitoring of a Bernoulli sequence when the pre-change parameter is unknown", 2012 (FET); Gretton et
@@ -98,7 +98,7 @@ class CvmOnlineSpec(OnlineSpec):
 
     kind: ClassVar[str] = "cvm-online"
     streams: ClassVar[Mapping[Stream, Family]] = {"score": Family.PREDICTION, "features": Family.INPUT}
-    cost_ns: ClassVar[int] = 100_000
+    cost_ns: ClassVar[int] = 2_800_000
     state_size: ClassVar[str] = "the reference's quantiles and a window, a column; not kept over a restart"
     sees: ClassVar[str] = "any change of a column's distribution"
     blind_to: ClassVar[str] = "how columns depend on each other; changes that a window of rows cannot show"
@@ -152,7 +152,7 @@ class FetOnlineSpec(OnlineSpec):
 
     kind: ClassVar[str] = "fet-online"
     streams: ClassVar[Mapping[Stream, Family]] = {"features": Family.QUALITY, "loss": Family.CONCEPT}
-    cost_ns: ClassVar[int] = 950
+    cost_ns: ClassVar[int] = 9_500
     state_size: ClassVar[str] = "a window a column, not kept over a restart"
     sees: ClassVar[str] = "a rate that rises (or falls): of missing values of a column, of wrong decisions"
     blind_to: ClassVar[str] = "everything but one rate; small rises, which a window of rows cannot show"
@@ -161,8 +161,9 @@ class FetOnlineSpec(OnlineSpec):
 
     alternative: Literal["greater", "less"] = "greater"
     smoothing: float = Field(default=0.99, gt=0, le=1, description="Weight of the newest window's statistic.")
-    decision: float = Field(
-        default=0.5, description="On loss: a score at or above it is a positive decision."
+    decision: float | None = Field(
+        default=None,
+        description="On loss: a score at or above it is a positive decision; default: the contract's.",
     )
 
     def inputs(self, context: Context) -> list[Input]:

@@ -54,7 +54,9 @@ class ErrorInput:
 
     name: str | None = "error"
 
-    def __init__(self, context: Context, decision: float) -> None:
+    def __init__(self, context: Context, decision: float | None) -> None:
+        """``decision`` None: the contract's threshold."""
+        decision = context.decision if decision is None else decision
         self._score, self._label = score_and_label(context)
         self._decision = decision
         found = context.reference

@@ -72,7 +72,7 @@ class HalfSpaceTreesSpec(RiverOutlierSpec):
     """Options of ``half-space-trees``."""
 
     kind: ClassVar[str] = "half-space-trees"
-    cost_ns: ClassVar[int] = 90_000
+    cost_ns: ClassVar[int] = 110_000
     state_size: ClassVar[str] = "about 170 KB, not kept over a restart"
     sees: ClassVar[str] = "events in regions that were empty lately"
     blind_to: ClassVar[str] = "outliers inside the range of each column seen so far; a rate that grows slowly"
@@ -102,7 +102,7 @@ class RiverAnomalySpec(RiverOutlierSpec):
     """Options of ``river-anomaly``: a class of ``river.anomaly`` that scores and learns without a target."""
 
     kind: ClassVar[str] = "river-anomaly"
-    cost_ns: ClassVar[int] = 9_000
+    cost_ns: ClassVar[int] = 13_000
     state_size: ClassVar[str] = "river's, not kept over a restart"
     sees: ClassVar[str] = "what the named detector sees"
     blind_to: ClassVar[str] = "what the named detector is blind to"

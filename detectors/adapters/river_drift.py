@@ -5,7 +5,7 @@ river's decisions and a state that can be stored. Any other detector of river is
 and ``params``; river's objects have no stable form, so that one starts to learn again after a restart, and says so.
 
 ADWIN's bound and Page-Hinkley's threshold are for values of about [0, 1], so those two read the ranks of a column's values
-in the reference where there is one (``ranks: false`` for the values as they are). Costs are of a row of one column.
+in the reference where there is one (``ranks: false`` for the values as they are). Costs are of a row of ten columns.
 
 >>> import numpy as np
 >>> from detectors.base import Context, Rows
@@ -72,7 +72,7 @@ class AdwinSpec(RankedSpec):
 
     kind: ClassVar[str] = "adwin"
     knob: ClassVar[str | None] = "delta"
-    cost_ns: ClassVar[int] = 2_000
+    cost_ns: ClassVar[int] = 21_000
     state_size: ClassVar[str] = "about 3 KB a column"
     sees: ClassVar[str] = "changes of a column's mean, sudden or gradual"
     blind_to: ClassVar[str] = "changes that leave the mean where it was"
@@ -92,7 +92,7 @@ class PageHinkleySpec(RankedSpec):
 
     kind: ClassVar[str] = "page-hinkley"
     knob: ClassVar[str | None] = "threshold"
-    cost_ns: ClassVar[int] = 800
+    cost_ns: ClassVar[int] = 7_500
     state_size: ClassVar[str] = "six numbers a column, and the last hundred values"
     sees: ClassVar[str] = "changes of a column's mean"
     blind_to: ClassVar[str] = "changes that leave the mean where it was"
@@ -114,7 +114,7 @@ class KswinSpec(ColumnAlarmSpec):
 
     kind: ClassVar[str] = "kswin"
     knob: ClassVar[str | None] = "alpha"
-    cost_ns: ClassVar[int] = 43_000
+    cost_ns: ClassVar[int] = 500_000
     state_size: ClassVar[str] = "window_size numbers and 2.5 KB a column"
     sees: ClassVar[str] = "any change of a column's distribution against its own recent past"
     blind_to: ClassVar[str] = "changes slower than its window"
@@ -139,7 +139,7 @@ class RiverDriftSpec(ColumnAlarmSpec):
     """Options of ``river-drift``: a class of ``river.drift`` or, for errors of the loss stream, ``river.drift.binary``."""
 
     kind: ClassVar[str] = "river-drift"
-    cost_ns: ClassVar[int] = 2_700
+    cost_ns: ClassVar[int] = 30_000
     state_size: ClassVar[str] = "river's, not kept over a restart"
     sees: ClassVar[str] = "what the named detector sees"
     blind_to: ClassVar[str] = "what the named detector is blind to"
@@ -147,8 +147,9 @@ class RiverDriftSpec(ColumnAlarmSpec):
 
     name: str = "ADWIN"
     params: dict[str, Any] = Field(default_factory=dict, description="Of the class's constructor.")
-    decision: float = Field(
-        default=0.5, description="For detectors of errors: a score at or above it is positive."
+    decision: float | None = Field(
+        default=None,
+        description="For detectors of errors: a score at or above it is positive; default: the contract's.",
     )
 
     @model_validator(mode="after")

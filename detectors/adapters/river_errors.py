@@ -35,7 +35,9 @@ class ErrorAlarmSpec(AlarmSpec):
     streams: ClassVar[Mapping[Stream, Family]] = {"loss": Family.CONCEPT}
     state_size: ClassVar[str] = "a dozen numbers, and the last hundred errors"
 
-    decision: float = Field(default=0.5, description="A score at or above it is a positive decision.")
+    decision: float | None = Field(
+        default=None, description="A score at or above it is a positive decision; default: the contract's."
+    )
 
     def inputs(self, context: Context) -> list[Input]:
         return [ErrorInput(context, self.decision)]

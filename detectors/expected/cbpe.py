@@ -56,7 +56,8 @@ Floats = NDArray[np.float64]
 
 
 class CbpeSpec(Spec):
-    """Options of ``cbpe``. ``metric`` decides; the note tells all of them. ``threshold``: of the positive decision."""
+    """Options of ``cbpe``. ``metric`` decides; the note tells all of them. ``threshold``: of the positive decision; default: the
+    contract's."""
 
     kind: ClassVar[str] = "cbpe"
     streams: ClassVar[Mapping[Stream, Family]] = {"score": Family.PREDICTION}
@@ -70,7 +71,7 @@ class CbpeSpec(Spec):
     needs_reference: ClassVar[bool] = True
 
     metric: Metric = "roc_auc"
-    threshold: float = Field(default=0.5, ge=0, le=1)
+    threshold: float | None = Field(default=None, ge=0, le=1)
     calibration: Literal["isotonic", "platt", "none"] = "isotonic"
     tolerance: float = Field(default=0.02, gt=0, description="In the metric's own units.")
     tolerance_sd: float = Field(default=2.0, ge=0)
@@ -86,7 +87,7 @@ class CbpeSpec(Spec):
         return self
 
     def build(self, context: Context) -> Detector:
-        return Cbpe(self, context.reference)
+        return Cbpe(self, context)
 
 
 class _State(msgspec.Struct):
@@ -99,8 +100,10 @@ class _State(msgspec.Struct):
 class Cbpe:
     """The running estimate. ``estimates``: metric to (estimate, variance) of the last judged block, for whoever plots."""
 
-    def __init__(self, spec: CbpeSpec, reference: Reference | None) -> None:
+    def __init__(self, spec: CbpeSpec, context: Context) -> None:
         self._spec = spec
+        self._decision = context.decision if spec.threshold is None else spec.threshold
+        reference = context.reference
         self._scale: Scale | None = None
         self._calibrated = "no labels to calibrate on, scores taken as they are"
         self._expected: dict[Metric, tuple[float, float]] = {}
@@ -114,7 +117,7 @@ class Cbpe:
         scores = np.asarray(reference.sample_score, np.float64)
         spec = self._spec
         calibration = self._calibrate(scores, np.asarray(reference.sample_label, np.float64))
-        self._scale = scale = Scale(quantiles, spec.threshold, calibration)
+        self._scale = scale = Scale(quantiles, self._decision, calibration)
         if len(scores) >= _LABELS_MIN:
             weights = None
         else:
@@ -136,7 +139,7 @@ class Cbpe:
             scores, labels = scores[known], labels[known]
         paired = len(scores) == len(labels) >= _LABELS_MIN
         if paired:
-            self._realised = realised(scores, labels, self._spec.threshold)
+            self._realised = realised(scores, labels, self._decision)
         if self._spec.calibration == "none":
             self._calibrated = "scores taken as they are"
         elif paired and _CLASS_MIN <= labels.sum() <= len(labels) - _CLASS_MIN:

@@ -77,8 +77,8 @@ class SegmentGapSpec(Spec):
     by: str = Field(
         default="", description="A categorical column of the stream; default: the first there is."
     )
-    threshold: float = Field(
-        default=0.5, description="Scores at or above it are positive decisions; as in the contract."
+    threshold: float | None = Field(
+        default=None, description="Scores at or above it are positive decisions; default: the contract's."
     )
     measures: tuple[Measure, ...] = ("demographic-parity", "equal-opportunity", "accuracy")
     gap_max: float = Field(default=0.1, gt=0, lt=1)
@@ -147,6 +147,7 @@ class SegmentGap:
         self._label = context.columns.index("label") if "label" in context.columns else None
         self._measures = [m for m in spec.measures if self._label is not None or m == "demographic-parity"]
         self._reference = context.reference
+        self._decision = context.decision if spec.threshold is None else spec.threshold
         self.reset()
 
     @property
@@ -173,7 +174,7 @@ class SegmentGap:
         score, places = values[:, self._score], self._watched.places(values)
         none = len(self._watched.codes or ())
         readable = np.isfinite(score) & ((labels == 0) | (labels == 1)) & (places < none)
-        cells = 4 * places + 2 * (score >= self._spec.threshold) + (labels == 1)
+        cells = 4 * places + 2 * (score >= self._decision) + (labels == 1)
         return np.where(readable, cells, 4 * none)
 
     def update(self, rows: Rows) -> list[Change]:

@@ -71,7 +71,7 @@ class SegmentsSpec(Spec):
         "loss": Family.CONCEPT,
     }
     #: Of its own, beside what the inner detectors cost: four segments in blocks of 2,000.
-    cost_ns: ClassVar[int] = 100
+    cost_ns: ClassVar[int] = 420
     state_size: ClassVar[str] = "the inner detector's, for each of at most segments_max + 1 segments"
     sees: ClassVar[str] = "what the inner detector sees, in one segment alone"
     blind_to: ClassVar[str] = (

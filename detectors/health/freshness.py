@@ -282,7 +282,7 @@ class StalenessSpec(Spec):
         "score": Family.QUALITY,
         "predictions": Family.QUALITY,
     }
-    cost_ns: ClassVar[int] = 20
+    cost_ns: ClassVar[int] = 30
     state_size: ClassVar[str] = "two numbers"
     sees: ClassVar[str] = "a model that answers on training data older than its limit"
     blind_to: ClassVar[str] = "whether age did any harm"

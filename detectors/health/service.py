@@ -60,7 +60,7 @@ class ServiceSpec(Spec):
     kind: ClassVar[str] = "service-level"
     streams: ClassVar[Mapping[Stream, Family]] = {"predictions": Family.SERVICE}
     #: Blocks of 2,000 rows within few blocks of time.
-    cost_ns: ClassVar[int] = 130
+    cost_ns: ClassVar[int] = 300
     state_size: ClassVar[str] = "at most 1,383 counts an open block, most often under a hundred"
     sees: ClassVar[str] = "slow answers, failed answers, too few answers"
     blind_to: ClassVar[str] = "requests that never reached the log; what happens within a block"

@@ -53,7 +53,7 @@ from pydantic import Field
 from detectors.base import Change, Context, Detector, Rows, Spec, Standing, Stream, pack, undecided, unpack
 from detectors.evidence import LOW
 from detectors.joint_shift.encode import UNIT, Encoder, Projection
-from detectors.joint_shift.moving import SAMPLE_ROWS_MIN, run_rows
+from detectors.joint_shift.moving import SAMPLE_ROWS_MIN
 from detectors.outliers.outliers import reference_rows
 from schemas.errors import SnapshotError
 from schemas.verdicts import Evidence, Family, State, Verdict
@@ -228,7 +228,7 @@ class Classifier:
         self._seed = context.seed
         sample = reference_rows(context)
         self._telling = Telling(spec, context, sample) if len(sample) >= SAMPLE_ROWS_MIN else None
-        cells = run_rows(context, spec.expected_run_rows) / spec.cell_rows
+        cells = max(100.0, context.budget_rows or spec.expected_run_rows) / spec.cell_rows
         # Raised so that the rate of alarms keeps the promise, not only the first: see ``detectors.evidence``.
         default = float(np.log(max(2.0, cells) / (1 - LOW)))
         self._threshold = default if spec.threshold is None else spec.threshold

@@ -101,17 +101,6 @@ class MovingSpec(Spec):
         )
 
 
-def run_rows(context: Context, otherwise: float) -> float:
-    """Rows between false alarms that keep ``context``'s budget at the traffic of its reference, else ``otherwise``."""
-    reference, budget_ms = context.reference, context.budget_ms
-    if budget_ms is None or reference is None or reference.from_ms is None or reference.to_ms is None:
-        return otherwise
-    span_ms = reference.to_ms - reference.from_ms
-    if span_ms <= 0 or reference.rows <= 0:
-        return otherwise
-    return max(100.0, budget_ms * reference.rows / span_ms)
-
-
 def tail_point(shares: Floats, log_tail: float) -> float:
     """t with ``ln P(sum of shares_i X_i > t) = log_tail``, X_i chi-squared of one degree; ``log_tail`` at most -3.
 
@@ -331,7 +320,8 @@ def _fitted(spec: MovingSpec, context: Context, sample: Floats) -> _Fit:
     rows = len(known)
     reference = context.reference
     apart = max(1.0, reference.rows / rows) if reference is not None else 1.0
-    tail = spec.cell_rows / run_rows(context, spec.expected_run_rows) / len(spec.memories)
+    run_rows = max(100.0, context.budget_rows or spec.expected_run_rows)
+    tail = spec.cell_rows / run_rows / len(spec.memories)
     bounds = []
     for memory in spec.memories:
         gain = 1.0 / max(1.0, memory)

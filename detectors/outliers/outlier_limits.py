@@ -101,10 +101,5 @@ def burst_correlation(scores: Floats, group_rows: float, share: float) -> float:
 
 def tail_of(context: Context, window_rows: int) -> float:
     """Chance of a false drift a window that keeps ``context``'s budget at the traffic of its reference."""
-    reference, budget_ms = context.reference, context.budget_ms
-    if budget_ms is None or reference is None or reference.from_ms is None or reference.to_ms is None:
-        return TAIL_DEFAULT
-    span_ms = reference.to_ms - reference.from_ms
-    if span_ms <= 0 or reference.rows <= 0:
-        return TAIL_DEFAULT
-    return min(TAIL_MAX, window_rows * span_ms / reference.rows / budget_ms)
+    rows = context.budget_rows
+    return TAIL_DEFAULT if rows is None else min(TAIL_MAX, window_rows / rows)

@@ -315,17 +315,8 @@ class Cusum:
 def _threshold(spec: CusumSpec, context: Context, series: int) -> float:
     if spec.threshold is not None:
         return spec.threshold
-    rows = float(spec.run_rows)
-    reference, budget = context.reference, context.budget_ms
-    if (
-        budget is not None
-        and reference is not None
-        and reference.from_ms is not None
-        and reference.to_ms is not None
-    ):
-        span_ms = reference.to_ms - reference.from_ms
-        if span_ms > 0 and reference.rows > 0:
-            rows = max(10.0, budget * reference.rows / span_ms)
+    within = context.budget_rows
+    rows = float(spec.run_rows) if within is None else max(10.0, within)
     return math.log(rows * series)
 
 

@@ -66,7 +66,7 @@ class DriftESpec(Spec):
 
     kind: ClassVar[str] = "drift-e"
     streams: ClassVar[Mapping[Stream, Family]] = {"features": Family.INPUT, "score": Family.PREDICTION}
-    cost_ns: ClassVar[int] = 1_500
+    cost_ns: ClassVar[int] = 1_600
     state_size: ClassVar[str] = (
         "one number a bet (13 a numeric column, 24 a categorical one), counts of 1,024 rows"
     )

@@ -227,11 +227,12 @@ class Loaded:
 
 
 def load(task: str, records: Iterable[tuple[bytes | None, bytes | None]]) -> Loaded:
-    """State of ``task`` from all records (key, value) of its state partition, in offset order.
+    """State of ``task`` from all records (key, value) of its state partition, in offset order. Raises StateCorrupt."""
+    return assembled(task, newest_of(task, records))
 
-    Later records replace earlier ones of the same key, as compaction would. Records of other tasks are ignored.
-    Raises StateCorrupt when the manifest names a piece that is missing or differs from its checksum.
-    """
+
+def newest_of(task: str, records: Iterable[tuple[bytes | None, bytes | None]]) -> dict[bytes, bytes]:
+    """What compaction would leave: later records replace earlier ones of the same key; other tasks' are ignored."""
     prefix = f"{task}\0".encode()
     newest: dict[bytes, bytes] = {}
     for key, value in records:
@@ -241,6 +242,12 @@ def load(task: str, records: Iterable[tuple[bytes | None, bytes | None]]) -> Loa
             newest.pop(key, None)
         else:
             newest[key] = value
+    return newest
+
+
+def assembled(task: str, newest: Mapping[bytes, bytes]) -> Loaded:
+    """State of ``task`` from the newest record of each key. Raises StateCorrupt when the manifest names a piece that is
+    missing or differs from its checksum."""
     raw = newest.get(manifest_key(task))
     if raw is None:
         return Loaded(None, {})

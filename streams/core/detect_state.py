@@ -95,7 +95,7 @@ def is_current(piece: bytes) -> bool:
 def config_hash(config: DetectorConfig, context: Context) -> str:
     """Changes with anything that makes an old snapshot meaningless. Slow for a large reference: once a detector."""
     reference = context.reference
-    text = config.model_dump_json() + "|".join(context.columns)
+    text = config.model_dump_json() + "|".join((*context.columns, repr(context.decision)))
     return content_hash((text + ("" if reference is None else reference.model_dump_json())).encode())[:16]
 
 

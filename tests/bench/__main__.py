@@ -2,6 +2,8 @@
 
 ``monitor.json.events_per_s``: one monitor worker with everything on, in events per CPU-second of the worker; the baseline is
 raw aiokafka consumption of the same topic in the same run, in events per CPU-second of its process.
+
+``scorer.*``: see :mod:`tests.bench.scorer`. ``--quick``: little of everything, to see that it works.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from deploy.models import publish_records
 from schemas.settings import KafkaSettings
 from tests.bench.figures import say
 from tests.bench.load import Load, records, write
+from tests.bench.scorer import __main__ as scorer
 
 WAIT_S = 600.0
 
@@ -74,8 +77,10 @@ def measure_monitor(platform: Platform, load: Load) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench")
-    parser.add_argument("--events", type=int, default=500_000)
+    parser.add_argument("--events", type=int)
+    parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
+    events = options.events or (50_000 if options.quick else 500_000)
     with tempfile.TemporaryDirectory(prefix="driftline-bench-") as folder:
         platform = Platform(
             Path(folder),
@@ -85,7 +90,7 @@ def main() -> None:
         )
         with platform:
             publish_records(platform.kafka, records())
-            load = write(platform.kafka, options.events)
+            load = write(platform.kafka, events)
             raw_wall, raw_cpu = asyncio.run(consume_raw(platform.kafka, load.events))
             raw = load.events / raw_cpu
             say(
@@ -102,6 +107,7 @@ def main() -> None:
                 wall_events_per_s=round(load.events / spent["wall_s"]), event_bytes=round(load.event_bytes),
                 events=load.events, labels=load.labels, rss_mb=round(spent["rss_mb"]),
             )  # fmt: skip
+    scorer.run(options.quick)
 
 
 if __name__ == "__main__":

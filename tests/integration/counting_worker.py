@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -13,7 +14,7 @@ from schemas.events import HEADER_KIND, KIND_TICK, Tick
 from schemas.observability import configure_logs
 from schemas.settings import MonitorSettings
 from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
-from streams.core.records import Record
+from streams.core.records import Input, Record, one_by_one
 from streams.monitor import run_monitor
 from streams.stages import Stage
 
@@ -40,9 +41,9 @@ class CountingCore:
         self._expected = 1
         self.models = 0
 
-    def apply(self, records: Sequence[Record], now_ms: int) -> None:
+    def apply(self, records: Sequence[Input], now_ms: int) -> None:
         rows = self._state.rows
-        for record in records:
+        for record in one_by_one(records):
             if record.headers.get(HEADER_KIND) == KIND_TICK:
                 tick = msgspec.json.decode(record.value or b"", type=dict)
                 if record.topic == "feedback":
@@ -79,6 +80,8 @@ class CountingCore:
         return {"state": msgspec.msgpack.encode(self._state)}
 
     def restore(self, pieces: Mapping[str, bytes], manifest: Manifest | None) -> None:
+        # Only one thread ever decodes: msgspec learns types at first use, and not for two threads at once.
+        assert threading.current_thread().name.startswith("cpu"), threading.current_thread().name
         if "state" in pieces:
             self._state = msgspec.msgpack.decode(pieces["state"], type=State)
 
@@ -108,8 +111,8 @@ class HoldingCore(CountingCore):
         super().__init__(context)
         self._waiting: dict[TopicPartition, list[Record]] = {}
 
-    def apply(self, records: Sequence[Record], now_ms: int) -> None:
-        for record in records:
+    def apply(self, records: Sequence[Input], now_ms: int) -> None:
+        for record in one_by_one(records):
             tp = (record.topic, record.partition)
             if record.offset < self._state.released.get(f"{tp[0]}/{tp[1]}", 0):
                 continue

@@ -3,77 +3,42 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support_scorer import deploy, requests, running, scorer_settings, wired
 from support_streams import Worker
 
 from deploy.local.kafka import LocalKafka
 from deploy.models import publish_records
 from deploy.process import wall_ms
 from deploy.registry import Lineage, Registry
-from deploy.scoring.service import run
 from schemas.contracts import ModelRecord
-from schemas.control import COMMANDS, Answer, Deployment, Outcome, Phase, RollbackRequested, ScorerReport
+from schemas.control import COMMANDS, Answer, Outcome, Phase, RollbackRequested, ScorerReport
 from schemas.events import PredictionMade, Score
 from schemas.observability import Metrics
-from schemas.settings import KafkaSettings, ScorerSection, ScorerSettings, SigningSettings
+from schemas.settings import ScorerSettings, SigningSettings
 from schemas.signing import Signer
-from tests.support_deploy import CONTRACT, Wire, artifact, feature_row, rows
+from tests.support_deploy import CONTRACT, Wire, artifact
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
 def settings(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> ScorerSettings:
-    """Two versions registered; one scorer with small batches, on the CPU."""
-    registry = tmp_path / "registry"
-    for flip in (False, True):
-        Registry(registry).register(CONTRACT, artifact(flip=flip), Lineage())
-    return ScorerSettings(
-        kafka=KafkaSettings(
-            bootstrap=kafka.bootstrap, topic_prefix=topic_prefix, input_partitions=2, session_timeout=6_000
-        ),
-        scorer=ScorerSection(provider="cpu", registry=registry, batch_rows_max=64),
-    )
+    """A deployment of its own on the shared broker."""
+    return scorer_settings(kafka.bootstrap, topic_prefix, tmp_path / "registry")
 
 
 @pytest.fixture
 def wire(settings: ScorerSettings) -> Iterator[Wire]:
-    """Topics made, contract and both versions published."""
-    made = Wire(settings.kafka)
-    registry = Registry(settings.scorer.registry)
-    records = [ModelRecord(contract=CONTRACT)]
-    records += [ModelRecord(version=registry.record("delay", version)) for version in ("1", "2")]
-    publish_records(settings.kafka, records)
+    """Its topics, with contract and versions published."""
+    made = wired(settings)
     yield made
     made.close()
-
-
-def _requests(first: int, count: int) -> list[tuple[str, bytes]]:
-    table, _, event_ms = rows(count, seed=first)
-    found = []
-    for at in range(count):
-        identity = f"q{first + at}"
-        request: dict[str, Any] = {
-            "request_id": identity,
-            "model": "delay",
-            "event_time_ms": int(event_ms[at]),
-            "features": feature_row(table, at),
-        }
-        found.append((identity, json.dumps(request).encode()))
-    return found
-
-
-def _deploy(wire: Wire, revision: int, **changes: Any) -> None:
-    base: dict[str, Any] = {"phase": Phase.STEADY, "stable": "1", "weights": {"1": 1.0}}
-    deployment = Deployment(model="delay", revision=revision, **(base | changes))
-    wire.send("deployments", [("delay", deployment.model_dump_json().encode())])
 
 
 @contextmanager
@@ -95,25 +60,11 @@ def _process(settings: ScorerSettings, failpoint: str = "", **more: str) -> Iter
         child.kill()
 
 
-@contextmanager
-def _running(settings: ScorerSettings, metrics: Metrics | None = None) -> Iterator[None]:
-    stop = threading.Event()
-    status: list[int] = []
-    thread = threading.Thread(target=lambda: status.append(run(settings, stop, metrics)))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(30)
-    assert status == [0]
-
-
 def test_one_answer_a_request_under_kill_9(settings: ScorerSettings, wire: Wire) -> None:
     """Killed twice in the middle of its work and started again: every request has one score and one prediction."""
     total = 30_000
-    _deploy(wire, 1)
-    wire.send("scoring-requests", _requests(0, total), spread=True)
+    deploy(wire, 1)
+    wire.send("scoring-requests", requests(0, total), spread=True)
     for enough in (300, 6_000):
         with _process(settings) as child:
             wire.wait("scores", lambda found, enough=enough: len(found) >= enough)
@@ -146,15 +97,15 @@ def test_killed_at_every_failpoint_each_request_is_answered_once(
     settings: ScorerSettings, wire: Wire
 ) -> None:
     """Each scorer takes over from its predecessor's death and dies at the next point; the end is the same as without."""
-    _deploy(wire, 1)
+    deploy(wire, 1)
     sent = 0
     for at, point in enumerate(POINTS):
         with _process(settings, f"scorer.{point}") as child:
             child.wait_for("ready")
-            wire.send("scoring-requests", _requests(sent, 600), spread=True)
+            wire.send("scoring-requests", requests(sent, 600), spread=True)
             sent += 600
             if point == "swapped":
-                _deploy(
+                deploy(
                     wire,
                     2,
                     phase=Phase.PROGRESSING,
@@ -168,7 +119,7 @@ def test_killed_at_every_failpoint_each_request_is_answered_once(
     with _process(settings) as child:
         child.wait_for("ready")
         wire.wait("control", lambda found: any(b'"tripped":["2"]' in value for value in found))
-        wire.send("scoring-requests", _requests(sent, 600), spread=True)
+        wire.send("scoring-requests", requests(sent, 600), spread=True)
         sent += 600
         wire.wait("scores", lambda found: len(found) >= sent)
         assert child.terminate() == 0
@@ -197,14 +148,14 @@ def test_shadows_of_a_killed_scorer_are_written_once_or_not_at_all(
     settings: ScorerSettings, wire: Wire
 ) -> None:
     """Dead between scoring a shadow and writing it: no answer is missing or doubled, no shadow is doubled."""
-    _deploy(wire, 1, shadow=("2",))
+    deploy(wire, 1, shadow=("2",))
     with _process(settings, "scorer.shadow-scored:3") as child:
         child.wait_for("ready")
-        wire.send("scoring-requests", _requests(0, 600), spread=True)
+        wire.send("scoring-requests", requests(0, 600), spread=True)
         assert child.wait() == 137
     with _process(settings) as child:
         child.wait_for("ready")
-        wire.send("scoring-requests", _requests(600, 600), spread=True)
+        wire.send("scoring-requests", requests(600, 600), spread=True)
         wire.wait("scores", lambda found: len(found) >= 1_200)
         wire.wait("predictions", lambda found: sum(b'"q11' in v and b'"shadow"' in v for v in found) >= 100)
         assert child.terminate() == 0
@@ -220,18 +171,18 @@ def test_shadows_of_a_killed_scorer_are_written_once_or_not_at_all(
 def test_off_a_bad_version_within_a_second(settings: ScorerSettings, wire: Wire) -> None:
     """From the request's Kafka timestamp to the last answer of the version; the answer keeps it off; the stable
     version is proven unchanged, and a restart does not fall for the old request."""
-    _deploy(wire, 1)
-    _deploy(wire, 2, phase=Phase.PROGRESSING, candidate="2", weights={"1": 0.5, "2": 0.5})
+    deploy(wire, 1)
+    deploy(wire, 2, phase=Phase.PROGRESSING, candidate="2", weights={"1": 0.5, "2": 0.5})
     command = _rollback("rb", "2", 2)
     metrics = Metrics()
-    with _running(settings, metrics):
-        wire.send("scoring-requests", _requests(0, 200), spread=True)
+    with running(settings, metrics):
+        wire.send("scoring-requests", requests(0, 200), spread=True)
         wire.wait("scores", lambda found: len(found) >= 200)
         sent_ms = wall_ms()
         wire.send("control", [("delay", command.model_dump_json().encode())])
         wire.wait("control", lambda found: any(b'"tripped":["2"]' in value for value in found))
         tripped_ms = wall_ms() - sent_ms
-        wire.send("scoring-requests", _requests(200, 200), spread=True)
+        wire.send("scoring-requests", requests(200, 200), spread=True)
         scores = [Score.model_validate_json(v) for v in wire.wait("scores", lambda found: len(found) >= 400)]
         assert {s.version for s in scores[:0]} | {
             s.version for s in scores if int(s.request_id[1:]) < 200
@@ -240,15 +191,15 @@ def test_off_a_bad_version_within_a_second(settings: ScorerSettings, wire: Wire)
         assert tripped_ms < 1_000
         assert metrics.value("driftline_trips_total", model="delay", version="2") == 1
         answer = Answer(request_id="rb", outcome=Outcome.DONE, control_partition=0, control_offset=0)
-        _deploy(wire, 3, phase=Phase.ROLLED_BACK, tripped=("2",), answers=(answer,), control_offsets={0: 1})
+        deploy(wire, 3, phase=Phase.ROLLED_BACK, tripped=("2",), answers=(answer,), control_offsets={0: 1})
         facts = [
             COMMANDS.validate_json(v)
             for v in wire.wait("control", lambda found: any(b'"golden":{"1":' in value for value in found))
         ]
     assert [f.golden for f in facts if isinstance(f, ScorerReport) and f.golden] == [{"1": True}]
-    _deploy(wire, 4, phase=Phase.PROGRESSING, candidate="2", weights={"2": 1.0}, control_offsets={0: 1})
-    with _running(settings):
-        wire.send("scoring-requests", _requests(400, 50), spread=True)
+    deploy(wire, 4, phase=Phase.PROGRESSING, candidate="2", weights={"2": 1.0}, control_offsets={0: 1})
+    with running(settings):
+        wire.send("scoring-requests", requests(400, 50), spread=True)
         scores = [Score.model_validate_json(v) for v in wire.wait("scores", lambda found: len(found) >= 450)]
     assert {s.version for s in scores if int(s.request_id[1:]) >= 400} == {"2"}
 
@@ -270,7 +221,7 @@ def test_an_unsigned_rollback_request_is_not_obeyed(
     for path in (settings.scorer.registry / "delay").iterdir():
         record = signer.sign_bytes((path / "manifest.json").read_bytes())
         (path / "signature.json").write_text(json.dumps({"signature": record, "key_id": signer.key_id}))
-    _deploy(wire, 1)
+    deploy(wire, 1)
     command = RollbackRequested(
         request_id="rb",
         model="delay",
@@ -281,13 +232,13 @@ def test_an_unsigned_rollback_request_is_not_obeyed(
         issued_by="policy",
     )
     metrics = Metrics()
-    with _running(trusting, metrics):
+    with running(trusting, metrics):
         wire.send("control", [("delay", command.model_dump_json().encode())])
         signed = signer.sign(command.model_copy(update={"request_id": "rb-2"}))
         wire.send("control", [("delay", signed.model_dump_json().encode())])
         wire.wait("control", lambda found: any(b'"tripped":["1"]' in value for value in found))
         wire.wait("control", lambda _: metrics.value("driftline_trip_unanswered", model="delay") == 1)
-        wire.send("scoring-requests", _requests(0, 20), spread=True)
+        wire.send("scoring-requests", requests(0, 20), spread=True)
         scores = [Score.model_validate_json(v) for v in wire.wait("scores", lambda found: len(found) >= 20)]
     assert metrics.value("driftline_errors_total", where="signature") == 1
     assert metrics.value("driftline_trips_total", model="delay", version="1") == 1
@@ -299,12 +250,12 @@ def test_two_scorers_share_the_requests_and_one_leaves(settings: ScorerSettings,
     other = settings.model_copy(
         update={"scorer": settings.scorer.model_copy(update={"instance": "scorer-1"})}
     )
-    _deploy(wire, 1)
-    with _running(other):
-        with _running(settings):
-            wire.send("scoring-requests", _requests(0, 2_000), spread=True)
+    deploy(wire, 1)
+    with running(other):
+        with running(settings):
+            wire.send("scoring-requests", requests(0, 2_000), spread=True)
             wire.wait("scores", lambda found: len(found) >= 500)
-        wire.send("scoring-requests", _requests(2_000, 1_000), spread=True)
+        wire.send("scoring-requests", requests(2_000, 1_000), spread=True)
         wire.wait("scores", lambda found: len(found) >= 3_000)
     identities = Counter(Score.model_validate_json(value).request_id for value in wire.read("scores"))
     assert identities == {f"q{at}": 1 for at in range(3_000)}
@@ -312,16 +263,16 @@ def test_two_scorers_share_the_requests_and_one_leaves(settings: ScorerSettings,
 
 def test_a_version_that_comes_late_is_served_once_it_is_there(settings: ScorerSettings, wire: Wire) -> None:
     """Until then the fallback answers and the controller is told why; no restart is needed."""
-    _deploy(wire, 1, stable="3", weights={"3": 1.0})
-    with _running(settings):
-        wire.send("scoring-requests", _requests(0, 20), spread=True)
+    deploy(wire, 1, stable="3", weights={"3": 1.0})
+    with running(settings):
+        wire.send("scoring-requests", requests(0, 20), spread=True)
         early = [Score.model_validate_json(v) for v in wire.wait("scores", lambda found: len(found) >= 20)]
         told = wire.wait("control", lambda found: any(b'"failed":{"3":' in value for value in found))
         record = Registry(settings.scorer.registry).register(CONTRACT, artifact(), Lineage())
         publish_records(settings.kafka, [ModelRecord(version=record)])
         answered: list[Score] = []
         for first in range(100, 2_000, 20):
-            wire.send("scoring-requests", _requests(first, 20), spread=True)
+            wire.send("scoring-requests", requests(first, 20), spread=True)
             count = 40 + first - 100
             answered = [
                 Score.model_validate_json(v) for v in wire.wait("scores", lambda f, c=count: len(f) >= c)

@@ -63,7 +63,8 @@ def test_a_table_has_the_columns_of_its_row_type(table: str, client: Any) -> Non
 VIEWS = {
     "windows", "feature_windows", "accuracy", "predictions", "labels", "outcomes", "signals", "alerts", "commands",
     "deployments", "decisions", "dead_letters", "prediction_identities", "worst_events", "windows_all",
-    "feature_windows_all", "accuracy_all", "decision_evidence", "decision_predictions",
+    "feature_windows_all", "accuracy_all", "decision_evidence", "decision_predictions", "live_accuracy",
+    "live_accuracy_inputs", "label_delay_history", "calibration_history",
 }  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def test_every_command_explains_itself() -> None:
     """Help lists each command with a sentence, and each command has help of its own."""
     top = run("--help")
     assert top.exit_code == 0
-    for name in (*SERVICES, "up", "down", "status", "logs", "demo", "topics", "migrate", "config", "schemas", "metrics",
+    for name in (*SERVICES, "up", "down", "status", "env", "logs", "demo", "topics", "migrate", "config", "schemas", "metrics",
                  "contract", "deployments", "deploy", "rollback", "promote", "pause", "resume", "retrain",
                  "gates", "approve", "reject", "override", "audit", "tokens", "detectors", "calibrate"):  # fmt: skip
         assert any(
@@ -198,6 +198,7 @@ def test_contract_check(tmp_path: Path) -> None:
 def test_nothing_runs(tmp_path: Path) -> None:
     """Status of nothing is an error, stopping nothing is none, and a log that never was is named."""
     assert "driftline up" in error_of(run("status", "--data-dir", str(tmp_path)))
+    assert "driftline up" in error_of(run("env", "--data-dir", str(tmp_path)))
     assert run("down", "--data-dir", str(tmp_path)).exit_code == 0
     assert "monitor" in error_of(run("logs", "monitor", "--data-dir", str(tmp_path)))
     assert "monitor" in error_of(run("logs", "../../etc/passwd", "--data-dir", str(tmp_path)))

@@ -16,7 +16,7 @@ from detectors.base import Context, Detector, Rows
 from detectors.joint_shift.classifier import ClassifierSpec
 from detectors.joint_shift.encode import UNIT, Encoder, Projection, weights
 from detectors.joint_shift.mmd import MmdSpec, RandomFeatures
-from detectors.joint_shift.moving import group_variance, run_rows, tail_point
+from detectors.joint_shift.moving import group_variance, tail_point
 from detectors.joint_shift.pca import PcaSpec, Reconstruction
 from detectors.registry import spec_class
 from schemas.contracts import ColumnReference, FalsePages, Reference
@@ -133,19 +133,19 @@ def test_the_tail_of_equal_shares_is_chi_squared(freedom: int, tail: float) -> N
 
 
 def test_the_tail_of_unequal_shares_is_that_of_draws() -> None:
-    """Of 200,000 draws no more than one in a thousand lies beyond it, and not many fewer."""
+    """Of 100,000 draws no more than one in a thousand lies beyond it, and not many fewer."""
     shares = 0.7 ** np.arange(20)
-    draws = (np.random.default_rng(8).chisquare(1, (200_000, 20)) * shares).sum(axis=1)
+    draws = (np.random.default_rng(8).chisquare(1, (100_000, 20)) * shares).sum(axis=1)
     beyond = float((draws > tail_point(shares, float(np.log(1e-3)))).mean())
     assert 0.6e-3 < beyond < 1.1e-3
     assert tail_point(np.zeros(3), -5.0) == 0.0
 
 
 def test_an_e_detector_of_the_classifier_grows_no_faster_than_cells() -> None:
-    """The mean evidence of 150 streams from the reference's own law, without a zone, is at most one a cell."""
+    """The mean evidence of 60 streams from the reference's own law, without a zone, is at most one a cell."""
     rng = np.random.default_rng(9)
     grown = []
-    for _ in range(150):
+    for _ in range(60):
         sample = rng.normal(size=(400, 3))
         detector = built("classifier-two-sample", sample, cell_rows=20, effect_min=0.0)
         detector.update(Rows.of(rng.normal(size=(200, 3)), np.arange(200)))
@@ -206,13 +206,17 @@ def test_what_lies_within_the_zone_never_drifts(kind: str) -> None:
 
 
 def test_the_budget_is_turned_into_rows_by_the_references_traffic() -> None:
-    """Thirty days at 1,000 rows a day; without times the option counts."""
+    """Thirty days at 1,000 rows a day; without a budget, and without times, it is not known."""
     sample = np.random.default_rng(0).normal(size=(100, 2))
     timed = context_of(sample, rows=10_000, from_ms=0, to_ms=10 * 86_400_000)
     budget = FalsePages(max=1, per=30 * 86_400_000)
     with_budget = Context(timed.columns, timed.categories, "features", timed.reference, false_pages=budget)
-    assert run_rows(with_budget, 5) == pytest.approx(30_000)
-    assert run_rows(timed, 5) == 5
+    assert with_budget.budget_rows == pytest.approx(30_000)
+    assert timed.budget_rows is None
+    timeless = context_of(sample, rows=10_000).reference
+    assert (
+        Context(timed.columns, timed.categories, "features", timeless, false_pages=budget).budget_rows is None
+    )
 
 
 # -- change -----------------------------------------------------------------------------------------------------------

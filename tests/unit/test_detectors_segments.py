@@ -16,12 +16,21 @@ from pydantic import ValidationError
 from scipy.stats import binomtest
 
 from detectors.base import DAY_MS, Change, Context, Detector, Rows, Standing, pack, unpack
+from detectors.columns import context_of
 from detectors.groups.frequent import LEARN_ROWS, SpaceSaving, Watched
 from detectors.groups.segment_gap import SegmentGapSpec, newcombe, wilson
 from detectors.groups.segments import SegmentsSpec, _State, combined, reference_of_segment
 from detectors.harm.promise_e import PromiseSpec
-from detectors.registry import spec_class
-from schemas.contracts import ColumnReference, FalsePages, Feature, Reference
+from detectors.registry import spec_class, spec_for
+from schemas.contracts import (
+    ColumnReference,
+    DetectorConfig,
+    FalsePages,
+    Feature,
+    ModelContract,
+    Monitoring,
+    Reference,
+)
 from schemas.errors import ConfigurationError, SnapshotError
 from schemas.reference import describe
 from schemas.verdicts import Family, State
@@ -381,6 +390,21 @@ def test_a_gap_is_found_and_named() -> None:
     accuracy = SegmentGapSpec(measures=("accuracy",)).build(context())
     heard(accuracy, rows)
     assert accuracy.verdict.state is State.STABLE
+
+
+@pytest.mark.parametrize("said", ["contract", "options"])
+def test_a_decision_is_what_the_contract_calls_one(said: str) -> None:
+    """Scores of 0.9 are no positive decision where that begins at 0.95: no gap; the detector's own options go first."""
+    features = (Feature(name="where", kind="categorical", categories=("w0", "w1", "w2")),)
+    asked = ModelContract(
+        model="m", features=features, threshold=0.95, monitoring=Monitoring(segments=("where",))
+    )
+    options = {"measures": ["demographic-parity"]} | ({"threshold": 0.5} if said == "options" else {})
+    config = DetectorConfig(name="gap", kind="segment-gap", stream="loss", options=options)
+    spec = spec_for(config)
+    detector = spec.build(context_of(asked, config, spec, reference=None))
+    heard(detector, decisions(4_000, 1, (0.3, 0.32, 0.55)))
+    assert detector.verdict.state is (State.STABLE if said == "contract" else State.DRIFT)
 
 
 def test_a_gap_that_the_reference_had_is_no_drift() -> None:

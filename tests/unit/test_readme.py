@@ -52,13 +52,20 @@ def block(kind: str, holding: str = "") -> str:
     return found
 
 
-CONTRACT = ModelContract.model_validate(yaml.safe_load(block("yaml")))
+CONTRACT = ModelContract.model_validate(yaml.safe_load(block("yaml", "features:")))
 
 
 def calls(command: str) -> Iterator[list[str]]:
     """``driftline a | b --flag`` as argument lists: names that stand for a path or a number are dropped."""
     for part in command.removeprefix("driftline ").split(" | "):
         yield [word for word in shlex.split(part) if not word.isupper() and "." not in word]
+
+
+def test_the_rollout_that_is_shown_is_one() -> None:
+    """It fits the contract's section, and none of its metrics only decorates."""
+    shown = yaml.safe_load(block("yaml", "strategy:"))["rollout"]
+    contract = ModelContract.model_validate(CONTRACT.model_dump() | {"rollout": shown})
+    assert all(metric.gates or metric.alert is not None for metric in contract.rollout.metrics)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from deploy import model_report
 from deploy.registry import Artifact, Golden, Lineage, Registry, feature_difference
 from deploy.training.features import Encoder
-from schemas.contracts import Feature, ModelContract, Reference
+from schemas.contracts import Feature, ModelContract, ModelVersion, Reference
 from schemas.errors import RegistryError, SignatureError
 from schemas.ids import content_hash
 from schemas.signing import Signer, Verifier
@@ -180,3 +183,77 @@ def test_a_removed_version_is_gone_and_its_number_is_not_given_again(tmp_path: P
     assert registry.register(CONTRACT, _artifact(), Lineage()).version == "3"
     with pytest.raises(RegistryError, match="pruned"):
         registry.register(CONTRACT, _artifact(), Lineage(), version="2")
+
+
+def _noted() -> Artifact:
+    return replace(
+        _artifact(), notes={"snapshot.json": '{"rows": 7}', "training.json": '{"handed_over": false}'}
+    )
+
+
+def test_notes_are_part_of_a_version(tmp_path: Path) -> None:
+    """They come back, change the digest, and an altered or lost one is found like any other file."""
+    registry = Registry(tmp_path)
+    plain = registry.register(CONTRACT, _artifact(), Lineage(), version="1")
+    noted = registry.register(CONTRACT, _noted(), Lineage(), version="2")
+    assert plain.sha256 != noted.sha256
+    assert registry.load("delay", "2")[1] == _noted()
+    assert registry.notes("delay", "2") == {
+        "snapshot.json": {"rows": 7},
+        "training.json": {"handed_over": False},
+    }
+    assert registry.notes("delay", "1") == {}
+    (tmp_path / "delay" / "2" / "training.json").write_text('{"handed_over": true}')
+    with pytest.raises(RegistryError, match=r"training\.json is not what was registered"):
+        registry.load("delay", "2")
+    (tmp_path / "delay" / "2" / "training.json").unlink()
+    with pytest.raises(RegistryError, match="cannot be read"):
+        registry.load("delay", "2")
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.json", "manifest.json", "model.onnx", ".x.json", "a/b.json", "note.txt"]
+)
+def test_a_note_cannot_be_any_file(tmp_path: Path, name: str) -> None:
+    """Neither one of the version's own nor one outside its directory: not when written, not when read."""
+    registry = Registry(tmp_path)
+    with pytest.raises(RegistryError, match="cannot be a further file"):
+        registry.register(CONTRACT, replace(_artifact(), notes={name: "{}"}), Lineage())
+    registry.register(CONTRACT, _artifact(), Lineage(), version="1")
+    manifest = tmp_path / "delay" / "1" / "manifest.json"
+    content = json.loads(manifest.read_bytes())
+    if name not in content["files"]:
+        content["files"][name] = "0" * 64
+        manifest.write_text(json.dumps(content))
+        with pytest.raises(RegistryError):
+            registry.load("delay", "1")
+
+
+def test_what_a_dead_process_left_is_swept_when_it_is_old(tmp_path: Path) -> None:
+    """Half-written and half-deleted versions; nothing that is whole, and nothing that may still be written."""
+    registry = Registry(tmp_path)
+    registry.register(CONTRACT, _artifact(), Lineage())
+    for name in (".draft-old", ".gone-3", ".draft-new"):
+        (tmp_path / "delay" / name).mkdir()
+        (tmp_path / "delay" / name / "model.onnx").write_bytes(b"x")
+    for name in (".draft-old", ".gone-3"):
+        os.utime(tmp_path / "delay" / name, (1_000, 1_000))
+    assert registry.sweep("delay", 2_000_000) == [".draft-old", ".gone-3"]
+    assert sorted(path.name for path in (tmp_path / "delay").iterdir()) == [".draft-new", "1"]
+    assert registry.sweep("nobody", 2_000_000) == []
+
+
+def test_a_card_says_how_a_version_was_made() -> None:
+    """Rows, labels, weighting and verdict, from the notes; a version trained elsewhere has no such part."""
+    record = ModelVersion(model="delay", version="2", uri="delay/2", sha256="0" * 64)
+    notes = {
+        "snapshot.json": {"rows": 90, "predictions": 100, "unlabelled": 8, "left_out": 2, "backed_off_ms": 7_200_000,
+                          "backed_off_by": "measured", "trainer": "sklearn"},
+        "training.json": {"weighting": "recent 14d", "detail": "against version 1: better", "handed_over": True},
+    }  # fmt: skip
+    text = model_report.card(record, None, (), notes)
+    assert "- Rows: 90 of 100 predictions; 8 had no label, 2 were outside the contract" in text
+    assert "ends 2.0 h before the request (measured)" in text
+    assert "rows weighted: recent 14d" in text
+    assert "- Judged: against version 1: better" in text
+    assert "How it was made" not in model_report.card(record, None, ())

@@ -17,7 +17,7 @@ from deploy.core.trips import Trip, Trips
 from deploy.registry import Lineage, Registry
 from deploy.training.scores import score
 from schemas.control import Answer, Deployment, Outcome, Phase, RollbackRequested
-from tests.support_deploy import CONTRACT, artifact, trained
+from tests.support_deploy import CONTRACT, START_MS, artifact, trained
 from tests.support_scoring import Incoming, ask, deploy, deploy_canary, dump, make_core, run
 
 
@@ -355,3 +355,30 @@ def test_a_nullable_feature_may_be_left_out(registry: Registry) -> None:
     )
     assert predictions[0].features == {"hour": 3, "wind.speed": None, "carrier": "AA"}
     assert scores[0].status == "ok"
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_what_a_left_version_said_is_said_by_another(registry: Registry, inline: bool) -> None:
+    """Scored, not yet written, and a rollback comes: its rows are scored again, all others keep what they have."""
+    core = make_core(registry, deploy_canary(2, 0.4, shadow=("1", "2")), shadows_inline=inline)
+    values = [*dump(ask(60)), b"{"]
+    records = [Incoming(value, offset=at) for at, value in enumerate(values)]
+    scored = core.score(records, [1_000.0] * len(values), START_MS)
+    before = {row.head.request_id: (row.route.version, row.score) for row in scored.rows}
+    model = core.model("delay")
+    model.trips.deployment(deploy_canary(2, 0.4), 0, 0)
+    assert model.trips.request(_rollback(2, "2"), 10, 0) is Trip.TRIPPED
+    core.reroute(scored, START_MS)
+    after = {row.head.request_id: (row.route.version, row.score) for row in scored.rows}
+    assert {version for version, _ in before.values()} == {"1", "2"}
+    assert {version for version, _ in after.values()} == {"1"}
+    assert {k: v for k, v in before.items() if v[0] == "1"}.items() <= after.items()
+    expected = [score for _, score in after.values()]
+    again = [row.score for row in core.score(records, [1_000.0] * len(values), START_MS).rows]
+    assert expected == again
+    out = scored.records(4)
+    assert len(out["scores"]) == 60
+    assert len(out["dead-letters"]) == 1
+    shadows = [json.loads(one["value"]) for one in out["predictions"] if b'"shadow"' in one["value"]]
+    owed = sum(len(job.rows) for job in scored.shadows) + len(shadows)
+    assert owed == sum(version == "1" for version, _ in before.values())

@@ -231,6 +231,22 @@ def test_room_is_waited_for_and_bounded(log: FakeLog) -> None:
     assert _reached(writer, State.FENCED) is State.FENCED
 
 
+def test_what_no_transaction_has_begun_with_is_given_back(log: FakeLog) -> None:
+    """In its order; what is being written stays, and the writer goes on with what is handed in again."""
+    writer, _ = _writer(log)
+    _reached(writer, State.READY)
+    log.plan["hang"] = [Exception()]
+    writer.submit(_job("a"))
+    assert log.hanging.wait(10)
+    jobs = [_job("b"), _job("c", "d")]
+    for job in jobs:
+        writer.submit(job)
+    assert writer.recall() == jobs
+    assert (writer.recall(), writer.rows) == ([], 1)
+    log.hang.set()
+    assert writer.close()
+
+
 # --- shadows
 
 

@@ -210,15 +210,17 @@ def test_attempts_outlive_the_process_and_wait_longer_each_time(tmp_path: Path) 
     """Each is noted before it begins; one without an error died; a torn file counts anew and says so in the log."""
     journal = Journal(tmp_path / "state", 100)
     first = journal.begin(journal.read("r"), 1_000)
-    assert (first.begun, first.not_before_ms) == (1, 1_100)
+    assert [first.due(now_ms) for now_ms in (999, 1_000, 1_099, 1_100)] == [True, False, False, True]
     again = Journal(tmp_path / "state", 100)
     second = again.begin(again.read("r"), 2_000)
-    assert (second.begun, second.not_before_ms) == (2, 2_200)
+    assert (second.begun, second.wait_ms) == (2, 200)
     failed = again.failed(second, "OSError: no", 5_000)
-    assert failed.not_before_ms == 5_200
+    assert [failed.due(now_ms) for now_ms in (5_000, 5_199, 5_200)] == [False, False, True]
     assert again.read("r") == failed
     assert failed.describe() == "1 died with the process; OSError: no"
     assert again.read("other") == Attempts("other")
+    again.stopped(again.begin(failed, 6_000))
+    assert (again.read("r").begun, again.read("r").due(6_000)) == (2, True)
     [file] = (tmp_path / "state").iterdir()
     file.write_text("{")
     assert again.read("r").begun == 0
