@@ -8,6 +8,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from schemas.errors import PlatformError
 from schemas.ids import content_hash
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Attempts:
 
 
 class Journal:
-    """One small file a request that is being worked on, replaced by a rename."""
+    """One small file a request that is being worked on, replaced by a rename. Raises PlatformError when it cannot be."""
 
     def __init__(self, directory: Path, backoff_ms: int) -> None:
         self._directory = directory
@@ -87,10 +88,15 @@ class Journal:
     def _write(self, attempts: Attempts) -> Attempts:
         file = self._file(attempts.request_id)
         draft = file.with_suffix(".draft")
-        self._directory.mkdir(parents=True, exist_ok=True)
-        with draft.open("w") as text:
-            json.dump(asdict(attempts), text)
-            text.flush()
-            os.fsync(text.fileno())
-        draft.rename(file)
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with draft.open("w") as text:
+                json.dump(asdict(attempts), text)
+                text.flush()
+                os.fsync(text.fileno())
+            draft.rename(file)
+        except OSError as error:
+            raise PlatformError(
+                f"an attempt cannot be noted in {self._directory}, so none is begun: {error}"
+            ) from error
         return attempts

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,7 +87,10 @@ class Runner:
         failpoint("training.taken-up")
         made = self._registry.find_by_cause(request.model, request.request_id)
         if made is not None:
-            return self._result_of(made)
+            try:
+                return self._result_of(made)
+            except (RegistryError, SignatureError) as error:
+                return Result("failed", f"what was registered for it cannot be used: {error}")
         limit = self._settings.trainer.attempts_max
         if attempts.begun >= limit:
             return Result("failed", f"given up after {attempts.begun} attempts: {attempts.describe()}")
@@ -119,11 +123,11 @@ class Runner:
         return Result("failed", reason)
 
     def _train(self, request: RetrainRequested, contract: ModelContract) -> Result:
-        client = self._await_archive(request)
-        try:
-            taken = take_snapshot(client, contract, request.event_time_ms)
-        except ClickHouseError as error:
-            raise WarehouseError(f"snapshot of {request.model} could not be taken: {error}") from error
+        with closing(self._await_archive(request)) as client:
+            try:
+                taken = take_snapshot(client, contract, request.event_time_ms)
+            except ClickHouseError as error:
+                raise WarehouseError(f"snapshot of {request.model} could not be taken: {error}") from error
         failpoint("training.snapshot-taken")
         incumbent, taken = self._incumbent(request.model, request.version, taken)
         checked = check(taken, contract, incumbent)

@@ -13,6 +13,7 @@ from deploy.training.attempts import Attempts, Journal
 from deploy.training.plan import NOT_BETTER, TOO_SOON, Plan
 from schemas.contracts import ModelContract, ModelRecord, ModelVersion
 from schemas.control import ControlTick, Deployment, Phase, RetrainRequested, TrainingFinished
+from schemas.errors import PlatformError
 from tests.support_deploy import CONTRACT, DAY_MS, START_MS
 
 
@@ -227,6 +228,13 @@ def test_attempts_outlive_the_process_and_wait_longer_each_time(tmp_path: Path) 
     again.forget("r")
     again.forget("r")
     assert list((tmp_path / "state").iterdir()) == []
+
+
+def test_an_attempt_that_cannot_be_noted_is_not_begun(tmp_path: Path) -> None:
+    """Nothing would count it."""
+    (tmp_path / "state").write_text("a file, not a directory")
+    with pytest.raises(PlatformError, match="none is begun"):
+        Journal(tmp_path / "state", 100).begin(Attempts("r"), 1_000)
 
 
 def test_an_incident_has_one_key_and_ends_with_the_next_model() -> None:
