@@ -23,7 +23,7 @@ from streams.batches import Chunk
 from streams.broadcast import Broadcast, model_records
 from streams.core.delivery import StageContext, TaskCore, TopicPartition, Transaction, Upsert, assembled
 from streams.core.ledger import Ledger
-from streams.core.records import Record
+from streams.core.records import Input, Record, RecordBatch
 from streams.failpoints import failpoint
 from streams.store import TaskStore, log_starts
 
@@ -238,21 +238,25 @@ class Task:
         self._activate()
         now_ms = time.time_ns() // 1_000_000
         before = self.core.watermarks()
-        records = [record for topic in self._follows for record in self._followed(topic)]
+        records: list[Input] = [record for topic in self._follows for record in self._followed(topic)]
+        rows = len(records)
         for chunk in chunks:
             topic = chunk.topic.removeprefix(self._kafka.topic_prefix)
-            records += self._fresh((topic, chunk.partition), chunk.to_records(topic))
+            fresh = self._fresh((topic, chunk.partition), chunk.to_batch(topic))
+            if len(fresh):
+                records.append(fresh)
+                rows += len(fresh)
         if records:
             failpoint(f"{self.context.stage}.before-apply")
             self.core.apply(records, now_ms)
             failpoint(f"{self.context.stage}.after-apply")
-            self._rows += len(records)
+            self._rows += rows
             self._since_s = self._since_s or time.monotonic()
             self._moved = self._moved or self.core.watermarks() != before
 
-    def _fresh(self, tp: tuple[str, int], records: list[Record]) -> list[Record]:
+    def _fresh(self, tp: tuple[str, int], records: RecordBatch) -> RecordBatch:
         fresh = self._ledger.fresh(tp, records)
-        size = sum(len(r.value) for r in fresh if r.value is not None)
+        size = sum(map(len, filter(None, fresh.values)))
         self._shared.metrics.count("driftline_input_bytes_total", size, **self._labels)
         self._shared.metrics.count("driftline_rows_total", len(fresh), topic=tp[0], **self._labels)
         return fresh

@@ -12,17 +12,15 @@ from typing import Any
 from schemas.contracts import ModelRecord
 from schemas.errors import DeliveryError
 from streams.core.delivery import (
-    Disposition,
     Loaded,
     Manifest,
     TaskCore,
     TopicPartition,
     Transaction,
     Upsert,
-    disposition,
     plan,
 )
-from streams.core.records import Record
+from streams.core.records import RecordBatch
 
 #: Contracts and versions published before an offset of ``models``.
 Known = Callable[[int], Sequence[ModelRecord]]
@@ -80,12 +78,14 @@ class Ledger:
             self.core.activate(known(self.activations.get("models", 0)))
         self.core.restore(loaded.pieces, manifest)
 
-    def fresh(self, tp: TopicPartition, records: Sequence[Record]) -> list[Record]:
-        """Which of these, consecutive on ``tp``, the core is to get; they count as read from now on."""
-        high, at = self._high.get(tp, 0), self.next[tp]
-        fresh = [r for r in records if disposition(at, high, r.offset) is not Disposition.SKIP]
-        self.next[tp] = max(at, records[-1].offset + 1)
-        return fresh
+    def fresh(self, tp: TopicPartition, records: RecordBatch) -> RecordBatch:
+        """Which of these, consecutive on ``tp``, the core is to get; they count as read from now on.
+
+        ``disposition`` says SKIP of every offset below the next one, and of no other.
+        """
+        at = self.next[tp]
+        self.next[tp] = max(at, int(records.offsets[-1]) + 1)
+        return records.since(at)
 
     @property
     def rereading(self) -> bool:

@@ -27,7 +27,7 @@ from streams.core.delivery import (
 )
 from streams.core.ledger import Ledger
 from streams.core.pipeline import JoinCore
-from streams.core.records import Record
+from streams.core.records import Record, RecordBatch
 from tests.simulation.log import Log
 from tests.simulation.world import INPUTS, MODEL, PARTITIONS
 
@@ -185,7 +185,7 @@ class Run:
 
     def fresh(self, tp: TopicPartition, records: list[Record]) -> list[Record]:
         """Which of what was fetched is applied."""
-        return self.ledger.fresh(tp, records)
+        return list(self.ledger.fresh(tp, RecordBatch.of(records)))
 
     def _fetch(self) -> list[Record]:
         found: list[Record] = []

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from aiokafka.consumer import fetcher
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
 from faust.types import TP
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.batches import chunk_scheduler, share_out
+from streams.batches import _BareRecords, chunk_scheduler, share_out
 from streams.core.records import Record
 
 
@@ -23,10 +26,24 @@ def test_one_fetch_becomes_chunks_that_hold_every_record_in_order_with_headers()
     fetched = {first: [_fetched(i) for i in range(5)], second: [_fetched(i) for i in range(10, 12)]}
     chunks = list(chunk_scheduler(2)().iterate(fetched))
     assert [(tp.partition, chunk.end_offset) for tp, chunk in chunks] == [(0, 2), (1, 12), (0, 4), (0, 5)]
-    records = [r for tp, chunk in chunks if tp == first for r in chunk.to_records("logical")]
+    records = [r for tp, chunk in chunks if tp == first for r in chunk.to_batch("logical")]
     assert [r.offset for r in records] == [0, 1, 2, 3, 4]
     assert records[1] == Record("logical", 0, 1, b"k", b"v", {"h": b"v"}, 5)
     assert records[0].headers == {}
+
+
+def test_records_are_handed_out_as_the_parser_made_them() -> None:
+    """aiokafka still makes records through the one method that is replaced, and they have what a chunk reads."""
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
+    builder.append(0, 7, b"k", b"v", [("h", b"w")])
+    builder.append(1, 8, None, None, [])
+    parsed = _BareRecords(TP("a", 0), MemoryRecords(bytes(builder.build())), [], 0, None, None, True, 1)
+    ((_, chunk),) = chunk_scheduler(9)().iterate({TP("a", 0): list(parsed)})
+    assert list(chunk.to_batch("logical")) == [
+        Record("logical", 0, 0, b"k", b"v", {"h": b"w"}, 7),
+        Record("logical", 0, 1, None, None, {}, 8),
+    ]
+    assert fetcher.PartitionRecords._consumer_record is not _BareRecords._consumer_record
 
 
 tasks = st.integers(1, 12).map(lambda n: [(stage, p) for p in range(n) for stage in ("join", "detect")])

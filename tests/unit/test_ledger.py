@@ -8,9 +8,17 @@ import pytest
 
 from schemas.contracts import ModelRecord
 from schemas.errors import DeliveryError
-from streams.core.delivery import Loaded, Manifest, Out, TopicPartition, Upsert
+from streams.core.delivery import (
+    Disposition,
+    Loaded,
+    Manifest,
+    Out,
+    TopicPartition,
+    Upsert,
+    disposition,
+)
 from streams.core.ledger import Ledger
-from streams.core.records import Record
+from streams.core.records import Record, RecordBatch
 
 TP = ("predictions", 0)
 
@@ -103,3 +111,16 @@ def test_a_confirmation_of_an_older_value_leaves_the_newer_in_the_outbox() -> No
     ledger.confirmed(sent)
     assert [u.version for u in ledger.outbox.values()] == [ledger.manifest.sequence]
     assert ledger.has_confirmed
+
+
+@pytest.mark.parametrize("next_offset", [0, 3, 5, 9])
+def test_what_is_fresh_is_what_the_delivery_table_does_not_skip(next_offset: int) -> None:
+    """Whatever holes there are, and whether or not the task is still reading what recovery gave back."""
+    offsets = [2, 3, 4, 7, 8]
+    records = [Record("predictions", 0, offset, None, b"") for offset in offsets]
+    for high in (0, 6):
+        manifest = Manifest(task="join/0", sequence=1, offsets={TP: next_offset}, high={TP: high})
+        ledger = _opened(Loaded(manifest, {}))
+        fresh = [record.offset for record in ledger.fresh(TP, RecordBatch.of(records))]
+        assert fresh == [o for o in offsets if disposition(next_offset, high, o) is not Disposition.SKIP]
+        assert ledger.next[TP] == max(next_offset, 9)

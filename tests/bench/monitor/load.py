@@ -1,14 +1,20 @@
-"""The load: JSON predictions of about 570 bytes with 10 features, a label for every fifth, ticks as time goes by."""
+"""The load: JSON predictions of about 570 bytes with 10 features, a label for every fifth, ticks as time goes by.
+
+As Arrow: the same rows, in batches of 2,000 for each partition.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from confluent_kafka import Producer
+from numpy.typing import NDArray
 
+from schemas.arrow import encode_arrow_predictions
 from schemas.bins import Binning
 from schemas.contracts import (
     ColumnReference,
@@ -18,7 +24,7 @@ from schemas.contracts import (
     Reference,
     load_contract,
 )
-from schemas.events import HEADER_KIND, KIND_TICK, Tick
+from schemas.events import FORMAT_ARROW, HEADER_FORMAT, HEADER_KIND, KIND_TICK, Tick
 from schemas.ids import partitions_of
 from schemas.settings import KafkaSettings
 
@@ -26,6 +32,8 @@ START_MS = 1_767_225_600_000
 SPAN_MS = 600_000
 TICKS = 20
 LABEL_EVERY = 5
+BATCH_ROWS = 2_000
+COUNTRIES = ("de", "fr", "it", "es", "pl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +73,16 @@ def records() -> list[ModelRecord]:
     return [ModelRecord(contract=declared), ModelRecord(version=version)]
 
 
-def write(kafka: KafkaSettings, events: int, seed: int = 7) -> Load:
+def write(kafka: KafkaSettings, events: int, seed: int = 7, arrow: bool = False, first: int = 0) -> Load:
     """Write the load to ``predictions`` and ``feedback``; everything is on the broker when this returns."""
     rng = np.random.default_rng(seed)
     producer = Producer(kafka.producer(**{"linger.ms": 50, "queue.buffering.max.messages": 2_000_000, "acks": "1",
                                           "enable.idempotence": False}))  # fmt: skip
-    countries = ("de", "fr", "it", "es", "pl")
     per_tick = events // TICKS
     total = written = labels = 0
     for tick in range(TICKS):
         count = per_tick if tick < TICKS - 1 else events - written
-        ids = [f"{written + i:08d}-bench-5a1e-4a1b-prediction-identifier" for i in range(count)]
+        ids = [f"{first + written + i:08d}-bench-5a1e-4a1b-prediction-identifier" for i in range(count)]
         where = partitions_of([i.encode() for i in ids], kafka.input_partitions).tolist()
         times = (
             np.sort(rng.integers(tick * SPAN_MS // TICKS, (tick + 1) * SPAN_MS // TICKS, count)) + START_MS
@@ -83,23 +90,28 @@ def write(kafka: KafkaSettings, events: int, seed: int = 7) -> Load:
         values = rng.normal(size=(count, 9)).tolist()
         scores = rng.uniform(0.01, 0.99, count)
         outcomes = rng.random(count) < scores
+        if arrow:
+            total += _write_batches(producer, kafka, ids, times, values, scores, written)
         for at, identity in enumerate(ids):
-            features: dict[str, object] = {f"f{i}": value for i, value in enumerate(values[at])}
-            features["country"] = countries[(written + at) % 5]
-            event = {
-                "prediction_id": identity,
-                "model": "bench",
-                "version": "1",
-                "event_time_ms": int(times[at]),
-                "features": features,
-                "score": float(scores[at]),
-                "latency_ms": 3.25,
-                "entity": "customer-" + identity[:8],
-                "trace_id": "0123456789abcdef0123456789abcdef",
-            }
-            body = msgspec.json.encode(event)
-            total += len(body)
-            _send(producer, kafka.topic("predictions"), body, identity.encode(), where[at])
+            if not arrow:
+                features: dict[str, object] = {f"f{i}": value for i, value in enumerate(values[at])}
+                features["country"] = COUNTRIES[(written + at) % 5]
+                event = {
+                    "prediction_id": identity,
+                    "model": "bench",
+                    "version": "1",
+                    "event_time_ms": int(times[at]),
+                    "features": features,
+                    "score": float(scores[at]),
+                    "latency_ms": 3.25,
+                    "entity": "customer-" + identity[:8],
+                    "trace_id": "0123456789abcdef0123456789abcdef",
+                    "role": "stable",
+                    "status": "ok",
+                }
+                body = msgspec.json.encode(event)
+                total += len(body)
+                _send(producer, kafka.topic("predictions"), body, identity.encode(), where[at])
             if at % LABEL_EVERY == 0:
                 label = {
                     "prediction_id": identity,
@@ -107,18 +119,45 @@ def write(kafka: KafkaSettings, events: int, seed: int = 7) -> Load:
                     "label": float(outcomes[at]),
                     "label_time_ms": int(times[at]) + 1_000,
                 }
-                _send(
-                    producer,
-                    kafka.topic("feedback"),
-                    msgspec.json.encode(label),
-                    identity.encode(),
-                    where[at],
-                )
+                body = msgspec.json.encode(label)
+                _send(producer, kafka.topic("feedback"), body, identity.encode(), where[at])
                 labels += 1
         written += count
         _tick(producer, kafka, START_MS + (tick + 1) * SPAN_MS // TICKS - 1)
     producer.flush(120)
     return Load(events, labels, total / events, START_MS + SPAN_MS)
+
+
+def _write_batches(
+    producer: Producer,
+    kafka: KafkaSettings,
+    ids: list[str],
+    times: NDArray[np.int64],
+    values: list[list[float]],
+    scores: NDArray[np.float64],
+    written: int,
+) -> int:
+    """As an SDK would: one batch for each partition, every so many rows. Bytes sent."""
+    total = 0
+    for start in range(0, len(ids), BATCH_ROWS * kafka.input_partitions):
+        rows = slice(start, start + BATCH_ROWS * kafka.input_partitions)
+        n = len(ids[rows])
+        columns: dict[str, Any] = {
+            "prediction_id": ids[rows],
+            "version": ["1"] * n,
+            "event_time_ms": times[rows],
+            "score": scores[rows],
+            "latency_ms": np.full(n, 3.25),
+            "country": [COUNTRIES[(written + start + at) % 5] for at in range(n)],
+        }
+        for at, column in enumerate(np.array(values[rows]).T):
+            columns[f"f{at}"] = column
+        for partition, body in encode_arrow_predictions("bench", columns, kafka.input_partitions).items():
+            total += len(body)
+            headers = [(HEADER_FORMAT, FORMAT_ARROW)]
+            producer.produce(kafka.topic("predictions"), body, partition=partition, headers=headers)
+            producer.poll(0)
+    return total
 
 
 def _send(producer: Producer, topic: str, value: bytes, key: bytes | None, partition: int) -> None:

@@ -1,0 +1,1 @@
+"""What the monitor costs, beside its peers on the same topic."""

@@ -1,0 +1,54 @@
+"""What others do on the same topic: read it, and parse the JSON. Their CPU-seconds, from the first event to the last.
+
+Quix Streams and Bytewax have an environment of their own (``requirements/peers.txt``), made beside this one at first use:
+their dependencies are not ours.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from schemas.settings import KafkaSettings
+from tests.bench.monitor.load import Load
+
+ROOT = Path(__file__).resolve().parents[3]
+ENVIRONMENT = ROOT / ".venv-peers"
+#: The peer, its script, whether it has an environment of its own, of how many events it is asked for at most.
+PEERS = (
+    ("aiokafka", "aiokafka_raw", False, None),
+    ("faust", "faust_agent", False, 100_000),
+    ("quix", "quix_streams", True, None),
+    ("bytewax", "bytewax_flow", True, None),
+)
+
+
+def measure(kafka: KafkaSettings, load: Load) -> Iterator[tuple[str, float]]:
+    """(name, events per CPU-second) of each."""
+    for name, file, foreign, most in PEERS:
+        events = min(load.events, most or load.events)
+        python = str(_environment()) if foreign else sys.executable
+        script = Path(__file__).parent / "peer" / f"{file}.py"
+        command = [python, str(script), kafka.bootstrap, kafka.topic("predictions"), str(events)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=900, check=False, cwd=script.parent
+        )
+        if done.returncode:
+            raise SystemExit(f"{name} failed: {done.stderr[-2000:]}")
+        said = json.loads(done.stdout.splitlines()[-1])
+        yield f"peer.{name}", said["events"] / said["cpu_s"]
+
+
+def _environment() -> Path:
+    """The peers' Python."""
+    python = ENVIRONMENT / "bin" / "python"
+    if not python.exists():
+        uv = Path(sys.executable).with_name("uv")
+        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, ENVIRONMENT], check=True)
+        locked = ROOT / "requirements" / "peers.txt"
+        install = [uv, "pip", "install", "--quiet", "--python", python, "--require-hashes", "-r", locked]
+        subprocess.run(install, check=True)
+    return python
