@@ -17,11 +17,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from schemas.contracts import ModelRecord
 from schemas.errors import DeliveryError
-from schemas.events import HEADER_KIND
+from schemas.events import HEADER_KIND, HEADER_TRACE
 from schemas.observability import Metrics
 from streams.batches import Chunk
 from streams.broadcast import Broadcast, model_records
-from streams.core.delivery import StageContext, TaskCore, TopicPartition, Transaction, Upsert, assembled
+from streams.core.delivery import Out, StageContext, TaskCore, TopicPartition, Transaction, Upsert, assembled
 from streams.core.ledger import Ledger
 from streams.core.records import Input, Record, RecordBatch
 from streams.failpoints import failpoint
@@ -299,6 +299,11 @@ class Task:
         labels = {"partition": self._labels["partition"]}
         self._shared.metrics.set("driftline_warehouse_dirty", len(self.outbox), **labels)
 
+    def _note(self, out: Out) -> None:
+        extra = {"event": "written", "topic": out.topic, "key": (out.key or b"").decode(errors="replace")}
+        trace_id = out.headers[HEADER_TRACE].decode(errors="replace")
+        log.info("%s: written to %s", self.context.task, out.topic, extra=extra | {"trace_id": trace_id})
+
     def _report(self, transaction: Transaction, seconds: float) -> None:
         metrics, labels = self._shared.metrics, self._labels
         metrics.count("driftline_commits_total", 1, **labels)
@@ -306,6 +311,10 @@ class Task:
         metrics.count("driftline_state_bytes_total", transaction.state_bytes, **labels)
         for source, at_ms in transaction.manifest.watermarks.items():
             metrics.set("driftline_watermark_ms", at_ms, source=source, **labels)
+        for out in transaction.outs:
+            # What carries a trace is rare: verdicts, decisions, alerts, commands. One line each leads from one to the next.
+            if HEADER_TRACE in out.headers:
+                self._note(out)
         if isinstance(self.core, Measured):
             for name, own, value in self.core.measurements():
                 if name.endswith("_total"):

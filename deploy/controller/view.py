@@ -44,6 +44,7 @@ class View:
             shown = self._deployments.get(deployment.model)
             if shown is not None and shown.revision == deployment.revision:
                 self._deployments[deployment.model] = deployment
+                self._histories[deployment.model].deployed(deployment)
 
     def decided(self, decision: Decision) -> None:
         with self._lock:

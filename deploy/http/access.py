@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from deploy.http.callers import ApiRole, Caller
 from deploy.http.limits import Buckets
-from deploy.http.oidc import Oidc
 from deploy.http.problems import Problem
 from deploy.http.tokens import TokenFile
 from deploy.process import wall_ms
 from schemas.settings import ControllerSection
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from deploy.http.oidc import Oidc
+
 #: What a browser calls this machine. Another name with our address is a page that rebinds its own.
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 #: Wrong tokens one address may send: enough for a slip, too few to try any out.
@@ -31,7 +32,7 @@ class Access:
 
     def __init__(self, section: ControllerSection, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self._tokens = None if section.api_tokens is None else TokenFile(section.api_tokens)
-        self._oidc = None if section.api_oidc is None else Oidc(section.api_oidc, monotonic_s)
+        self._oidc = _oidc(section, monotonic_s)
         self._monotonic_s = monotonic_s
         self.open_role = _open_role(section)
         #: Where whoever reaches the port may change something, only pages of this very machine may ask a browser to.
@@ -84,6 +85,15 @@ class Access:
             raise Problem(
                 429, f"too many calls; try again in {seconds} s", headers={"retry-after": str(seconds)}
             )
+
+
+def _oidc(section: ControllerSection, monotonic_s: Callable[[], float]) -> Oidc | None:
+    """Checks sign-ins, where that is set up; the library for it is loaded only then."""
+    if section.api_oidc is None:
+        return None
+    from deploy.http.oidc import Oidc
+
+    return Oidc(section.api_oidc, monotonic_s)
 
 
 def is_local(host: str) -> bool:

@@ -10,7 +10,9 @@ from detectors.registry import spec_for
 from schemas.contracts import DetectorConfig, ModelContract, ModelVersion
 from schemas.ids import content_hash
 from schemas.verdicts import Family, SignalChanged, State
+from streams.core.delivery import Out
 from streams.core.detect_state import Key, Running, config_hash
+from streams.core.incidents import trace_headers
 from streams.core.standings import fitted, in_words, standing_key
 
 
@@ -80,3 +82,9 @@ def signal_of(
         standing="" if standing is None else in_words(standing),
         trace_id=signal_id[:32],
     )
+
+
+def written(signal: SignalChanged) -> Out:
+    """The record that carries it, with the trace that what is decided on it will have."""
+    text = signal.model_dump_json().encode()
+    return Out("signals", signal.model.encode(), text, None, trace_headers(signal.trace_id))

@@ -24,7 +24,7 @@ from schemas.errors import BadMessage, ConfigurationError, SnapshotError
 from schemas.events import HEADER_KIND, KIND_TICK, Tick
 from schemas.ids import ROLES
 from schemas.verdicts import Evidence, Family, State, Verdict
-from streams.core.building import build, signal_of
+from streams.core.building import build, signal_of, written
 from streams.core.comparing import BEGINNING_MS, FALLBACK, Pair, Span, groups, spans
 from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
 from streams.core.detect_state import (
@@ -383,7 +383,7 @@ class DetectCore:
         signal = signal_of(key, config, family, standing, role, previous, change, address, contract)
         verdict = signal.verdict
         self._count("driftline_signals_total", model=model, detector=name, state=verdict.state.value)
-        self._outs.append(Out("signals", model.encode(), signal.model_dump_json().encode()))
+        self._outs.append(written(signal))
 
     def _announce_error(self, key: Key, config: DetectorConfig, role: str, why: str) -> None:
         """A detector that cannot be built says so once, as long as this process lives."""
