@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 #: Two transactions that only move event time are at least this far apart.
 TICK_COMMIT_INTERVAL_S = 0.025
 _BROADCAST_PARTITION = 0
+_TRACED = frozenset({"signals", "decisions", "alerts", "control"})
 
 
 @runtime_checkable
@@ -312,8 +313,8 @@ class Task:
         for source, at_ms in transaction.manifest.watermarks.items():
             metrics.set("driftline_watermark_ms", at_ms, source=source, **labels)
         for out in transaction.outs:
-            # What carries a trace is rare: verdicts, decisions, alerts, commands. One line each leads from one to the next.
-            if HEADER_TRACE in out.headers:
+            # Rare, unlike rows that are sent on: one line each leads from a verdict to what was decided on it.
+            if out.topic in _TRACED and HEADER_TRACE in out.headers:
                 self._note(out)
         if isinstance(self.core, Measured):
             for name, own, value in self.core.measurements():
