@@ -95,6 +95,8 @@ def test_a_threshold_is_read_off_for_the_run_length() -> None:
     peaks = Peaks(LlrTrace(mean_steps(1.0, 0.0)), no_drift, 100, 150)
     assert peaks.run(peaks.threshold(150))[0] == pytest.approx(150, rel=0.02)
     assert peaks.run(1e9) == (15_000, 0)
+    sure = fitted(LlrTrace(lambda x: np.where(x > 50, 1.0, -1.0)), no_drift, 150, 3_000)
+    assert sure.alarms == 0 and 0 < sure.threshold < 1
 
 
 def test_a_cusum_equals_its_recursion_wherever_blocks_end() -> None:

@@ -295,12 +295,12 @@ def one_world(world: World, repeats: int) -> str:
 
 
 def _oracle_row(world: World, repeats: int) -> list[object]:
-    """Each change has an oracle of its own; the realised run is the shortest and the longest of them."""
+    """Each change has an oracle of its own; the realised run is the shortest and the longest of those that had one."""
     cells, runs = [], []
     for name in world.changes:
         found = fitted(LlrTrace(world.oracles[name]), world.source, RUN_ROWS, 250_000 * repeats // _REPEATS)
         _say_run(world, f"oracle of {name}", found)
-        runs.append(found.realised)
+        runs += [found.realised] if found.alarms else []
         cells.append(_cell(world, "oracle", found.player, name, repeats))
     return ["oracle CUSUM", f"{min(runs):.0f} to {max(runs):.0f}", repeats, *cells]
 

@@ -229,12 +229,15 @@ class Peaks:
         return read / max(1, alarms), alarms
 
     def threshold(self, run: float) -> float:
-        """The least threshold whose run length is at least ``run``, and halfway to the next that is longer."""
+        """The least threshold whose run length is at least ``run``, halfway from the score below it; above all scores where
+        none is (one that knows a change needs no false alarms to see it)."""
         steps = np.unique(np.concatenate([scores for _, scores in self._peaks]))
         low, high = 0, len(steps) - 1
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if self.run(float(steps[middle]))[0] >= run else (middle + 1, high)
+        if self.run(float(steps[low]))[0] < run:
+            return float(np.nextafter(steps[-1], np.inf))
         # Above a score and up to the next one the first passages are the same.
         return float((steps[low - 1] + steps[low]) / 2) if low else float(steps[0])
 
@@ -259,7 +262,7 @@ def fitted(trace: Trace, source: Source, run: int, rows: int) -> Fitted:
     threshold = peaks.threshold(run)
     player = Passage(trace, threshold)
     realised, alarms = run_length(player, source, rows, seed=1)
-    if abs(realised / run - 1) > _OFF:
+    if alarms and abs(realised / run - 1) > _OFF:
         threshold = peaks.threshold(run * run / realised)
         player = Passage(trace, threshold)
         realised, alarms = run_length(player, source, rows, seed=2)
