@@ -20,6 +20,10 @@ class TokenBucket:
         self._tokens = float(burst)
         self._at_ms: int | None = None
 
+    def refill(self) -> None:
+        """Be full again: arrivals that were counted are about to be counted a second time."""
+        self._tokens = float(self.burst)
+
     def take(self, arrived_ms: int) -> int:
         """0 when the request may pass, else in how many milliseconds the next one could.
 

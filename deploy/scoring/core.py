@@ -112,6 +112,12 @@ class ScoringCore:
             self.models[name] = Model(name, self._cache_rows, bucket)
         return self.models[name]
 
+    def forget_arrivals(self) -> None:
+        """Requests are read again: what they took of their model's rate is given back, and more."""
+        for model in self.models.values():
+            if model.limit is not None:
+                model.limit.refill()
+
     def score(self, batch: Sequence[Record], received_ms: Sequence[float], now_ms: int) -> Scored:
         """Everything there is to say about ``batch``, ready to be written.
 

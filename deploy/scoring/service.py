@@ -35,12 +35,15 @@ from schemas.signing import Signer, Verifier
 log = logging.getLogger(__name__)
 
 GROUP = "driftline-scorer"
+#: Of the shadows' producer, beside what every producer has.
+SHADOWS = {"queue.buffering.max.messages": 1_000_000, "delivery.report.only.error": True}
 TRANSACTION_TIMEOUT_MS = 15_000
 EXIT_UNEXPECTED = 70
 _IDLE_S = 0.02
 _HOUSEKEEPING_MS = 1_000
-#: How long the loop waits for the writer before it stops fetching; a commit takes a hundredth of it.
-_ROOM_S = 0.5
+#: How long the loop waits for the writer before it hears what there is to hear, and after how many such waits it stops
+#: fetching; a commit takes a tenth of one.
+_ROOM_S, _WAITS_MAX = 0.1, 5
 #: How long a rebalance may wait for what is being written; what does not make it is read by the next owner.
 _DRAIN_S = 8.0
 #: Writers that may be replaced without one transaction in between, and that may hang at a time, each with a producer and
@@ -111,6 +114,8 @@ class Scorer:
         self._paused = False
         self._hung: list[Writer] = []
         self._replaced = 0
+        #: How often in a row there was no room for another batch.
+        self._waits = 0
         self._name = f"{kafka.topic_prefix}driftline-scorer-{section.instance}"
         self._reports = Reports(
             kafka, section.instance, self._core, signer, lambda: self._listener.event_time_ms
@@ -118,7 +123,7 @@ class Scorer:
         self._listener = Listener(kafka, self._core, engine, metrics, self._reports.report, verifier)
         self._shadows = Shadows(
             self._core.shadow,
-            Producer(kafka.producer(**{"queue.buffering.max.messages": 1_000_000})),
+            Producer(kafka.producer(**SHADOWS)),
             self._topics["predictions"],
             kafka.input_partitions,
             section.shadow_rows_max,
@@ -146,7 +151,7 @@ class Scorer:
                 if self._batch.wait_ms(time.perf_counter() * 1_000) == 0:
                     self._hear(writer)
                     self._answer(writer)
-            else:
+            elif writer.state is not State.READY or self._waits >= _WAITS_MAX:
                 self._stand_by()
             if (now_ms := wall_ms()) >= next_ms:
                 self._look_after(now_ms)
@@ -196,7 +201,8 @@ class Scorer:
             return writer
         writer.abandon()
         self._hung = [*(one for one in self._hung if one.alive), writer]
-        self._replaced += 1
+        # One that never reached the broker says nothing about its client: an outage is sat out, however long.
+        self._replaced += writer.opened
         if max(len(self._hung), self._replaced) > _REPLACED_MAX:
             raise DeliveryError(
                 f"{self._replaced} producers in a row failed, the last one with: {writer.error}"
@@ -221,7 +227,9 @@ class Scorer:
     def _has_room(self, writer: Writer) -> bool:
         rows_max = self._settings.scorer.in_flight_rows_max
         if not writer.wait_room(rows_max, _ROOM_S):
+            self._waits += 1
             return False
+        self._waits = 0
         if self._paused and writer.state is State.READY:
             self._paused = False
             self._consumer.resume(self._consumer.assignment())
@@ -289,6 +297,7 @@ class Scorer:
         """Go back to what is committed on every partition that is still ours, once nothing is on its way."""
         self._moved = False
         self._batch.take()
+        self._core.forget_arrivals()
         if self._writer is not None and not self._writer.drain(_DRAIN_S):
             self._moved = True
             return

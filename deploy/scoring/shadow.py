@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from confluent_kafka import KafkaException
@@ -84,7 +85,8 @@ class Shadows:
             try:
                 predictions = self._score(job)
                 failpoint("scorer.shadow-scored")
-                produce(self._producer, self._topic, shadow_records(predictions, self._partitions))
+                records = shadow_records(predictions, self._partitions)
+                produce(self._producer, self._topic, records, partial(self._not_delivered, job.model))
                 self._producer.poll(0)
                 outcome = "scored"
             except KafkaException as error:
@@ -96,6 +98,11 @@ class Shadows:
             self._count(job.model, outcome, len(job.rows))
             with self._changed:
                 self._rows -= len(job.rows)
+
+    def _not_delivered(self, model: str, error: object, _message: object) -> None:
+        """Called for what the broker did not take in the time a client gives it."""
+        if error is not None:
+            self._count(model, "lost", 1)
 
     def _count(self, model: str, outcome: str, rows: int) -> None:
         if rows:

@@ -41,7 +41,7 @@ class Record(Protocol):
     def timestamp(self) -> tuple[int, int]: ...
 
 
-class Head(msgspec.Struct, forbid_unknown_fields=True):
+class Head(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """A ScoringRequest whose features are still bytes."""
 
     request_id: Identifier

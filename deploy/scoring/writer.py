@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 #: Time limit of each call of the client. One that takes twice as long has forgotten it.
 CALL_S = 5.0
 _COMMIT_TRIES = 5
+#: Calls that may fail before a producer that does not become the owner of its id is replaced by a fresh one.
+_OPEN_TRIES = 6
 #: Requests in one transaction at most; a transaction holds two records of each.
 _TRANSACTION_ROWS_MAX = 2_048
 
@@ -96,6 +98,8 @@ class Writer:
         self._abandoned = False
         self._stopping = False
         self.state = State.OPENING
+        #: Whether it ever became the owner of the transactional id.
+        self.opened = False
         self.error: KafkaError | None = None
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
@@ -185,12 +189,14 @@ class Writer:
 
     def _open(self, producer: Any) -> bool:
         """Become the owner of the transactional id, as soon as the broker is there."""
+        tries = 0
         while not self._stopping:
+            tries += 1
             try:
                 self._call(producer.init_transactions, self._call_s)
             except KafkaException as error:
                 reason = error.args[0]
-                if reason.fatal():
+                if reason.fatal() or tries == _OPEN_TRIES:
                     self._fail(_fatal(reason), error)
                     return False
                 log.warning("waiting for the transaction coordinator: %s", reason)
@@ -198,7 +204,7 @@ class Writer:
                 continue
             with self._changed:
                 if not self._abandoned:
-                    self.state = State.READY
+                    self.state, self.opened = State.READY, True
                 self._changed.notify_all()
             return not self._abandoned
         return False
@@ -292,10 +298,15 @@ def _fatal(reason: KafkaError) -> State:
     return State.FENCED if reason.fatal() and reason.code() in _FENCINGS else State.BROKEN
 
 
-def produce(producer: Any, topic: str, records: list[dict[str, Any]]) -> None:
+def produce(
+    producer: Any, topic: str, records: list[dict[str, Any]], on_delivery: Callable[..., None] | None = None
+) -> None:
     """Hand ``records`` to the client, all of them. Raises KafkaException when it has no room."""
     try:
-        taken = producer.produce_batch(topic, records)
+        if on_delivery is None:
+            taken = producer.produce_batch(topic, records)
+        else:
+            taken = producer.produce_batch(topic, records, on_delivery=on_delivery)
     except BufferError as error:
         raise KafkaException(KafkaError(KafkaError._QUEUE_FULL, str(error))) from error
     if taken != len(records):

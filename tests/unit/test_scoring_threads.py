@@ -50,7 +50,7 @@ class FakeLog:
     def begin_transaction(self) -> None:
         self._pending, self._positions = [], {}
 
-    def produce_batch(self, topic: str, records: list[dict[str, Any]]) -> int:
+    def produce_batch(self, topic: str, records: list[dict[str, Any]], on_delivery: Any = None) -> int:
         self._raise("produce")
         self._pending += [(topic, record["key"]) for record in records]
         return len(records)
