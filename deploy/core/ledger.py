@@ -17,14 +17,21 @@ class Ledger:
     """Heads of all chains by model and writer. Learns from the log at start, then from what it is told was committed."""
 
     def __init__(self) -> None:
+        # Of a long log only the chains' ends are worth a digest, so that is made when it is asked for.
+        self._last: dict[tuple[str, str], Decision] = {}
         self._heads: dict[tuple[str, str], Head] = {}
+        self._writers: dict[str, set[str]] = {}
         self._open: dict[str, dict[str, None]] = {}
 
     def learn(self, fact: Decision) -> None:
         """Take note of a fact as it stands on the log, in the log's order; what was known already changes nothing."""
-        if fact.sequence <= self.head(fact.model, fact.writer).sequence:
+        chain = (fact.model, fact.writer)
+        held = self._last.get(chain)
+        if fact.sequence <= (0 if held is None else held.sequence):
             return
-        self._heads[fact.model, fact.writer] = head_of(fact)
+        self._last[chain] = fact
+        self._writers.setdefault(fact.model, set()).add(fact.writer)
+        self._heads.pop(chain, None)
         if fact.writer != CONTROLLER:
             return
         ids = self._open.setdefault(fact.model, {})
@@ -41,7 +48,10 @@ class Ledger:
 
     def head(self, model: str, writer: str = CONTROLLER) -> Head:
         """Where that chain ends."""
-        return self._heads.get((model, writer), Head())
+        chain = (model, writer)
+        if chain not in self._heads:
+            self._heads[chain] = head_of(self._last[chain]) if chain in self._last else Head()
+        return self._heads[chain]
 
     def link(self, facts: list[Decision]) -> list[Decision]:
         """The controller's ``facts`` about one model as the next of its chain. Nothing is remembered before ``learn``."""
@@ -49,7 +59,9 @@ class Ledger:
         for fact in facts:
             head = head_of(linked[-1]) if linked else self.head(fact.model)
             others = {
-                w: str(h) for (m, w), h in sorted(self._heads.items()) if m == fact.model and w != CONTROLLER
+                writer: str(self.head(fact.model, writer))
+                for writer in sorted(self._writers.get(fact.model, ()))
+                if writer != CONTROLLER
             }
             linked.append(link(fact.model_copy(update={"witnessed": others}), CONTROLLER, head))
         return linked
