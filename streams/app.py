@@ -159,6 +159,14 @@ class TaskSet:
         )
 
     @property
+    def settled(self) -> bool:
+        """Whether nothing is still to come up: every assigned task is ready, or has halted."""
+        return self._assigned is not None and all(
+            name in self._halted or (name in self._tasks and self._tasks[name].ready)
+            for name in self._assigned
+        )
+
+    @property
     def halted(self) -> list[str]:
         """Names of assigned tasks that stopped because most of their input is bad: they wait for people."""
         return sorted(f"{stage}/{partition}" for stage, partition in self._halted)

@@ -55,6 +55,11 @@ class Broadcast:
         self._thread.start()
         self.refresh(*self._next)
 
+    @property
+    def error(self) -> BaseException | None:
+        """Why the follower has ended, if it has."""
+        return self._error
+
     def give_up(self) -> None:
         """Wait for nothing any more: what cannot be answered now raises DeliveryError."""
         self._stop.set()
@@ -74,12 +79,12 @@ class Broadcast:
         for name in names:
             topic = self._kafka.topic(name)
             _, end = log_bounds(self._asker, topic, 0, self._stop)
-            stood = 0
+            stood, at = 0, self._next[name]
             while not self._reached(name, end):
-                at = self._next[name]
                 # Whoever is away is waited for here; the follower gets nothing either.
                 log_bounds(self._asker, topic, 0, self._stop)
                 stood = stood + 1 if self._next[name] == at else 0
+                at = self._next[name]
                 if self._error is not None or self._stop.is_set() or stood > _ROUNDS_MAX:
                     raise DeliveryError(
                         f"topic {topic} could not be read to offset {end} (is at {at}): "

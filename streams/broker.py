@@ -11,10 +11,8 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
-from typing import Any
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from schemas.errors import DeliveryError
 from schemas.settings import KafkaSettings
@@ -25,6 +23,7 @@ ASK_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 10.0
 PAUSE_S = 0.1
 _AWAY_PAUSE_S = 0.5
+_AWAY = frozenset({KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
 
 
 def answers(consumer: Consumer, topic: str) -> bool:
@@ -90,29 +89,29 @@ def log_bounds(
 
 
 class Ends:
-    """Asks where inputs end, on a connection of its own: a consumer that has silently died would not say."""
+    """Asks where inputs end, on a connection of its own: a consumer that has silently died would not say.
+
+    Not the client's admin interface: librdkafka 2.16 ends the process (``rd_kafka_admin_response_parse: Assertion
+    `rko_result' failed``) when a broker goes away at the wrong moment.
+    """
 
     def __init__(self, kafka: KafkaSettings) -> None:
-        self._admin = AdminClient(kafka.librdkafka())
+        self._consumer = Consumer(kafka.consumer())
+        self._known_topic = kafka.topic("models")
 
     def ask(self, inputs: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int] | None:
         """Committed end of each (topic on the broker, partition) that has one; None when no broker answers. Blocks."""
-        try:
-            self._admin.describe_cluster(request_timeout=ASK_TIMEOUT_S).result(2 * ASK_TIMEOUT_S)
-        except (KafkaException, TimeoutError):
+        if not answers(self._consumer, self._known_topic):
             return None
-        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-        wanted = {TopicPartition(topic, partition): latest for topic, partition in inputs}
-        if not wanted:
-            return {}
-        asked = self._admin.list_offsets(
-            wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ASK_TIMEOUT_S
-        )
         ends: dict[tuple[str, int], int] = {}
-        for tp, future in asked.items():
+        for topic, partition in inputs:
             try:
-                result: Any = future.result(2 * ASK_TIMEOUT_S)
-            except (KafkaException, TimeoutError):
+                _, end = self._consumer.get_watermark_offsets(
+                    TopicPartition(topic, partition), timeout=ASK_TIMEOUT_S
+                )
+            except KafkaException as error:
+                if error.args[0].code() in _AWAY:
+                    return None
                 continue
-            ends[tp.topic, tp.partition] = int(result.offset)
+            ends[topic, partition] = end
         return ends

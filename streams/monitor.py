@@ -31,6 +31,7 @@ EXIT_UNEXPECTED = 70
 STOP_TIMEOUT_S = 20.0
 _WATCH_INTERVAL_S = 1.0
 _START_INTERVAL_S = 0.02
+_ASK_INTERVAL_S = 2.0
 
 OnFatal = Callable[[BaseException], None]
 
@@ -123,6 +124,8 @@ async def _watch(settings: MonitorSettings, app: MonitorApp, tasks: TaskSet, tic
         now_s = time.monotonic()
         if app.crashed:
             raise DeliveryError(f"Faust crashed: {app.crash_reason!r}")
+        if tasks.broadcast.error is not None:
+            raise DeliveryError(f"the follower of broadcast topics has ended: {tasks.broadcast.error!r}")
         if ticker is not None and not ticker.alive:
             raise DeliveryError("the thread that writes ticks has ended: event time would stand still")
         if not tasks.ready:
@@ -134,12 +137,12 @@ async def _watch(settings: MonitorSettings, app: MonitorApp, tasks: TaskSet, tic
                 extra={"event": "ready", "tasks": names, "seconds": round(now_s - unready_since_s, 3)},
             )
             unready_since_s = None
-        if now_s - looked_s >= _WATCH_INTERVAL_S:
+        if now_s - looked_s >= _ASK_INTERVAL_S:
             looked_s = now_s
             readings = await _read(settings, tasks, ends)
             absence.note(readings is not None)
             tasks.metrics.set("driftline_broker_up", int(readings is not None))
-            watchdog.look(time.monotonic(), ready=tasks.ready or bool(tasks.halted), readings=readings)
+            watchdog.look(time.monotonic(), ready=tasks.settled, readings=readings)
 
 
 async def _read(

@@ -65,24 +65,28 @@ class Service:
     environment: dict[str, str]
     child: subprocess.Popen[bytes] | None = None
     log_from: int = 0
+    said_ready: bool = False
     restarts: deque[float] = field(default_factory=deque)
     restarted: int = 0
     died: str = ""
 
     def start(self) -> None:
         self.log_from = self.log.stat().st_size if self.log.exists() else 0
+        self.said_ready = False
         self.child = spawn_module(
             "deploy.local.launch", [self.module, *self.arguments], log=self.log, environment=self.environment
         )
 
     def ready(self) -> bool:
         """Whether the service has said so in its log since it was last started."""
-        try:
-            with self.log.open("rb") as source:
+        if not self.said_ready:
+            with suppress(OSError), self.log.open("rb") as source:
                 source.seek(self.log_from)
-                return _READY_MARK.encode() in source.read(1_000_000)
-        except OSError:
-            return False
+                text = source.read()
+                self.said_ready = _READY_MARK.encode() in text
+                # What was looked through is not looked through again, but for a mark cut in two.
+                self.log_from += max(0, len(text) - len(_READY_MARK))
+        return self.said_ready
 
 
 class Platform:
