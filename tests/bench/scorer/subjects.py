@@ -16,14 +16,22 @@ from numpy.typing import NDArray
 
 from deploy.registry import Artifact, Golden, Lineage, Registry
 from deploy.training.features import Encoder
-from schemas.contracts import ModelContract, ModelRecord, Reference
-from tests.bench.load import contract
+from schemas.contracts import Feature, ModelContract, ModelRecord, Reference
 
 MODEL = "bench"
 COUNTRIES = ("de", "fr", "it", "es", "pl")
 SIZES = {"small": (80, 4), "large": (600, 6)}
 START_MS = 1_767_225_600_000
 _GOLDEN_ROWS = 16
+
+
+@functools.cache
+def contract() -> ModelContract:
+    """Nine numbers and a category."""
+    numbers = tuple(Feature(name=f"f{i}", low=-10, high=10) for i in range(9))
+    return ModelContract(
+        model=MODEL, features=(*numbers, Feature(name="country", kind="categorical", categories=COUNTRIES))
+    )
 
 
 @functools.cache
