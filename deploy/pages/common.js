@@ -68,7 +68,7 @@ function traffic(d) {
     const none = node("span", "label fallback", "no version serves: the fallback answers");
     none.style.flexGrow = 1; bar.append(none); legend.append(node("li", "", "No version serves: the fallback answers."));
   }
-  for (const [label, versions] of [["shadow", d.shadow], ["tripped", d.tripped], ["rollback target", d.previous ? [d.previous] : []]])
+  for (const [label, versions] of [["shadow", d.shadow], ["tripped", d.tripped], ["cannot be served or proven", d.sick], ["rollback target", d.previous ? [d.previous] : []]])
     if (versions.length) { const item = node("li", "", versions.map(named).join(", ") + " "); item.append(node("span", "dim", label)); legend.append(item) }
   return [bar, legend];
 }

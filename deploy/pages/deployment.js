@@ -18,6 +18,7 @@ function drawTraffic(d, points, now) {
     head.append(node("b", "", d.model), phaseChip(d));
     if (d.candidate) head.append(node("span", "chip", `${d.strategy}: ${named(d.candidate)}`));
     if (d.training) head.append(node("span", "chip", "training"));
+    if (d.alerting.length) head.append(node("span", "chip bad", `beyond its alert bound: ${d.alerting.join(", ")}`));
     head.append(node("span", "dim", `revision ${d.revision}`));
     const steps = d.steps.length ? [node("p", "dim", `step ${d.step + 1} of ${d.steps.length}: ${d.steps.map(([w]) => percent(w)).join(" → ")}`)] : [];
     return [head, ...traffic(d), ...steps, ...(d.reason ? [node("p", "why dim text", d.reason)] : [])];
