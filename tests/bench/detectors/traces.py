@@ -306,7 +306,8 @@ class KswinTrace(_Sliding):
 
 
 class CvmTrace(_Sliding):
-    """Cramer-von Mises of a sliding window against the reference's distribution function."""
+    """Cramer-von Mises of a sliding window against the reference's distribution function. Columns that repeat a few values
+    have a statistic of another size, and drown the others: only for populations without them."""
 
     def __init__(self, window: int, reference: Reference, names: Sequence[str]) -> None:
         self._columns = [column_reference(reference, name) for name in names]
