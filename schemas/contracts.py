@@ -215,7 +215,7 @@ class TrainingChecks(Document):
         default=0.35, gt=0, le=1, description="Change of the positive share from a part to the next."
     )
     information_min: float = Field(
-        default=0.4,
+        default=0.5,
         ge=0,
         le=1,
         description="Least share of what labels are told by their neighbours, in each part compared with the other parts, "

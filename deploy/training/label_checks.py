@@ -26,9 +26,9 @@ from schemas.contracts import ModelContract
 #: A slice with fewer rows, or fewer of either label, says nothing.
 SLICE_ROWS_MIN = 100
 SLICE_LABELS_MIN = 20
-#: Many slices are looked at, one part rarely: standard errors by which each must be beyond its bound.
+#: Standard errors by which a slice or a part must be beyond its bound: many are looked at, and few may be wrong.
 _SLICE_ERRORS = 3.0
-_PART_ERRORS = 1.0
+_PART_ERRORS = 3.0
 #: Where nothing can be told from neighbours, nothing can be missed.
 _TELLING_MIN = 0.05
 _SLICES_MAX = 200
