@@ -128,20 +128,31 @@ class HoldingCore(CountingCore):
         return {tp: waiting[0].offset for tp, waiting in self._waiting.items() if waiting}
 
 
+class HangingCore(CountingCore):
+    """Never comes back from row 13."""
+
+    def apply(self, records: Sequence[Input], now_ms: int) -> None:
+        if any(record.value == b"13" for record in one_by_one(records)):
+            threading.Event().wait()
+        super().apply(records, now_ms)
+
+
 STAGES = (
     Stage("join", ("predictions", "feedback"), CountingCore, ticked=True),
     Stage("detect", ("observations",), CountingCore),
     Stage("policy", ("signals",), CountingCore, follows=("deployments",)),
 )
 HOLDING = (Stage("join", ("predictions", "feedback"), HoldingCore, ticked=True),)
+HANGING = (Stage("join", ("predictions", "feedback"), HangingCore, ticked=True),)
+SPECIAL = {"hold": HOLDING, "hang": HANGING}
 
 
 def main() -> int:
     settings = MonitorSettings()
     configure_logs(settings)
-    return asyncio.run(
-        run_monitor(settings, HOLDING if sys.argv[1] == "hold" else STAGES[: int(sys.argv[1])])
-    )
+    named = sys.argv[1]
+    stages = SPECIAL[named] if named in SPECIAL else STAGES[: int(named)]
+    return asyncio.run(run_monitor(settings, stages))
 
 
 if __name__ == "__main__":

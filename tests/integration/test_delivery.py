@@ -143,6 +143,23 @@ def test_when_one_of_two_workers_is_killed_the_other_takes_over_without_loss_or_
     assert second.terminate() == 0
 
 
+def test_a_worker_that_hangs_is_ended_and_its_successor_loses_nothing(settings: KafkaSettings) -> None:
+    """It still answers its group and looks alive; its input does not move."""
+    workers = Workers(settings, DRIFTLINE_MONITOR__READY_TIMEOUT="8s")
+    try:
+        worker = workers.start("only", "hang")
+        worker.wait_for("ready")
+        send_rows(settings, "predictions", range(100))
+        assert "has not moved for 8 s" in worker.wait_for("fatal", 90.0)["message"]
+        assert worker.wait(60.0) == 70
+        workers.start("only").wait_for("ready")
+        reader = Reader(settings, "observations", PARTITIONS)
+        assert Counter(reader.rows(100)) == Counter(range(100))
+        reader.close()
+    finally:
+        workers.close()
+
+
 def test_a_tick_passes_three_stages_quickly_and_sigterm_ends_cleanly(
     settings: KafkaSettings, workers: Workers
 ) -> None:
