@@ -11,7 +11,7 @@ from tests.bench.figures import say
 from tests.bench.scorer.harness import WAIT_S, Answers, Ground, Load, ScorerProcess, percentile
 from tests.bench.scorer.subjects import MODEL, requests
 
-_RATE_PER_S = 2_000
+_RATE_PER_S = 1_000
 
 
 def run(bootstrap: str, folder: Path, quick: bool) -> None:
