@@ -2,6 +2,7 @@
 
 Recomputes with pandas, straight from the flights and the log of scores on Kafka, what ClickHouse must hold: counts, label
 joins and accuracy of every window, version, role and segment. It shares no code with the monitor but the topic names.
+What ClickHouse reads off score bins, the AUC, must be as near as it says itself.
 """
 
 from __future__ import annotations
@@ -114,10 +115,24 @@ def expected(flights: Flights, log: pd.DataFrame, contract: ModelContract) -> pd
     parts += [rows.assign(segment=name + "=" + rows[name]) for name in contract.monitoring.segments]
     table = pd.concat(parts).groupby(KEY)[[*COUNTS, "log_loss", "brier"]].sum()
     n = table["labelled"].where(table["labelled"] > 0)
+    ranked = pd.concat(parts)
+    table["auc"] = _auc(ranked[ranked["labelled"] == 1]).reindex(table.index)
     table["accuracy"] = (table["true_positive"] + table["true_negative"]) / n
     table["log_loss"] /= n
     table["brier"] /= n
     return table
+
+
+def _auc(rows: pd.DataFrame) -> pd.Series[float]:
+    """Share of the pairs of a late and a punctual flight of a group in which the late one's score is higher."""
+    place = rows.groupby(KEY)["score"].rank()
+    late = rows["late"] == 1
+    of = [rows[name] for name in KEY]
+    positive, everything = late.groupby(of).sum(), late.groupby(of).size()
+    above = place.where(late, 0.0).groupby(of).sum() - positive * (positive + 1) / 2
+    pairs = positive * (everything - positive)
+    found: pd.Series[float] = above / pairs.where(pairs > 0)
+    return found
 
 
 def actual(clickhouse: ClickHouseSettings, model: str) -> pd.DataFrame:
@@ -130,8 +145,8 @@ def actual(clickhouse: ClickHouseSettings, model: str) -> pd.DataFrame:
         )
         outcomes = client.query_df(
             "SELECT toUnixTimestamp64Milli(window_start) AS window_start_ms, model_version AS version, role, segment, "
-            "labelled, true_positive, false_positive, true_negative, false_negative, accuracy, log_loss, brier "
-            "FROM accuracy WHERE model = {model:String}",
+            "labelled, true_positive, false_positive, true_negative, false_negative, accuracy, log_loss, brier, auc, "
+            "auc_error FROM accuracy WHERE model = {model:String}",
             parameters={"model": model},
         )
     if counts.empty:
@@ -150,8 +165,12 @@ def verify(
     duplicated = int(checked.log.duplicated(["prediction_id", "version", "role"]).sum())
     if duplicated:
         checked.differ(f"{duplicated} predictions stand twice in the scored log", duplicated)
-    want = expected(flights, checked.log, contract)
-    have = actual(clickhouse, contract.model)
+    compare(checked, expected(flights, checked.log, contract), actual(clickhouse, contract.model))
+    return checked
+
+
+def compare(checked: Checked, want: pd.DataFrame, have: pd.DataFrame) -> None:
+    """Each figure of each window: counts to the row, losses to ``TOLERANCE``, the AUC as near as ClickHouse says."""
     for name, group in (
         ("missing in", want.index.difference(have.index)),
         ("only in", have.index.difference(want.index)),
@@ -159,20 +178,22 @@ def verify(
         if len(group):
             checked.differ(f"{len(group)} windows {name} ClickHouse, first {group[0]}", len(group))
     both = want.index.intersection(have.index)
-    for column in (*COUNTS, *FLOATS):
+    for column in (*COUNTS, *FLOATS, "auc"):
         if column not in have:
             checked.differ(f"ClickHouse has no {column}")
             continue
-        left, right = want.loc[both, column].astype(float), have.loc[both, column].astype(float)
-        tolerance = 0.0 if column in COUNTS else TOLERANCE
+        left = want.loc[both, column].to_numpy(dtype=float)
+        right = have.loc[both, column].to_numpy(dtype=float)
+        tolerance = np.full(len(both), 0.0 if column in COUNTS else TOLERANCE)
         if column in COUNTS:
-            right = right.fillna(0)
-        unlike = ~(((left - right).abs() <= tolerance) | (left.isna() & right.isna()))
+            right = np.nan_to_num(right)
+        if column == "auc":
+            tolerance += np.nan_to_num(have.loc[both, "auc_error"].to_numpy(dtype=float))
+        unlike = ~((np.abs(left - right) <= tolerance) | (np.isnan(left) & np.isnan(right)))
         checked.compared += len(both)
-        for at in both[unlike.to_numpy()][:SHOWN_MAX]:
-            checked.differ(f"{column} of {at}: expected {left[at]!r}, ClickHouse has {right[at]!r}", 0)
+        for at in np.flatnonzero(unlike)[:SHOWN_MAX].tolist():
+            checked.differ(f"{column} of {both[at]}: expected {left[at]!r}, ClickHouse has {right[at]!r}", 0)
         checked.count += int(unlike.sum())
-    return checked
 
 
 def wait_for_warehouse(

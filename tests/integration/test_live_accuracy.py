@@ -8,8 +8,10 @@ from typing import Any
 
 import clickhouse_connect
 import numpy as np
+import pandas as pd
 import pytest
 
+from deploy.demo import verify
 from deploy.demo.flights import DAY_MS, Flights, load_flights, month_start_ms
 from deploy.local.warehouse import LocalWarehouse
 from deploy.migrate import migrate
@@ -152,3 +154,25 @@ def test_estimate_and_correction_are_what_their_formulas_say(spring: list[Partia
         hits = hit[known].sum() + sum(part * d * f for d, f in zip(due, fares, strict=True))
         assert p.then["labelled"] == known.sum()
         assert p.then["corrected_accuracy"] == pytest.approx(hits / (known.sum() + part * sum(due)), abs=0.02)
+
+
+@pytest.mark.usefixtures("spring")
+def test_the_demos_own_computation_agrees(flights: Flights, client: Any) -> None:
+    """Every count, loss and AUC of every window and segment; and a score that was never sent is seen to be missing."""
+    keep = (flights.departs_ms >= SPRING) & (flights.departs_ms < DAYS[-1] + 2 * DAY_MS)
+    sent = flights.rows(keep)
+    log = pd.DataFrame(
+        {
+            "prediction_id": sent.flight_id, "version": "v1", "role": "stable", "event_time_ms": sent.departs_ms,
+            "score": scores(flights)[keep], "status": "ok",
+        }
+    )  # fmt: skip
+    have = verify.actual(client.settings, CONTRACT.model)
+    checked = verify.Checked(log)
+    verify.compare(checked, verify.expected(sent, log, CONTRACT), have)
+    assert (checked.count, checked.mismatches) == (0, [])
+    assert checked.compared > 5_000
+    lacking = verify.Checked(log)
+    log.loc[0, "score"] = 1 - log.loc[0, "score"]
+    verify.compare(lacking, verify.expected(sent, log, CONTRACT), have)
+    assert lacking.count > 0
