@@ -32,7 +32,9 @@ class Place:
         self._environment = {
             "DRIFTLINE_KAFKA__BOOTSTRAP": kafka.bootstrap,
             "DRIFTLINE_KAFKA__TOPIC_PREFIX": kafka.topic_prefix,
-            "DRIFTLINE_KAFKA__SESSION_TIMEOUT": "2s",
+            # Longer than any test waits: whoever is started again has to have its partitions back by its name.
+            "DRIFTLINE_KAFKA__SESSION_TIMEOUT": "120s",
+            "DRIFTLINE_ARCHIVE__INSTANCE": "archive-0",
             "DRIFTLINE_CLICKHOUSE__PORT": str(database.port),
             "DRIFTLINE_CLICKHOUSE__DATABASE": database.database,
             "DRIFTLINE_ARCHIVE__FLUSH_INTERVAL": "100ms",
@@ -51,7 +53,7 @@ class Place:
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in self.client.query(sql).result_rows]
 
-    async def eventually(self, sql: str, expected: list[tuple[Any, ...]], timeout_s: float = 40.0) -> None:
+    async def eventually(self, sql: str, expected: list[tuple[Any, ...]], timeout_s: float = 80.0) -> None:
         deadline_s = time.monotonic() + timeout_s
         while (found := self.query(sql)) != expected:
             assert time.monotonic() < deadline_s, (found, self._workers[-1].log[-20:])
