@@ -39,6 +39,7 @@ from deploy.models import publish_records
 from deploy.registry import Registry
 from schemas.clock import ENVIRONMENT, wall_ms
 from schemas.errors import DriftlineError, PlatformError
+from schemas.events import HEADER_KIND
 from schemas.signing import Signer
 
 #: The world turns over after this share of the run.
@@ -222,7 +223,7 @@ class _Run:
     ) -> dict[str, Any]:
         kinds = Counter(json.loads(m.value)["type"] for m in topics["control"])
         seen = {
-            "signals": sum(not m.headers for m in topics["signals"]),
+            "signals": sum(HEADER_KIND not in m.headers for m in topics["signals"]),
             "alerts": len(topics["alerts"]),
             "commands": {kind: times for kind, times in sorted(kinds.items()) if kind != "tick"},
             "revisions": len(topics["deployments"]),

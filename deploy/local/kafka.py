@@ -289,16 +289,18 @@ def broker_answers(bootstrap: str) -> bool:
 def wake_group_coordinator(bootstrap: str, timeout_s: float = 5.0) -> None:
     """Have the broker create and load its offsets topic now.
 
-    A first consumer that meets a coordinator still loading waits 3 s before it tries to join again; asking for one
-    unknown group costs some tens of milliseconds. Only a matter of speed: a failure is ignored.
+    A first consumer that meets a coordinator still loading waits 3 s before it tries to join again; asking for the
+    offsets of an unknown group costs some tens of milliseconds. Only a matter of speed: a failure is ignored. Not asked
+    through the admin client, which can abort the process when an answer does not come in time (librdkafka 2.16).
     """
-    from confluent_kafka import KafkaException
-    from confluent_kafka.admin import AdminClient
+    from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
-    asked = admin.describe_consumer_groups(["warm-up"], request_timeout=timeout_s)
-    with suppress(KafkaException, TimeoutError):
-        asked["warm-up"].result(timeout_s)
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "warm-up", "log_level": 0})
+    try:
+        with suppress(KafkaException):
+            consumer.committed([TopicPartition("warm-up", 0)], timeout=timeout_s)
+    finally:
+        consumer.close()
 
 
 def main(arguments: list[str] | None = None) -> None:
