@@ -52,7 +52,16 @@ def standing_key(spec: Spec, context: Context) -> str:
     reference = context.reference
     parts = [
         spec.model_dump_json(),
-        repr((context.columns, context.categories, context.stream, context.budget_ms, context.seed, context.decision)),
+        repr(
+            (
+                context.columns,
+                context.categories,
+                context.stream,
+                context.budget_ms,
+                context.seed,
+                context.decision,
+            )
+        ),
         repr([feature.model_dump_json() for feature in context.features.values()]),
         repr(context.trained_to_ms),
         "" if reference is None else reference.model_dump_json(),
