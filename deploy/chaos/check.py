@@ -238,6 +238,8 @@ def _policy_task(topic: str, document: Mapping[str, Any], partitions: int) -> st
         source = ControlTick.model_validate(document).source
         return source if source.startswith("policy/") else None
     by = str(document.get("issued_by") if topic == "control" else document.get("actor"))
+    if topic == "alerts" and str(document.get("dedup_key")).startswith("controller/"):
+        return None
     if topic == "decisions" and document["kind"] not in _POLICY_DECISIONS:
         return None
     if topic == "alerts" or document.get("type") == "analysis" or by.startswith("policy/"):
