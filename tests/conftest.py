@@ -15,6 +15,8 @@ from deploy.local.warehouse import LocalWarehouse
 # machine is shared. It must stand before the first import of whatever brings OpenMP.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+#: Scripts that run in an environment of their own.
+collect_ignore_glob = ["bench/monitor/peer/*.py"]
 _counter = itertools.count(1)
 
 

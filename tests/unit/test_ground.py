@@ -140,6 +140,8 @@ def test_locks_agree_with_each_other() -> None:
     tested = locked("dev.txt")
     for lock in LOCKS:
         versions = locked(lock.name)
+        if lock.name == "peers.txt":  # an environment of its own, for the benchmark only
+            continue
         assert {name for name in versions if name in tested and versions[name] != tested[name]} == set()
         assert not {"onnxruntime", "onnxruntime-gpu"} <= set(versions)
 
