@@ -55,7 +55,7 @@ unit: setup ## unit tests, laws, properties, examples in docstrings: no broker, 
 	@$(PYTEST) -q -n auto -m "not integration and not bench" --doctest-modules schemas detectors streams deploy tests $(ARGS)
 
 integration: setup ## tests on a real Kafka and a real ClickHouse engine, in one process
-	@$(PYTEST) -q -m "integration and not bench" tests $(ARGS)
+	@$(PYTEST) -q -n 2 --dist loadfile -m "integration and not bench" tests $(ARGS)
 
 coverage: setup ## all tests, with lines and branches not reached
 	@$(BIN)/coverage run -m pytest -q -m "not bench" tests
