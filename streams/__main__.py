@@ -17,7 +17,7 @@ from schemas.settings import ArchiveSettings, MonitorSettings
 _TALKATIVE = ("faust", "mode", "aiokafka")
 #: A batch is tens of thousands of small objects that refer to nothing and die together. At Python's own threshold of 700
 #: the collector would look at them, and at all there is, dozens of times a batch: a fifth of the cost of an event.
-GC_OBJECTS = 100_000
+GC_OBJECTS = 50_000
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def _monitor() -> int:
     _configure(settings)
     sink = ClickHouseSink(settings.clickhouse) if settings.monitor.warehouse else None
     gc.freeze()
-    gc.set_threshold(GC_OBJECTS, 20, 20)
+    gc.set_threshold(GC_OBJECTS, 5, 2)
     return asyncio.run(run_monitor(settings, sink=sink))
 
 
