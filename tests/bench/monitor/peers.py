@@ -36,9 +36,11 @@ def measure(kafka: KafkaSettings, load: Load) -> Iterator[tuple[str, float]]:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=900, check=False, cwd=script.parent
         )
-        if done.returncode:
-            raise SystemExit(f"{name} failed: {done.stderr[-2000:]}")
-        said = json.loads(done.stdout.splitlines()[-1])
+        # Some print more than their figure.
+        lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        if done.returncode or not lines:
+            raise SystemExit(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}")
+        said = json.loads(lines[-1])
         yield f"peer.{name}", said["events"] / said["cpu_s"]
 
 
