@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from schemas.arrow import PREDICTION_COLUMNS, ArrowRows, encode_arrow_predictions, read_arrow
 from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
-from schemas.events import ID_CHARS_MAX, MESSAGE_BYTES_MAX, PredictionMade, Status
+from schemas.events import ID_CHARS_MAX, PredictionMade, Status
 from schemas.ids import ROLES
-from schemas.messages import TIME_MAX_MS, TIME_MIN_MS, Bad, Id, Message, Name, Trace, checked
+from schemas.messages import TIME_MAX_MS, TIME_MIN_MS, Bad, Id, Message, Name, Trace, all_good, checked
 
 __all__ = [
     "PREDICTION_COLUMNS", "Bad", "Message", "PredictionColumns", "PredictionDecoder", "encode_arrow_predictions",
@@ -153,24 +153,13 @@ class PredictionDecoder:
         return [c for c in (_sane(c, time_ms, bad) for c in columns) if len(c)], bad
 
     def _columns_of_one(self, messages: Sequence[Message]) -> list[PredictionColumns] | None:
-        """What nearly every batch is: good JSON of one model, each under its own key. None when it is anything else."""
-        if self._decoder is None or not messages:
+        """What nearly every run is: good events of one model. None when it is anything else."""
+        events = all_good(self._decoder.decode, messages) if self._decoder is not None else None
+        if not events or len(kinds := set(map(type, events))) > 1:
             return None
-        keys, values, arrow = zip(*messages, strict=True)
-        try:
-            if any(arrow) or max(map(len, values)) > MESSAGE_BYTES_MAX:
-                return None
-            events = list(map(self._decoder.decode, values))
-        except (TypeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
-        kinds = set(map(type, events))
-        if len(kinds) > 1:
-            return None
-        sizes = np.fromiter(map(len, values), np.int64, len(values))
+        sizes = np.array([len(value or b"") for _, value, _ in messages], np.int64)
         builder = self._builders[self._model_of[kinds.pop()]]
-        columns = builder.columns(np.arange(len(values)), events, sizes)
-        given = [key if key is not None else i.encode() for key, i in zip(keys, columns.ids, strict=True)]
-        return [columns] if given == [i.encode() for i in columns.ids] else None
+        return [builder.columns(np.arange(len(events)), events, sizes)]
 
     def _columns(self, messages: Sequence[Message], bad: list[Bad]) -> list[PredictionColumns]:
         """Message by message: a bad one is named, its neighbours are taken."""
@@ -182,11 +171,7 @@ class PredictionDecoder:
                 columns += self._arrow(at, value, bad)
                 continue
             try:
-                event = checked(decode, value)
-                if key is not None and key != event.prediction_id.encode():
-                    raise BadMessage(
-                        "wrong-key", f"key {key[:60]!r} is not the prediction_id {event.prediction_id!r}"
-                    )
+                event = checked(decode, key, value)
             except BadMessage as error:
                 bad.append(Bad(at, 0, error.reason, error.detail))
                 continue

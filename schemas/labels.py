@@ -14,8 +14,19 @@ from numpy.typing import NDArray
 from schemas.arrow import read_arrow
 from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
-from schemas.events import MESSAGE_BYTES_MAX, GroundTruth
-from schemas.messages import TIME_MAX_MS, TIME_MIN_MS, Bad, Id, Message, Name, Trace, checked, reason_of
+from schemas.events import GroundTruth
+from schemas.messages import (
+    TIME_MAX_MS,
+    TIME_MIN_MS,
+    Bad,
+    Id,
+    Message,
+    Name,
+    Trace,
+    all_good,
+    checked,
+    reason_of,
+)
 
 
 class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -48,21 +59,14 @@ def decode_labels(
     messages: Sequence[Message], contracts: Mapping[str, ModelContract]
 ) -> tuple[LabelColumns, list[Bad]]:
     """Ground truths, and what could not be used."""
-    labels = _good_labels(messages, contracts)
-    if labels is not None:
+    labels = all_good(_LABELS.decode, messages)
+    if labels is not None and not any(_label_fault(label, contracts) for label in labels):
         return LabelColumns(labels, np.arange(len(labels)), np.zeros(len(labels), np.int64)), []
     good: list[tuple[int, int, Label]] = []
     bad: list[Bad] = []
     for at, (key, value, arrow) in enumerate(messages):
         try:
-            if arrow:
-                labels = _arrow_labels(value)
-            else:
-                labels = [checked(_LABELS.decode, value)]
-                if key is not None and key != labels[0].prediction_id.encode():
-                    raise BadMessage(
-                        "wrong-key", f"key {key[:60]!r} is not the prediction_id {labels[0].prediction_id!r}"
-                    )
+            labels = _arrow_labels(value) if arrow else [checked(_LABELS.decode, key, value)]
         except BadMessage as error:
             bad.append(Bad(at, 0, error.reason, error.detail))
             continue
@@ -74,23 +78,6 @@ def decode_labels(
                 bad.append(Bad(at, row, *why))
     message, row_of = np.array([one[:2] for one in good], np.int64).reshape(len(good), 2).T
     return LabelColumns([one[2] for one in good], message, row_of), bad
-
-
-def _good_labels(messages: Sequence[Message], contracts: Mapping[str, ModelContract]) -> list[Label] | None:
-    """What nearly every batch is: good JSON, each under its own key. None when it is anything else."""
-    if not messages:
-        return []
-    keys, values, arrow = zip(*messages, strict=True)
-    try:
-        if any(arrow) or max(map(len, values)) > MESSAGE_BYTES_MAX:
-            return None
-        labels = list(map(_LABELS.decode, values))
-    except (TypeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    given = (key is None or key == one.prediction_id.encode() for key, one in zip(keys, labels, strict=True))
-    if all(given) and not any(_label_fault(label, contracts) for label in labels):
-        return labels
-    return None
 
 
 def _label_fault(label: Label, contracts: Mapping[str, ModelContract]) -> tuple[str, str] | None:

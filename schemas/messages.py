@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -32,8 +32,33 @@ class Bad:
     detail: str
 
 
-def checked(decode: Callable[[bytes], Any], value: bytes | None) -> Any:
+def all_good(decode: Callable[[bytes], Any], messages: Sequence[Message]) -> list[Any] | None:
+    """What nearly every run of messages is: good JSON, each under its own key. None when one of them is anything else:
+    then each is to be ``checked``."""
+    if not messages:
+        return []
+    keys, values, arrow = zip(*messages, strict=True)
+    try:
+        if any(arrow) or max(map(len, values)) > MESSAGE_BYTES_MAX:
+            return None
+        events = list(map(decode, values))
+    except (TypeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    own = [event.prediction_id.encode() for event in events]
+    # Compared at once; only where a key is missing one by one.
+    fits = list(keys) == own or all(key in (None, i) for key, i in zip(keys, own, strict=True))
+    return events if fits else None
+
+
+def checked(decode: Callable[[bytes], Any], key: bytes | None, value: bytes | None) -> Any:
     """The decoded message. Raises BadMessage with a reason of the closed list."""
+    event = _decoded(decode, value)
+    if key is not None and key != event.prediction_id.encode():
+        raise BadMessage("wrong-key", f"key {key[:60]!r} is not the prediction_id {event.prediction_id!r}")
+    return event
+
+
+def _decoded(decode: Callable[[bytes], Any], value: bytes | None) -> Any:
     if not value:
         raise BadMessage("empty", "the message has no value")
     if len(value) > MESSAGE_BYTES_MAX:

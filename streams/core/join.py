@@ -254,34 +254,28 @@ class JoinIndex:
         simple &= (rows.link[at] < 0) & (rows.revision[at] == NO_REVISION)
         if simple.any():
             simple &= time_ms <= self.kinds.end_ms[rows.kind[at]] + horizon_ms
-            found = at[simple]
-            if len(np.unique(found)) < len(found):
-                _, which, times = np.unique(at, return_inverse=True, return_counts=True)
-                simple &= times[which] == 1
-        outcomes = []
-        if simple.any():
-            outcomes.append(
-                self._settle(model, at[simple], [labels[i] for i in np.flatnonzero(simple).tolist()])
-            )
+            _, which, times = np.unique(at, return_inverse=True, return_counts=True)
+            simple &= times[which] == 1
+        first = [labels[i] for i in np.flatnonzero(simple).tolist()]
+        settled = self._settle(model, at[simple], first, time_ms[simple])
         given: list[Given] = []
         for i in np.flatnonzero(~simple).tolist():
             if at[i] < 0:
                 self._wait(Key(int(key[i]), int(check[i])), labels[i], oldest_ms)
             else:
                 given += self._apply(int(at[i]), labels[i], horizon_ms)
-        return joined([*outcomes, self._outcomes(model, given)])
+        return joined([settled, self._outcomes(model, given)]) if given else settled
 
-    def _settle(self, model: str, at: Positions, labels: list[Label]) -> OutcomeRows:
+    def _settle(
+        self, model: str, at: Positions, labels: list[Label], times: NDArray[np.int64]
+    ) -> OutcomeRows:
         """The first labels of rows that stand alone, one each."""
         rows = self.rows
         values = np.array([one.label for one in labels], np.float64)
-        times = np.array([one.label_time_ms for one in labels], np.int64)
-        rows.revision[at], rows.label[at], rows.label_time_ms[at] = (
-            [one.revision for one in labels],
-            values,
-            times,
-        )
-        self.commit.settled.append(rows.number[at])
+        rows.revision[at] = [one.revision for one in labels]
+        rows.label[at], rows.label_time_ms[at] = values, times
+        if len(at):
+            self.commit.settled.append(rows.number[at])
         self.counts.joined += len(at)
         return self._outcome_rows(model, at, np.full(len(at), np.nan), values, times)
 

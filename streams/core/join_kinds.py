@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streams.core.evicted import Marks
 from streams.core.join_state import Kind, WindowKey
+
+T = TypeVar("T")
 
 
 class Kinds:
@@ -50,17 +52,17 @@ class Kinds:
 
     def by_window(self, codes: NDArray[Any]) -> list[tuple[WindowKey, NDArray[np.bool_]]]:
         """The windows among rows with these codes, and which rows are of each."""
-        found: dict[WindowKey, list[int]] = {}
-        for code in np.unique(codes).tolist():
-            found.setdefault(self._kinds[code].window, []).append(code)
-        return [(window, np.isin(codes, of)) for window, of in found.items()]
+        return self._by(codes, lambda kind: kind.window)
 
     def by_model(self, codes: NDArray[Any]) -> list[tuple[str, NDArray[np.bool_]]]:
         """The models among rows with these codes, and which rows are of each."""
-        found: dict[str, list[int]] = {}
+        return self._by(codes, lambda kind: kind.window.model)
+
+    def _by(self, codes: NDArray[Any], what: Callable[[Kind], T]) -> list[tuple[T, NDArray[np.bool_]]]:
+        found: dict[T, list[int]] = {}
         for code in np.unique(codes).tolist():
-            found.setdefault(self._kinds[code].window.model, []).append(code)
-        return [(model, np.isin(codes, of)) for model, of in found.items()]
+            found.setdefault(what(self._kinds[code]), []).append(code)
+        return [(one, np.isin(codes, of)) for one, of in found.items()]
 
     def marks(self, key: NDArray[np.uint64], check: NDArray[np.uint32], codes: NDArray[Any]) -> Marks:
         """Fingerprints of rows: two of a million in one window are alike once in thirty million windows."""

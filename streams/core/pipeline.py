@@ -30,8 +30,8 @@ from schemas.events import (
     DeadLetter,
     Tick,
 )
-from schemas.ids import RowId, key_hashes, partition_of
-from schemas.labels import decode_labels
+from schemas.ids import KeyHashes, RowId, key_hashes
+from schemas.labels import LabelColumns, decode_labels
 from streams.core.counting import Members, Segments
 from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
 from streams.core.join import Arrivals, JoinIndex, LabelRows, ModelCounts, drain
@@ -157,25 +157,30 @@ class JoinCore:
             self._take(records, batch)
 
     def _stays(
-        self, records: RecordBatch, columns: PredictionColumns, where: NDArray[np.int64]
+        self,
+        records: RecordBatch,
+        rows: PredictionColumns | LabelColumns,
+        keys: list[bytes],
+        hashes: KeyHashes,
     ) -> NDArray[np.bool_]:
         """Which rows are taken in here: of this partition, or sent here before; the others are sent on."""
+        where = hashes.partitions(self._partitions)
         stays: NDArray[np.bool_] = where == self._partition
         for at in np.flatnonzero(~stays).tolist():
-            record = records[int(columns.message[at])]
+            record = records[int(rows.message[at])]
             if HEADER_ORIGIN in record.headers:
                 stays[at] = True
             else:
-                self._send_on(record, int(columns.row[at]), columns.ids[at], int(where[at]))
+                self._send_on(record, int(rows.row[at]), keys[at], int(where[at]))
         return stays
 
-    def _send_on(self, record: Record, row: int, prediction_id: str, partition: int) -> None:
+    def _send_on(self, record: Record, row: int, key: bytes, partition: int) -> None:
         value = record.value or b""
         if record.headers.get(HEADER_FORMAT) == FORMAT_ARROW:
             value = self._row_as_json(value, row, record.topic)
         headers = {k: v for k, v in record.headers.items() if k != HEADER_FORMAT}
         headers[HEADER_ORIGIN] = str(RowId(record.topic, record.partition, record.offset, row)).encode()
-        self._outs.append(Out(record.topic, prediction_id.encode(), value, partition, headers))
+        self._outs.append(Out(record.topic, key, value, partition, headers))
         self._measured.rerouted[record.topic] = self._measured.rerouted.get(record.topic, 0) + 1
 
     def _row_as_json(self, value: bytes, row: int, topic: str) -> bytes:
@@ -194,10 +199,11 @@ class JoinCore:
     def _take(self, records: RecordBatch, columns: PredictionColumns) -> None:
         """Count what is new, put it into the index and on the way to the detectors."""
         contract = columns.contract
-        hashes = key_hashes([i.encode() for i in columns.ids])
+        keys = [i.encode() for i in columns.ids]
+        hashes = key_hashes(keys)
         window_ms = contract.monitoring.pane_ms
         starts = columns.event_time_ms // window_ms * window_ms
-        stays = self._stays(records, columns, hashes.partitions(self._partitions))
+        stays = self._stays(records, columns, keys, hashes)
         in_time = starts + window_ms > self._meta.floor_ms.get(contract.model, BEGINNING_MS)
         if too_late := int((stays & ~in_time).sum()):
             self._measured.too_late[contract.model] = (
@@ -234,18 +240,10 @@ class JoinCore:
     def _labels(self, records: RecordBatch) -> None:
         labels, bad = decode_labels(self._messages(records), self._contracts)
         self._reject(records, bad, len(labels) + len(bad))
-        hashes = key_hashes([label.prediction_id.encode() for label in labels.labels])
-        here = hashes.partitions(self._partitions) == self._partition
-        for at in np.flatnonzero(~here).tolist():
-            record = records[int(labels.message[at])]
-            if HEADER_ORIGIN in record.headers:
-                here[at] = True
-            else:
-                label = labels.labels[at]
-                partition = partition_of(label.prediction_id.encode(), self._partitions)
-                self._send_on(record, int(labels.row[at]), label.prediction_id, partition)
+        keys = [label.prediction_id.encode() for label in labels.labels]
+        hashes = key_hashes(keys)
         of_model: dict[str, list[int]] = {}
-        for at in np.flatnonzero(here).tolist():
+        for at in np.flatnonzero(self._stays(records, labels, keys, hashes)).tolist():
             of_model.setdefault(labels.labels[at].model, []).append(at)
         oldest_ms = self._oldest_waiting_ms()
         for model, places in of_model.items():

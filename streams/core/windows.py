@@ -113,10 +113,8 @@ class Windows:
         """Count predictions. Rows that come when their window has been closed are counted, and counted as late."""
         contract, monitoring = columns.contract, columns.contract.monitoring
         model, lateness_ms = contract.model, monitoring.allowed_lateness
-        closed = np.array([w.end_ms + lateness_ms <= watermark_ms for w in members.windows], bool)[
-            members.window
-        ]
-        late = closed[members.of_row]
+        closed = np.array([w.end_ms + lateness_ms <= watermark_ms for w in members.windows], bool)
+        late = closed[members.window][members.of_row]
         if late.any():
             self.late[model] = self.late.get(model, 0) + int(late.sum())
         groups = len(members.window)
@@ -134,7 +132,7 @@ class Windows:
                 key = (members.versions[version], ROLES[role], names[segment])
                 group = self.group(members.windows[window])
                 group.span_ms = monitoring.window
-                if group.key.end_ms + lateness_ms <= watermark_ms:
+                if closed[window]:
                     group.close(monitoring)
                 cells.append((members.versions[version], group.cell(key)))
                 group.touch("window_counts", key)
