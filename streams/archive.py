@@ -18,12 +18,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as TopicPartitionAt
 
 from schemas.errors import BadMessage, DeliveryError, WarehouseError
+from schemas.failpoints import failpoint
 from schemas.observability import Metrics
 from schemas.settings import ArchiveSettings
 from streams.core.archive import ARCHIVED, PartitionTime, Row, log_rows, sources_of
 from streams.core.delivery import TopicPartition
 from streams.core.records import Record
-from streams.failpoints import failpoint
 from streams.sink import BACKOFF_S_MAX, BACKOFF_S_MIN, ClickHouseSink, Sink
 
 log = logging.getLogger(__name__)

@@ -14,11 +14,11 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from schemas.errors import DeliveryError, Fenced
+from schemas.failpoints import failpoint
 from schemas.settings import KafkaSettings
 from schemas.topics import state_partition
 from streams.broker import ASK_TIMEOUT_S, Absence, answers, log_bounds
 from streams.core.delivery import Out, Transaction, newest_of
-from streams.failpoints import failpoint
 
 log = logging.getLogger(__name__)
 _TIMEOUT_S = 60.0

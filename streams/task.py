@@ -18,13 +18,13 @@ from typing import Any, Protocol, runtime_checkable
 from schemas.contracts import ModelRecord
 from schemas.errors import DeliveryError
 from schemas.events import HEADER_KIND, HEADER_TRACE
+from schemas.failpoints import failpoint
 from schemas.observability import Metrics
 from streams.batches import Chunk
 from streams.broadcast import Broadcast, model_records
 from streams.core.delivery import Out, StageContext, TaskCore, TopicPartition, Transaction, Upsert, assembled
 from streams.core.ledger import Ledger
 from streams.core.records import Input, Record, RecordBatch
-from streams.failpoints import failpoint
 from streams.store import TaskStore, log_starts
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,6 @@ from deploy.controller.view import View
 from deploy.controller.webhooks import Webhooks
 from deploy.core.ledger import Ledger
 from deploy.core.rollout import Step, World, decide, needs_time
-from deploy.failpoints import failpoint
 from deploy.http.server import ApiServer
 from deploy.process import serve_metrics, stop_event, wall_ms
 from deploy.registry import Registry
@@ -39,6 +38,7 @@ from schemas.control import (
 )
 from schemas.errors import DriftlineError, Fenced, PlatformError, SignatureError
 from schemas.events import HEADER_KIND, HEADER_TRACE, KIND_TICK
+from schemas.failpoints import failpoint
 from schemas.observability import Metrics, configure_logs
 from schemas.record import head_of
 from schemas.settings import ControllerSettings

@@ -19,7 +19,6 @@ from pydantic import ValidationError
 from deploy.broadcast import Broadcast
 from deploy.core.routing import versions_of
 from deploy.core.trips import Trip
-from deploy.failpoints import failpoint
 from deploy.process import wall_ms
 from deploy.scoring.background import Background
 from deploy.scoring.core import ScoringCore
@@ -27,6 +26,7 @@ from deploy.scoring.engine import Engine
 from schemas.contracts import ModelRecord
 from schemas.control import COMMANDS, ControlTick, Deployment, Phase, RollbackRequested
 from schemas.errors import DriftlineError, SignatureError
+from schemas.failpoints import failpoint
 from schemas.observability import Metrics
 from schemas.settings import KafkaSettings
 from schemas.signing import Verifier

@@ -17,7 +17,6 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, Producer, TopicPartition
 
 from deploy.core.microbatch import MicroBatch
-from deploy.failpoints import failpoint
 from deploy.process import serve_metrics, stop_event, wall_ms
 from deploy.registry import Registry
 from deploy.scoring.core import ScoringCore
@@ -28,6 +27,7 @@ from deploy.scoring.reports import Reports
 from deploy.scoring.shadow import Shadows
 from deploy.scoring.writer import Job, State, Writer
 from schemas.errors import DeliveryError, DriftlineError, Fenced
+from schemas.failpoints import failpoint
 from schemas.observability import Metrics, configure_logs
 from schemas.settings import KafkaSettings, ScorerSettings
 from schemas.signing import Signer, Verifier

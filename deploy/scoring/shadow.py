@@ -16,10 +16,10 @@ from typing import Any
 
 from confluent_kafka import KafkaException
 
-from deploy.failpoints import failpoint
 from deploy.scoring.answers import ShadowJob, shadow_records
 from deploy.scoring.wire import PredictionOut
 from deploy.scoring.writer import produce
+from schemas.failpoints import failpoint
 from schemas.observability import Metrics
 
 log = logging.getLogger(__name__)

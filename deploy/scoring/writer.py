@@ -22,8 +22,8 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from deploy.failpoints import failpoint
 from deploy.scoring.answers import Scored
+from schemas.failpoints import failpoint
 from schemas.observability import Metrics
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,6 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from deploy import importing
-from deploy.failpoints import failpoint
 from deploy.registry import Lineage, Registry
 from deploy.training.attempts import Attempts, Journal
 from deploy.training.candidate import TrainedModel, train, with_report
@@ -45,6 +44,7 @@ from schemas.errors import (
     TrainingError,
     WarehouseError,
 )
+from schemas.failpoints import failpoint
 from schemas.settings import TrainerSettings
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,6 @@ from confluent_kafka import KafkaException, Message
 from pydantic import ValidationError
 
 from deploy.broadcast import Broadcast
-from deploy.failpoints import failpoint
 from deploy.models import publish_records
 from deploy.process import serve_metrics, stop_event
 from deploy.registry import Registry
@@ -31,6 +30,7 @@ from deploy.training.trainers import Cancelled
 from schemas.contracts import ModelContract, ModelRecord
 from schemas.control import COMMANDS, Alert, ControlTick, Deployment, RetrainRequested, TrainingFinished
 from schemas.errors import DriftlineError, SignatureError
+from schemas.failpoints import failpoint
 from schemas.observability import Metrics, configure_logs
 from schemas.settings import TrainerSettings
 from schemas.signing import Signer, Verifier

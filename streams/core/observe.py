@@ -16,6 +16,7 @@ from schemas.events import HEADER_ORIGIN
 from schemas.ids import KeyHashes, RowId
 from schemas.rows import NANO
 from streams.core.counting import Segments
+from streams.core.ordering import merged
 from streams.core.outcomes import OutcomeRows
 from streams.core.records import Record, RecordBatch
 
@@ -101,22 +102,11 @@ _LABEL_COLUMNS = ("label", "label_time_ms", "loss", "sign")
 
 def cut(blocks: Sequence[ObservationBlock]) -> Iterator[ObservationBlock]:
     """Blocks of one model, kind and contract as few blocks of at most ``BLOCK_BYTES_MAX``, rows in their order."""
-    whole = blocks[0] if len(blocks) == 1 else _joined(blocks)
+    whole = merged(blocks)
     width = whole.features.shape[1] if whole.features.ndim == 2 else 0
     most = max(1, BLOCK_BYTES_MAX // (8 * width + 4 * whole.segments.shape[1] + 96))
     for start in range(0, len(whole), most):
         yield whole if len(whole) <= most else whole.take(np.arange(start, min(start + most, len(whole))))
-
-
-def _joined(blocks: Sequence[ObservationBlock]) -> ObservationBlock:
-    versions = tuple(sorted({v for block in blocks for v in block.versions}))
-    index = {version: at for at, version in enumerate(versions)}
-    columns: dict[str, Any] = {name: np.concatenate([getattr(b, name) for b in blocks]) for name in DTYPES}
-    columns["version"] = np.concatenate(
-        [np.array([index[v] for v in block.versions], np.int32)[block.version] for block in blocks]
-    )
-    first = blocks[0]
-    return ObservationBlock(first.kind, first.model, versions, first.contract_hash, **columns)
 
 
 def addresses_of(records: RecordBatch, columns: PredictionColumns, hashes: KeyHashes) -> Addresses:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.base import Rows
-from schemas.blocks import SEGMENT_NULL, ObservationBlock
+from schemas.blocks import DTYPES, SEGMENT_NULL, ObservationBlock
 from schemas.codecs import STATUSES
 from schemas.contracts import Feature, ModelContract
 from schemas.ids import RowId
@@ -24,21 +25,17 @@ def in_order(block: ObservationBlock) -> ObservationBlock:
     return block.take(np.lexsort((sign, block.role, versions, block.identity, block.order_ms)))
 
 
-def merged(blocks: list[ObservationBlock]) -> ObservationBlock:
+def merged(blocks: Sequence[ObservationBlock]) -> ObservationBlock:
     """Blocks of one model and kind as one, their versions under one numbering."""
     if len(blocks) == 1:
         return blocks[0]
     versions = tuple(sorted({version for block in blocks for version in block.versions}))
     index = {version: at for at, version in enumerate(versions)}
     first = blocks[0]
-    columns: dict[str, Any] = {}
-    for name in ("partition", "offset", "row", "identity", "event_time_ms", "role", "score", "latency_ms", "status",
-                 "features", "label", "label_time_ms", "loss", "sign", "segments"):  # fmt: skip
-        columns[name] = np.concatenate([getattr(block, name) for block in blocks])
+    columns: dict[str, Any] = {name: np.concatenate([getattr(b, name) for b in blocks]) for name in DTYPES}
     codes = [np.array([index[v] for v in block.versions], np.int32)[block.version] for block in blocks]
-    return ObservationBlock(
-        first.kind, first.model, versions, first.contract_hash, version=np.concatenate(codes), **columns
-    )
+    columns["version"] = np.concatenate(codes)
+    return ObservationBlock(first.kind, first.model, versions, first.contract_hash, **columns)
 
 
 def column_values(stream: str, block: ObservationBlock) -> NDArray[np.float64]:

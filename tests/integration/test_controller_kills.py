@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from deploy.controller import service
-from deploy.failpoints import EXIT_CODE
 from deploy.local.kafka import LocalKafka
 from deploy.models import publish_records
 from deploy.registry import Lineage, Registry
@@ -34,6 +33,7 @@ from schemas.control import (
     RollbackRequested,
     ScorerReport,
 )
+from schemas.failpoints import EXIT_CODE
 from schemas.observability import Metrics
 from schemas.rollout import Metric
 from schemas.settings import ControllerSection, ControllerSettings, KafkaSettings

@@ -26,7 +26,6 @@ from support_trainer import (
     running,
 )
 
-from deploy.failpoints import EXIT_CODE
 from deploy.local.children import PROJECT_ROOT
 from deploy.local.kafka import LocalKafka
 from deploy.local.warehouse import LocalWarehouse
@@ -35,6 +34,7 @@ from deploy.registry import Lineage, Registry
 from deploy.training.runner import Runner
 from schemas.contracts import ModelRecord
 from schemas.control import Alert, RetrainRequested
+from schemas.failpoints import EXIT_CODE
 from schemas.settings import TrainerSettings
 from tests.support_deploy import Wire, artifact
 

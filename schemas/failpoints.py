@@ -1,6 +1,9 @@
-"""Named places at which a test may kill an acting process, as ``kill -9`` would: no handler runs, nothing is flushed.
+"""Named places at which a test may kill a process, as ``kill -9`` would: no handler runs, nothing is flushed.
 
-The monitor has its own (``streams.failpoints``), for the two halves share no code; names begin with the service.
+Names begin with the stage or the service.
+Each stage of the monitor: ``before-apply``, ``after-apply``, ``before-transaction``, ``before-state`` (outputs produced),
+``before-commit`` (all produced), ``after-commit`` (nothing acknowledged yet), as in ``join.before-commit``.
+Archive: ``archive.before-progress`` (rows written), ``archive.before-commit`` (progress written).
 Scorer: ``scorer.gathered``, ``scorer.scored``, ``scorer.begun``, ``scorer.produced`` (outputs, no offsets yet),
 ``scorer.before-commit``, ``scorer.after-commit`` (nothing acknowledged in the process), ``scorer.shadow-scored``,
 ``scorer.tripped`` (the trip not reported yet), ``scorer.swapped`` (a revision applied).
