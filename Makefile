@@ -72,11 +72,11 @@ down: setup ## stop what `make up` started
 	@$(BIN)/driftline down $(ARGS)
 
 lock: setup ## resolve the locks again (UPGRADE=1: to the newest versions)
-	@$(LOCK) --extra alibi --extra local --extra demo --extra cpu --group dev -o requirements/dev.txt pyproject.toml
+	@$(LOCK) --extra alibi --extra local --extra demo --extra s3 --extra cpu --group dev -o requirements/dev.txt pyproject.toml
 	@$(LOCK) -c requirements/dev.txt -o requirements/tools.txt requirements/tools.in
 	@$(LOCK) -o requirements/peers.txt requirements/peers.in
-	@$(LOCK) --extra training --extra cpu -c requirements/dev.txt -o requirements/runtime-cpu.txt pyproject.toml
-	@$(LOCK) --extra training --extra gpu -c requirements/dev.txt -o requirements/runtime-gpu.txt pyproject.toml
+	@$(LOCK) --extra training --extra s3 --extra cpu -c requirements/dev.txt -o requirements/runtime-cpu.txt pyproject.toml
+	@$(LOCK) --extra training --extra s3 --extra gpu -c requirements/dev.txt -o requirements/runtime-gpu.txt pyproject.toml
 
 clean: ## remove what make and the tools left behind
 	@rm -rf .venv .venv-peers .coverage htmlcov build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

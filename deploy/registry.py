@@ -1,18 +1,17 @@
-"""Where model versions are kept: directories that are written once, checked before every use, and never changed.
+"""What model versions are: groups of files that are written once, checked before every use, and never changed.
 
-``<root>/<model>/<version>/`` holds ``model.onnx``, ``encoder.json``, ``golden.json``, ``reference.json``, ``card.md``,
+``<model>/<version>/`` of a store (a directory, or a bucket: ``deploy.store``) holds ``model.onnx``, ``encoder.json``, ``golden.json``, ``reference.json``, ``card.md``,
 ``manifest.json``, further ``.json`` notes and, when a key is at hand, ``signature.json``. The manifest lists the SHA-256 of every file and the
 version's lineage; the SHA-256 of the manifest is the version's digest, and the signature covers the manifest's bytes.
-A version appears by one rename, so a reader sees all of it or nothing.
+A version appears by one step, so a reader sees all of it or nothing. What is read from afar is kept in a cache, from
+which no byte is taken whose SHA-256 is not the one that was announced or that a checked manifest names.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -34,8 +33,11 @@ from deploy.artifact import (
     canonical,
     feature_difference,
 )
+from deploy.store.address import open_store
+from deploy.store.base import MANIFEST, Absent, Store
+from deploy.store.cache import Cache
 from schemas.contracts import ModelContract, ModelVersion, Reference
-from schemas.errors import RegistryError, SignatureError
+from schemas.errors import DriftlineError, RegistryError, SignatureError, StoreUnavailable
 from schemas.ids import content_hash
 from schemas.signing import Signer, Verifier
 
@@ -51,23 +53,35 @@ __all__ = [
     "feature_difference",
 ]
 
+log = logging.getLogger(__name__)
+
 MANIFEST_SCHEMA = 1
 FILES = ("model.onnx", "encoder.json", "golden.json", "reference.json", "card.md")
-MANIFEST = "manifest.json"
 SIGNATURE = "signature.json"
 PRUNED = ".pruned"
 APPROVALS = "approvals"
-DRAFT, GONE = ".draft-", ".gone-"
 
 
 class Registry:
-    """Versions below ``root``. With a ``signer`` what is registered is signed; with a ``verifier`` only signed versions
-    load."""
+    """Versions in ``store``. With a ``signer`` what is registered is signed; with a ``verifier`` only signed versions
+    load. Whatever is asked of a store that is away raises StoreUnavailable."""
 
-    def __init__(self, root: Path, signer: Signer | None = None, verifier: Verifier | None = None) -> None:
-        self.root = root
+    def __init__(
+        self,
+        store: Store | Path | str,
+        signer: Signer | None = None,
+        verifier: Verifier | None = None,
+        cache: Cache | None = None,
+    ) -> None:
+        self._store = open_store(store) if isinstance(store, Path | str) else store
         self._signer = signer
         self._verifier = verifier
+        self._cache = cache
+
+    @property
+    def address(self) -> str:
+        """Where the versions are."""
+        return self._store.address
 
     @property
     def verifies(self) -> bool:
@@ -76,22 +90,18 @@ class Registry:
 
     def versions(self, model: str) -> list[str]:
         """Registered versions of ``model``, numbers in their order, then names."""
-        directory = self.root / model
-        if not directory.is_dir():
-            return []
-        names = [p.name for p in directory.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        names = [name for name, whole in self._store.groups(model).items() if whole]
         return sorted(
             names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
         )
 
     def next_version(self, model: str) -> str:
         """The number after the highest numbered version; ``"1"`` first."""
-        names = [*self.versions(model), *self._pruned(model)]
+        names = [*self._store.groups(model), *self._pruned(model)]
         return str(max((int(name) for name in names if name.isdecimal()), default=0) + 1)
 
     def _pruned(self, model: str) -> list[str]:
-        directory = self.root / model / PRUNED
-        return [path.name for path in directory.iterdir()] if directory.is_dir() else []
+        return [entry.key.rpartition("/")[2] for entry in self._store.entries(f"{model}/{PRUNED}")]
 
     def register(
         self,
@@ -115,16 +125,19 @@ class Registry:
         """The record of a version, after its manifest's and reference's checksums and its signature were checked."""
         return self._open(model, version, ("reference.json",))[0]
 
-    def load(self, model: str, version: str, sha256: str | None = None) -> tuple[ModelVersion, Artifact]:
-        """A version, every byte checked first. ``sha256``: the digest the version must have, if one is known.
+    def load(
+        self, model: str, version: str, sha256: str | None = None, *, fresh: bool = False
+    ) -> tuple[ModelVersion, Artifact]:
+        """A version, every byte checked first. ``sha256``: the digest the version must have, if one is known; ``fresh``:
+        the store itself is read, not the cache.
 
         Raises RegistryError when it is missing or altered, SignatureError when its signature is not by a trusted key.
         """
-        record, files = self._open(model, version, None)
+        record, files = self._open(model, version, None, sha256, fresh=fresh)
         if sha256 is not None and record.sha256 != sha256:
             raise RegistryError(
                 f"{model}/{version}: the registry holds {record.sha256[:12]}, but {sha256[:12]} was announced: "
-                "the directory was replaced; do not serve it"
+                "the version was replaced; do not serve it"
             )
         return record, Artifact(
             files["model.onnx"],
@@ -137,12 +150,11 @@ class Registry:
 
     def registered_ms(self, model: str, version: str) -> int:
         """Wall-clock time at which the version appeared here; a copy of it is younger than the original."""
-        try:
-            return (self.root / model / version / MANIFEST).stat().st_mtime_ns // 1_000_000
-        except OSError as error:
-            raise RegistryError(
-                f"{model}/{version} is not in the registry at {self.root}: {error}"
-            ) from error
+        key = f"{model}/{version}/{MANIFEST}"
+        for entry in self._store.entries(f"{model}/{version}"):
+            if entry.key == key:
+                return entry.modified_ms
+        raise RegistryError(f"{model}/{version} is not in the registry at {self.address}")
 
     def check_features(self, contract: ModelContract, version: str) -> None:
         """Raise RegistryError naming the difference when a version reads other features than ``contract`` declares.
@@ -157,8 +169,7 @@ class Registry:
 
     def link(self, model: str, version: str) -> ContractLink | None:
         """The contract a version was registered against; None when it was registered before this was recorded."""
-        self._open(model, version, ())
-        found = json.loads((self.root / model / version / MANIFEST).read_bytes()).get("contract")
+        found = self._manifest(model, version)[1].get("contract")
         if found is None:
             return None
         try:
@@ -175,13 +186,10 @@ class Registry:
             raise SignatureError("an approval must be signed: set DRIFTLINE_SIGNING__KEY_FILE")
         approval = Approval(by, at_ms, record.sha256, reason, self._signer.key_id)
         text = canonical({"model": model, "version": version, **asdict(approval)})
-        directory = self.root / model / version / APPROVALS
-        directory.mkdir(exist_ok=True)
+        stored = canonical({"approval": text, "signature": self._signer.sign_bytes(text.encode())})
         name = f"{at_ms}-{content_hash(text.encode())[:12]}.json"
-        (directory / f".{name}").write_text(
-            canonical({"approval": text, "signature": self._signer.sign_bytes(text.encode())})
-        )
-        (directory / f".{name}").rename(directory / name)
+        if not self._store.put(f"{model}/{version}/{APPROVALS}/{name}", stored.encode()):
+            raise RegistryError(f"{model}/{version}: another approval is kept under the name {name}")
         return approval
 
     def notes(self, model: str, version: str) -> dict[str, Any]:
@@ -196,15 +204,15 @@ class Registry:
         """Approvals of the version as it is, oldest first. Raises SignatureError when one is not by a trusted key."""
         record = self.record(model, version)
         found = []
-        for path in sorted((self.root / model / version / APPROVALS).glob("[!.]*.json")):
+        for entry in self._store.entries(f"{model}/{version}/{APPROVALS}"):
             try:
-                stored = json.loads(path.read_text())
+                stored = json.loads(self._store.get(entry.key))
                 said = json.loads(stored["approval"])
                 named = (said.pop("model"), said.pop("version"))
                 approval = Approval(**said)
                 signature = str(stored["signature"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise SignatureError(f"{path}: this approval cannot be read: {error!r}") from error
+            except (Absent, ValueError, KeyError, TypeError) as error:
+                raise SignatureError(f"{entry.key}: this approval cannot be read: {error!r}") from error
             if self._verifier is not None:
                 self._verifier.verify_bytes(stored["approval"].encode(), signature, approval.key_id)
             if named == (model, version) and approval.sha256 == record.sha256:
@@ -213,26 +221,16 @@ class Registry:
 
     def remove(self, model: str, version: str) -> None:
         """Delete a version. Its number is remembered and never given again."""
-        directory = self.root / model
-        (directory / PRUNED).mkdir(exist_ok=True)
-        (directory / PRUNED / version).touch()
-        gone = directory / f"{GONE}{version}"
+        self._store.put(f"{model}/{PRUNED}/{version}", b"")
         try:
-            (directory / version).rename(gone)
-        except OSError as error:
+            self._store.delete(f"{model}/{version}")
+        except Absent as error:
             raise RegistryError(f"{model}/{version} cannot be removed: {error}") from error
-        shutil.rmtree(gone)
 
     def sweep(self, model: str, before_ms: int) -> list[str]:
         """Delete what a process that died left half written or half deleted before wall-clock time ``before_ms``; returns
         the names."""
-        gone = []
-        for path in sorted((self.root / model).glob(".*")):
-            unfinished = path.name.startswith((DRAFT, GONE))
-            if unfinished and path.is_dir() and path.stat().st_mtime_ns // 1_000_000 < before_ms:
-                shutil.rmtree(path, ignore_errors=True)
-                gone.append(path.name)
-        return gone
+        return self._store.sweep(model, before_ms)
 
     def find_by_cause(self, model: str, cause: str) -> ModelVersion | None:
         """The version that was registered for ``cause``, so that a request that was worked on twice yields one.
@@ -242,6 +240,8 @@ class Registry:
         for version in reversed(self.versions(model)):
             try:
                 record = self.record(model, version)
+            except StoreUnavailable:
+                raise
             except (RegistryError, SignatureError):
                 continue
             if record.cause == cause:
@@ -319,60 +319,33 @@ class Registry:
                 update={"signature": self._signer.sign_bytes(manifest), "key_id": self._signer.key_id}
             )
             files[SIGNATURE] = canonical({"signature": record.signature, "key_id": record.key_id}).encode()
-        self._publish(contract.model, version, files)
+        if not self._store.publish(f"{contract.model}/{version}", files):
+            raise _Taken(
+                f"{contract.model}/{version} is registered already; a version never changes: use a new one"
+            )
         return record
 
-    def _publish(self, model: str, version: str, files: Mapping[str, bytes]) -> None:
-        directory = self.root / model
-        directory.mkdir(parents=True, exist_ok=True)
-        target = directory / version
-        draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=directory))
-        try:
-            for name, data in files.items():
-                with (draft / name).open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            _settle(draft)
-            try:
-                # A rename onto a directory that has files in it fails, so two writers cannot both win.
-                draft.rename(target)
-            except OSError as error:
-                raise _Taken(
-                    f"{model}/{version} is registered already; a version never changes: use a new one"
-                ) from error
-            _settle(directory)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-
     def _open(
-        self, model: str, version: str, names: Sequence[str] | None
+        self,
+        model: str,
+        version: str,
+        names: Sequence[str] | None,
+        sha256: str | None = None,
+        *,
+        fresh: bool = True,
     ) -> tuple[ModelVersion, dict[str, bytes]]:
         """Check the signature first, then the checksums, and only then hand out bytes: of ``names``, or of all files."""
-        directory = self.root / model / version
+        manifest, content, signature = self._manifest(model, version, None if fresh else sha256)
         try:
-            manifest = (directory / MANIFEST).read_bytes()
-        except OSError as error:
-            raise RegistryError(
-                f"{model}/{version} is not in the registry at {self.root}: {error}"
-            ) from error
-        signature = _signature(directory)
-        if self._verifier is not None:
-            if signature is None:
-                raise SignatureError(f"{model}/{version} is not signed, and only signed versions are trusted")
-            self._verifier.verify_bytes(manifest, signature["signature"], signature["key_id"])
-        try:
-            content = json.loads(manifest)
-            if content["schema"] != MANIFEST_SCHEMA:
-                raise RegistryError(
-                    f"{model}/{version}: manifest schema {content['schema']} is not {MANIFEST_SCHEMA}"
-                )
             sums: dict[str, str] = content["files"]
             chosen = names
             if chosen is None:
-                # A manifest may be unsigned: it must not lead out of the directory.
+                # A manifest may be unsigned: it must not lead out of the version.
                 chosen = [*FILES, *(_note(name) for name in sums.keys() - set(FILES))]
-            files = {name: (directory / name).read_bytes() for name in {*chosen, "reference.json"}}
+            files = {
+                name: self._file(f"{model}/{version}/{name}", sums[name], fresh=fresh)
+                for name in sorted({*chosen, "reference.json"})
+            }
             wrong = sorted(name for name, data in files.items() if content_hash(data) != sums[name])
             if wrong:
                 raise RegistryError(
@@ -385,13 +358,63 @@ class Registry:
                 **(signature or {}),
             }
             record = ModelVersion(**content["version"], **known)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (Absent, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RegistryError(f"{model}/{version}: manifest or files cannot be read: {error!r}") from error
         if (record.model, record.version) != (model, version):
             raise RegistryError(
                 f"{model}/{version}: its manifest is of {record.model}/{record.version}: moved by hand"
             )
+        if self._cache is not None:
+            for data in files.values():
+                self._cache.put(data)
         return record, files
+
+    def _file(self, key: str, sha256: str, *, fresh: bool) -> bytes:
+        kept = None if fresh or self._cache is None else self._cache.get(sha256)
+        return self._store.get(key) if kept is None else kept
+
+    def _manifest(
+        self, model: str, version: str, sha256: str | None = None
+    ) -> tuple[bytes, dict[str, Any], dict[str, str] | None]:
+        """The manifest's bytes and content, and its signature, which is checked first. The one with the digest ``sha256``
+        may come from the cache."""
+        where, cache = f"{model}/{version}", self._cache
+        if cache is not None and sha256 is not None:
+            kept, beside = cache.get(sha256), cache.signature(sha256)
+            if kept is not None and beside is not None:
+                try:
+                    return self._checked(where, kept, beside)
+                except DriftlineError as error:
+                    log.warning("%s is read from the registry again: in the cache, %s", where, error)
+        try:
+            manifest = self._store.get(f"{where}/{MANIFEST}")
+        except Absent as error:
+            raise RegistryError(f"{where} is not in the registry at {self.address}: {error}") from error
+        try:
+            signature = self._store.get(f"{where}/{SIGNATURE}")
+        except Absent:
+            signature = b""
+        found = self._checked(where, manifest, signature)
+        if cache is not None:
+            cache.put(manifest, signature)
+        return found
+
+    def _checked(
+        self, where: str, manifest: bytes, signed: bytes
+    ) -> tuple[bytes, dict[str, Any], dict[str, str] | None]:
+        signature = _signature(where, signed)
+        if self._verifier is not None:
+            if signature is None:
+                raise SignatureError(f"{where} is not signed, and only signed versions are trusted")
+            self._verifier.verify_bytes(manifest, signature["signature"], signature["key_id"])
+        try:
+            content: dict[str, Any] = json.loads(manifest)
+            schema = content["schema"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RegistryError(f"{where}: its manifest cannot be read: {error!r}") from error
+        if schema != MANIFEST_SCHEMA:
+            raise RegistryError(f"{where}: manifest schema {schema} is not {MANIFEST_SCHEMA}")
+        return manifest, content, signature
 
 
 def _schema(contract: ModelContract) -> tuple[tuple[str, str], ...]:
@@ -416,27 +439,18 @@ def _code() -> str:
         return "driftline, not installed"
 
 
-def _settle(directory: Path) -> None:
-    """Names in ``directory`` survive a loss of power from here on."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class _Taken(RegistryError):
     """Somebody registered this version first."""
 
 
-def _signature(directory: Path) -> dict[str, str] | None:
-    try:
-        data = json.loads((directory / SIGNATURE).read_text())
-        return {"signature": str(data["signature"]), "key_id": str(data["key_id"])}
-    except FileNotFoundError:
+def _signature(where: str, signed: bytes) -> dict[str, str] | None:
+    if not signed:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SignatureError(f"{directory}/{SIGNATURE} cannot be read: {error!r}") from error
+    try:
+        data = json.loads(signed)
+        return {"signature": str(data["signature"]), "key_id": str(data["key_id"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise SignatureError(f"{where}/{SIGNATURE} cannot be read: {error!r}") from error
 
 
 def _note(name: str) -> str:

@@ -63,6 +63,10 @@ class RegistryError(DriftlineError):
     """A model version is missing, altered, or was registered twice."""
 
 
+class StoreUnavailable(RegistryError):
+    """What keeps model versions does not answer or refuses us: true of the store and not of any version. Ask again."""
+
+
 class SignatureError(DriftlineError):
     """A command, fact or artifact does not carry a valid signature of a known key."""
 

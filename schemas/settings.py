@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from schemas.contracts import DurationMs
 from schemas.errors import ConfigurationError
 from schemas.retention import RETENTION_MS_MIN, TIME_COLUMNS
+from schemas.stores import RegistryAddress, S3Settings
 
 ENV_PREFIX = "DRIFTLINE_"
 CONFIG_FILE = "DRIFTLINE_CONFIG"
@@ -195,6 +196,7 @@ class ServiceSettings(BaseSettings):
     kafka: KafkaSettings = KafkaSettings()
     clickhouse: ClickHouseSettings = ClickHouseSettings()
     signing: SigningSettings = SigningSettings()
+    s3: S3Settings = S3Settings()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = True
     metrics_port: int = Field(default=0, ge=0, le=65535, description="Scrape endpoint; 0 turns it off.")
@@ -345,7 +347,7 @@ class ScorerSection(Section):
         description="Shadows are scored after the answers are out. `with` them: for replays, whose event time does not "
         "wait for the clock.",
     )
-    registry: Path = Path("registry")
+    registry: RegistryAddress = Path("registry")
     trip_answer_timeout: DurationMs = 30_000
     event_age_max: DurationMs = Field(
         default=0, description="Requests older than this are refused; 0: no limit."
@@ -372,7 +374,7 @@ class OidcSection(Section):
 class ControllerSection(Section):
     """The deployment controller and its HTTP API."""
 
-    registry: Path = Path("registry")
+    registry: RegistryAddress = Path("registry")
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8080, ge=0, le=65535, description="0 turns the HTTP API off.")
     api_tokens: Path | None = Field(
@@ -417,7 +419,12 @@ class TrainerCommand(Section):
 class TrainerSection(Section):
     """The trainer."""
 
-    registry: Path = Path("registry")
+    registry: RegistryAddress = Path("registry")
+    journal: Path | None = Field(
+        default=None,
+        description="Directory that outlives the process, where attempts are counted; not given: `.training` in the "
+        "registry's directory. An s3:// registry needs it.",
+    )
     archive_timeout: DurationMs = Field(
         default=120_000, description="Longest wait for the archive to catch up."
     )

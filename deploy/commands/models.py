@@ -21,20 +21,26 @@ models = typer.Typer(
     cls=Commands, no_args_is_help=True, help="Model versions: import, check, compare, prune."
 )
 Root = Annotated[
-    Path, typer.Option("--registry", envvar="DRIFTLINE_CONTROLLER__REGISTRY", help="Where versions are kept.")
+    str | None,
+    typer.Option(
+        "--registry",
+        help="A directory or s3://bucket/prefix; else the controller's: DRIFTLINE_CONTROLLER__REGISTRY.",
+        show_default=False,
+    ),
 ]
-DEFAULT_ROOT = Path("registry")
 _DAY_MS = 86_400_000
 
 
-def _registry(root: Path) -> Registry:
+def _registry(root: str | None) -> Registry:
     from deploy.registry import Registry
-    from schemas.settings import ServiceSettings
+    from deploy.store.address import open_store
+    from schemas.settings import ControllerSettings
     from schemas.signing import Signer, Verifier
 
-    signing = ServiceSettings.load().signing
+    settings = ControllerSettings.load()
+    signing = settings.signing
     return Registry(
-        root,
+        open_store(root or settings.controller.registry, settings.s3),
         None if signing.key_file is None else Signer.load(signing.key_file),
         Verifier(list(signing.trusted)) if signing.trusted else None,
     )
@@ -45,7 +51,7 @@ def _print(data: Any) -> None:
 
 
 @models.command("list")
-def list_versions(model: Model, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+def list_versions(model: Model, root: Root = None, as_json: AsJson = False) -> None:
     """List the versions of a model; one that fails its checks is listed with the reason."""
     registry = _registry(root)
     rows: list[dict[str, Any]] = []
@@ -69,11 +75,11 @@ def list_versions(model: Model, root: Root = DEFAULT_ROOT, as_json: AsJson = Fal
             f"contract {row['contract_revision']}  {row['cause']}"
         )
     if not rows:
-        typer.echo(f"no version of {model} in {root}")
+        typer.echo(f"no version of {model} in {registry.address}")
 
 
 @models.command("show")
-def show(model: Model, version: Version, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+def show(model: Model, version: Version, root: Root = None, as_json: AsJson = False) -> None:
     """Show a version's record, its contract and its approvals."""
     registry = _registry(root)
     record, link = registry.record(model, version), registry.link(model, version)
@@ -95,7 +101,7 @@ def verify(
     model: Model,
     version: Version,
     contract: Annotated[Path | None, typer.Option(help="A contract its features must fit as well.")] = None,
-    root: Root = DEFAULT_ROOT,
+    root: Root = None,
     as_json: AsJson = False,
 ) -> None:
     """Check checksums, signature, approvals' signatures and golden outputs; fails naming what is wrong."""
@@ -138,7 +144,7 @@ def diff(
     model: Model,
     old: Annotated[str, typer.Argument(help="The version to compare with.")],
     new: Annotated[str, typer.Argument(help="The version that is compared.")],
-    root: Root = DEFAULT_ROOT,
+    root: Root = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare two versions: metrics, references, features, lineage."""
@@ -164,7 +170,7 @@ def diff(
 
 
 @models.command("card")
-def card(model: Model, version: Version, root: Root = DEFAULT_ROOT) -> None:
+def card(model: Model, version: Version, root: Root = None) -> None:
     """Print a version's model card as Markdown, made from the record."""
     from deploy import model_report
 
@@ -177,9 +183,7 @@ def card(model: Model, version: Version, root: Root = DEFAULT_ROOT) -> None:
 
 
 @models.command("approve")
-def approve(
-    model: Model, version: Version, by: By = None, reason: Reason = "", root: Root = DEFAULT_ROOT
-) -> None:
+def approve(model: Model, version: Version, by: By = None, reason: Reason = "", root: Root = None) -> None:
     """Store a signed approval of a version beside it."""
     from schemas.clock import wall_ms
 
@@ -201,7 +205,7 @@ def import_model(
     risk: Annotated[str, typer.Option(help="low, medium or high.")] = "low",
     by: By = None,
     publish: Annotated[bool, typer.Option("--publish", help="Announce it on `models` as well.")] = False,
-    root: Root = DEFAULT_ROOT,
+    root: Root = None,
     as_json: AsJson = False,
 ) -> None:
     """Register a version trained elsewhere, after it was checked against the contract and tried."""
@@ -262,7 +266,7 @@ def prune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")
     ] = False,
-    root: Root = DEFAULT_ROOT,
+    root: Root = None,
     as_json: AsJson = False,
 ) -> None:
     """Delete old versions that are neither deployed nor a rollback target; says why each other one stays."""

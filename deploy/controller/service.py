@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from pathlib import Path
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from pydantic import ValidationError
@@ -24,6 +23,7 @@ from deploy.core.rollout import Step, World, decide, needs_time
 from deploy.http.server import ApiServer
 from deploy.process import serve_metrics, stop_event, wall_ms
 from deploy.registry import Registry
+from deploy.store.address import open_cache, open_store
 from schemas.contracts import ModelRecord, ModelVersion
 from schemas.control import (
     COMMANDS,
@@ -97,7 +97,10 @@ class Controller:
         self._signer = None if key is None else Signer.load(key)
         trusted = list(settings.signing.trusted)
         self._verifier = Verifier(trusted) if trusted else None
-        registry = Registry(Path(settings.controller.registry), self._signer, self._verifier)
+        address = settings.controller.registry
+        registry = Registry(
+            open_store(address, settings.s3), self._signer, self._verifier, open_cache(address, settings.s3)
+        )
         self._checks = Checks(registry, self._announced, self.view.contract)
         self._states: dict[str, Deployment] = {}
         self._ledger = Ledger()

@@ -26,6 +26,7 @@ from deploy.scoring.provider import choose, look
 from deploy.scoring.reports import Reports
 from deploy.scoring.shadow import Shadows
 from deploy.scoring.writer import Job, State, Writer
+from deploy.store.address import open_cache, open_store
 from schemas.errors import DeliveryError, DriftlineError, Fenced
 from schemas.failpoints import failpoint
 from schemas.observability import Metrics, configure_logs
@@ -93,7 +94,9 @@ class Scorer:
         trusted = list(settings.signing.trusted)
         verifier = Verifier(trusted) if trusted else None
         signer = Signer.load(settings.signing.key_file) if settings.signing.key_file else None
-        engine = Engine(Registry(section.registry, verifier=verifier), section)
+        store = open_store(section.registry, settings.s3)
+        cache = open_cache(section.registry, settings.s3)
+        engine = Engine(Registry(store, verifier=verifier, cache=cache), section)
         log.info("scoring on %s", engine.why)
         self._core = ScoringCore(
             engine,

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from clickhouse_connect.driver.client import Client
@@ -40,6 +41,7 @@ from schemas.errors import (
     DriftlineError,
     RegistryError,
     SignatureError,
+    StoreUnavailable,
     TrainerCommandError,
     TrainingError,
     WarehouseError,
@@ -77,7 +79,9 @@ class Runner:
         self._registry = registry
         self._connect = connect
         self._stop = stop
-        self._journal = Journal(settings.trainer.registry / ".training", settings.trainer.backoff)
+        #: Why the registry cannot be asked, so that it is said once.
+        self._waits_for = ""
+        self._journal = Journal(_journal(settings), settings.trainer.backoff)
 
     def run(self, request: RetrainRequested, contract: ModelContract) -> Result | None:
         """What came of ``request``; None when it is to be tried again later. Raises Cancelled when told to stop."""
@@ -85,12 +89,18 @@ class Runner:
         if not attempts.due(wall_ms()):
             return None
         failpoint("training.taken-up")
-        made = self._registry.find_by_cause(request.model, request.request_id)
-        if made is not None:
-            try:
+        try:
+            made = self._registry.find_by_cause(request.model, request.request_id)
+            if made is not None:
                 return self._result_of(made)
-            except (RegistryError, SignatureError) as error:
-                return Result("failed", f"what was registered for it cannot be used: {error}")
+        except StoreUnavailable as error:
+            if self._waits_for != str(error):
+                self._waits_for = str(error)
+                log.warning("retrain %s waits for the registry: %s", request.request_id, error)
+            return None
+        except (RegistryError, SignatureError) as error:
+            return Result("failed", f"what was registered for it cannot be used: {error}")
+        self._waits_for = ""
         limit = self._settings.trainer.attempts_max
         if attempts.begun >= limit:
             return Result("failed", f"given up after {attempts.begun} attempts: {attempts.describe()}")
@@ -114,7 +124,7 @@ class Runner:
 
     def _failed(self, attempts: Attempts, error: Exception) -> Result | None:
         reason = f"{type(error).__name__}: {error}"
-        if isinstance(error, TrainerCommandError) or not isinstance(error, _LASTING):
+        if isinstance(error, _PASSING) or not isinstance(error, _LASTING):
             attempts = self._journal.failed(attempts, reason, wall_ms())
             if attempts.begun < self._settings.trainer.attempts_max:
                 return None
@@ -245,6 +255,19 @@ class _Refused(TrainingError):
     """The data or the result must not become a version; the reason is the message."""
 
 
+def _journal(settings: TrainerSettings) -> Path:
+    where = settings.trainer.registry
+    if settings.trainer.journal is not None:
+        return settings.trainer.journal
+    if isinstance(where, Path):
+        return where / ".training"
+    raise ConfigurationError(
+        f"trainer.journal must name a directory that outlives the process: {where} cannot keep count of attempts"
+    )
+
+
+#: These may come right by themselves, whatever they are kinds of.
+_PASSING = (TrainerCommandError, StoreUnavailable)
 #: The same request would end the same way.
 _LASTING = (ConfigurationError, TrainingError, RegistryError, SignatureError)
 

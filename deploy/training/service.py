@@ -22,6 +22,7 @@ from deploy.broadcast import Broadcast
 from deploy.models import publish_records
 from deploy.process import serve_metrics, stop_event
 from deploy.registry import Registry
+from deploy.store.address import open_store
 from deploy.training import incident
 from deploy.training.outbox import Outbox
 from deploy.training.plan import NOT_BETTER, Plan
@@ -77,7 +78,7 @@ class TrainerProcess:
         trusted = list(settings.signing.trusted)
         self._verifier = Verifier(trusted) if trusted else None
         self._signer = Signer.load(settings.signing.key_file) if settings.signing.key_file else None
-        registry = Registry(settings.trainer.registry, self._signer, self._verifier)
+        registry = Registry(open_store(settings.trainer.registry, settings.s3), self._signer, self._verifier)
         connect = connect or (lambda: clickhouse_connect.get_client(**settings.clickhouse.client()))
         self._runner = Runner(settings, registry, connect, stop)
         self._plan = Plan(settings.kafka.input_partitions)

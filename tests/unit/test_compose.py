@@ -123,6 +123,15 @@ def test_environment_keys_are_settings_of_that_service(service: str) -> None:
     assert unknown_keys(environment(service), model) == []
 
 
+def test_settings_in_comments_exist() -> None:
+    """What the file proposes for a registry in a bucket are settings of the services that would get it."""
+    proposed = re.findall(
+        r"^ *#.*?\b(DRIFTLINE_\w+):", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE
+    )
+    assert {"DRIFTLINE_S3__ENDPOINT", "DRIFTLINE_TRAINER__JOURNAL"} < set(proposed)
+    assert unknown_keys(dict.fromkeys(proposed, ""), SERVICES["trainer"]) == []
+
+
 def test_a_wrong_environment_key_would_be_found() -> None:
     """Misspelt sections, misspelt fields and fields of another service are all unknown."""
     wrong = {

@@ -126,7 +126,7 @@ def test_an_altered_byte_is_seen_every_time(registry: Registry, name: str) -> No
     """Also after the version has passed once, and on the fast path."""
     looked = checks(registry)
     assert looked.verify("delay", "1") is None
-    path = registry.root / "delay" / "1" / name
+    path = Path(registry.address) / "delay" / "1" / name
     path.chmod(0o644)
     path.write_bytes(path.read_bytes() + b" ")
     assert "not what was registered" in str(looked.verify("delay", "1"))
@@ -156,6 +156,6 @@ def test_approvals_of_a_risk_tier_are_those_signed_in_the_registry(
     found = [checks(registry).approvals("delay", version) for version in ("1", "2", "3")]
     assert [(a.needed, a.by) for a in found] == [(0, ()), (1, ()), (2, ("cli/grace", "mary"))]
     assert found[2].author == "cli/ada"
-    stranger = Registry(registry.root, Signer.create(tmp_path / "stranger.pem"))
+    stranger = Registry(registry.address, Signer.create(tmp_path / "stranger.pem"))
     stranger.approve("delay", "2", "mallory", 3)
     assert checks(registry).approvals("delay", "2").by == ()

@@ -35,7 +35,7 @@ TOP = {
     *(".gitignore", ".dockerignore", ".editorconfig"),
 }
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
-DEVELOPMENT = ("alibi", "local", "demo", "cpu")
+DEVELOPMENT = ("alibi", "local", "demo", "s3", "cpu")
 
 
 def tracked() -> list[Path]:
@@ -121,8 +121,8 @@ def test_no_index_host_and_no_path_of_a_machine() -> None:
     ("lock", "extras", "group"),
     [
         ("dev.txt", DEVELOPMENT, True),
-        ("runtime-cpu.txt", ("training", "cpu"), False),
-        ("runtime-gpu.txt", ("training", "gpu"), False),
+        ("runtime-cpu.txt", ("training", "s3", "cpu"), False),
+        ("runtime-gpu.txt", ("training", "s3", "gpu"), False),
     ],
 )
 def test_locks_are_in_step_with_the_project(lock: str, extras: tuple[str, ...], group: bool) -> None:

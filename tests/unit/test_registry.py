@@ -167,8 +167,8 @@ def test_approvals_are_signed_and_of_one_digest(tmp_path: Path) -> None:
     found = registry.approvals("delay", "1")
     assert [(a.by, a.sha256) for a in found] == [("bob", record.sha256), ("ann", record.sha256)]
     with pytest.raises(SignatureError, match="must be signed"):
-        Registry(registry.root).approve("delay", "1", "eve", 3)
-    Registry(registry.root, other).approve("delay", "1", "eve", 3)
+        Registry(registry.address).approve("delay", "1", "eve", 3)
+    Registry(registry.address, other).approve("delay", "1", "eve", 3)
     with pytest.raises(SignatureError):
         registry.approvals("delay", "1")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -219,7 +220,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     made = Registry(tmp_path_factory.mktemp("registry"))
     for flip in (False, True, False):
         made.register(CONTRACT, artifact(flip=flip), Lineage())
-    (made.root / "delay" / "3" / "model.onnx").write_bytes(b"not a model")
+    (Path(made.address) / "delay" / "3" / "model.onnx").write_bytes(b"not a model")
     return made
 
 

@@ -30,7 +30,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     made = Registry(tmp_path_factory.mktemp("registry"))
     for flip in (False, True, False, False, True):
         made.register(CONTRACT, artifact(flip=flip), Lineage())
-    (made.root / "delay" / "3" / "model.onnx").write_bytes(b"not a model")
+    (Path(made.address) / "delay" / "3" / "model.onnx").write_bytes(b"not a model")
     return made
 
 
@@ -139,7 +139,7 @@ def test_a_version_that_computes_something_else_is_not_served(tmp_path: Path) ->
 
 def test_a_version_that_failed_is_tried_again(registry: Registry, tmp_path: Path) -> None:
     """A registry that was not copied whole: once the version is there, it loads."""
-    shutil.copytree(registry.root, tmp_path / "copy")
+    shutil.copytree(registry.address, tmp_path / "copy")
     (tmp_path / "copy" / "delay" / "2").rename(tmp_path / "later")
     engine = Engine(Registry(tmp_path / "copy"), CPU)
     assert list(engine.load("delay", ["1", "2"], {})) == ["2"]
@@ -170,7 +170,7 @@ def test_the_longest_unused_goes_first_and_pinned_never() -> None:
 
 def test_versions_share_the_budget_and_the_routed_ones_stay(registry: Registry) -> None:
     """With room for three: what was routed last leaves before anything routed, and comes back when wanted again."""
-    sizes = 4_000_000 + 2 * len((registry.root / "delay" / "1" / "model.onnx").read_bytes())
+    sizes = 4_000_000 + 2 * len((Path(registry.address) / "delay" / "1" / "model.onnx").read_bytes())
     engine = Engine(registry, ScorerSection(provider="cpu", memory_bytes_max=int(sizes * 3.5)))
 
     def loaded() -> set[str]:

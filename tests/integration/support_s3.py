@@ -1,0 +1,121 @@
+"""A real S3-compatible store for tests: SeaweedFS from its package, as a process that dies with the tests.
+
+``python -m tests.integration.support_s3`` is the launcher: it ties itself to its parent and becomes the server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from pyarrow import fs
+
+from deploy.local.children import HOST, bind_to_parent, free_port, spawn_module, stop_child, wait_until
+from schemas.stores import S3Settings
+
+KEY, SECRET = "driftline-test", "secret-of-the-test"
+READER, READER_SECRET = "reader-test", "secret-of-the-reader"
+BUCKET = "models"
+_IDENTITIES = {
+    "identities": [
+        {
+            "name": "writer",
+            "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+            "actions": ["Admin", "Read", "Write", "List"],
+        },
+        {
+            "name": "reader",
+            "credentials": [{"accessKey": READER, "secretKey": READER_SECRET}],
+            "actions": ["Read", "List"],
+        },
+    ]
+}
+
+
+class S3Server:
+    """A running store with one empty bucket; ``endpoint`` is its address."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._child: subprocess.Popen[bytes] | None = None
+        self.endpoint = ""
+
+    def start(self) -> None:
+        """Bring it up and make the bucket: about three seconds."""
+        (self._directory / "data").mkdir(parents=True)
+        (self._directory / "identities.json").write_text(json.dumps(_IDENTITIES))
+        log = self._directory / "server.log"
+        port = free_port()
+        self._child = spawn_module("tests.integration.support_s3", [str(self._directory), str(port)], log=log)
+        self.endpoint = f"http://{HOST}:{port}"
+        wait_until(self._answers, self._child, name="SeaweedFS", log=log, timeout_s=60)
+        files = fs.S3FileSystem(
+            access_key=KEY, secret_key=SECRET, endpoint_override=self.endpoint, allow_bucket_creation=True
+        )
+        files.create_dir(BUCKET)
+
+    def settings(self, **changes: object) -> S3Settings:
+        """Settings of somebody who may do everything."""
+        given = {
+            "endpoint": self.endpoint, "access_key": KEY, "secret_key": SECRET, "timeout": "20s", "retries_max": 0,
+        }  # fmt: skip
+        return S3Settings.model_validate(given | changes)
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """While it lasts the store takes connections and answers nothing."""
+        assert self._child is not None
+        self._child.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._child.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End it without ceremony: nobody needs its data."""
+        if self._child is not None:
+            self._child.kill()
+            stop_child(self._child, timeout_s=5)
+
+    def _answers(self) -> bool:
+        try:
+            with urlopen(f"{self.endpoint}/healthz", timeout=1) as answer:
+                return bool(answer.status == 200)
+        except (URLError, OSError):
+            return False
+
+
+def main() -> None:
+    """Become the server: one master, one volume, one filer and the S3 gateway, on ports of their own."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("port", type=int)
+    parser.add_argument("--parent-pid", type=int, required=True)
+    given = parser.parse_args()
+    bind_to_parent(given.parent_pid)
+    directory: Path = given.directory
+    options = {
+        "dir": directory / "data", "ip": HOST, "ip.bind": HOST, "master.telemetry": "false",
+        "master.volumeSizeLimitMB": 64, "volume.max": 20, "volume.preStopSeconds": 0,
+        "filer.localSocket": directory / "f.sock", "s3.localSocket": directory / "s.sock",
+        "s3.port": given.port, "s3.config": directory / "identities.json", "s3.iam": "false",
+        "s3.autoCreateBucket": "false", "s3.port.iceberg": 0, "s3.port.lance": 0,
+    }  # fmt: skip
+    for role in ("master.port", "volume.port", "filer.port"):
+        options |= {role: free_port(), f"{role}.grpc": free_port()}
+    options["s3.port.grpc"] = free_port()
+    weed = str(Path(sys.executable).with_name("weed"))
+    os.execv(weed, [weed, "server", "-s3", *(f"-{name}={value}" for name, value in options.items())])
+
+
+if __name__ == "__main__":
+    main()
