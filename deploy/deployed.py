@@ -44,7 +44,7 @@ def in_use(revisions: Sequence[Deployment], targets: int) -> dict[str, str]:
     found.update((version, "shadow") for version in newest.shadow)
     if newest.previous is not None:
         found[newest.previous] = "rollback target"
-    found.update((version, "has traffic") for version in newest.weights)
+    found.update((version, "has traffic") for version in newest.answering)
     if newest.candidate is not None:
         found[newest.candidate] = "candidate of a rollout"
     if newest.stable is not None:

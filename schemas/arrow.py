@@ -21,6 +21,7 @@ from schemas.ids import partitions_of
 #: Columns of a batch of predictions beside one for each feature; the model is in the schema's metadata.
 PREDICTION_COLUMNS = (
     "prediction_id", "version", "role", "event_time_ms", "score", "latency_ms", "status", "entity", "trace_id",
+    "region",
 )  # fmt: skip
 
 

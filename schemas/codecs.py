@@ -108,6 +108,7 @@ def _event_type(contract: ModelContract) -> type[msgspec.Struct]:
             ("status", Literal["ok", "error", "fallback"], "ok"),
             ("entity", _Text | None, None),
             ("trace_id", Trace | None, None),
+            ("region", _Text | None, None),
         ],
         tag=contract.model,
         tag_field="model",

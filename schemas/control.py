@@ -7,24 +7,25 @@ Commands and facts are different types. A command may be refused; a fact happene
 from __future__ import annotations
 
 import json
+import operator
 import sys
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 
+from schemas.base import Message
 from schemas.ids import Role
+from schemas.measures import Measurement, MetricState
+from schemas.regions import RegionTraffic
 from schemas.rollout import GateKind
 from schemas.verdicts import Evidence, State
 
 FLOAT_MAX = sys.float_info.max
-
-
-class Message(BaseModel):
-    """Base of commands and facts: immutable; unknown fields are ignored, so an older reader survives a newer writer."""
-
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
+#: For fields that came later to what is signed: an empty one is not written, so an older signature holds and an older
+#: reader's does too.
+LATER: dict[str, Any] = {"exclude_if": operator.not_}
 
 
 class Severity(StrEnum):
@@ -156,27 +157,6 @@ class GateAnswered(Command):
     detail: str = ""
 
 
-class Measurement(Message):
-    """One metric of one version over ``from_ms`` to ``to_ms`` (event time), beside the stable version's if there is one.
-
-    ``value`` None: there was nothing to measure, and ``error`` says why if something broke. Judged metrics carry what
-    the judge reads: counts (``events`` among ``rows``, and the stable version's), or ``rows`` pairs whose differences,
-    candidate minus stable, have mean ``value`` and standard deviation ``sd``.
-    """
-
-    metric: str
-    value: float | None = None
-    reference: float | None = None
-    rows: int = Field(default=0, ge=0)
-    reference_rows: int = Field(default=0, ge=0)
-    events: int | None = Field(default=None, ge=0)
-    reference_events: int | None = Field(default=None, ge=0)
-    sd: float | None = Field(default=None, ge=0)
-    from_ms: int = 0
-    to_ms: int = 0
-    error: str = ""
-
-
 class Measured(Command):
     """Measurements of the version that is rolled out or watched, taken by the controller's shell: a fact it tells itself
     on ``control``, so that what is decided on them is a function of that topic, and is decided again after a crash."""
@@ -184,6 +164,7 @@ class Measured(Command):
     type: Literal["measured"] = "measured"
     version: str
     measurements: tuple[Measurement, ...] = Field(max_length=100)
+    region: str = Field(default="", description="Where, if the rollout goes by regions.", **LATER)
 
 
 class TrainingFinished(Command):
@@ -314,35 +295,7 @@ class GateState(Message):
     webhook: str = ""
     answered: bool = Field(default=False, description="The webhook has said yes; people have not yet.")
     weight: float = Field(default=0, description="Share of the traffic the version gets when the gate opens.")
-
-
-class Standing(StrEnum):
-    """What one measurement, or the judge, says of a metric."""
-
-    PASSED = "passed"
-    FAILED = "failed"
-    INCONCLUSIVE = "inconclusive"
-    MISSING = "missing"
-    ERROR = "error"
-
-
-class MetricState(Message):
-    """Where a metric of the running step stands; counts begin anew with every step."""
-
-    standing: Standing
-    value: float | None = Field(default=None, description="What is compared with the metric's limits.")
-    reference: float | None = None
-    rows: int = 0
-    interval: tuple[float, float] | None = Field(
-        default=None, description="The judge's confidence sequence for the difference to the stable version."
-    )
-    better: bool = Field(default=False, description="The judge has shown the candidate to be better.")
-    failures: int = 0
-    inconclusive: int = 0
-    errors_running: int = 0
-    successes_running: int = 0
-    event_time_ms: int
-    detail: str = ""
+    region: str = Field(default="", description="Where it gets it; empty: everywhere.")
 
 
 class Proven(Message):
@@ -357,7 +310,9 @@ class Deployment(Message):
 
     ``weights`` maps version to share of traffic, sums to 1 (empty: no healthy version, the fallback answers).
     Requests with ``event_time_ms >= effective_ms`` follow this revision, earlier ones the one before; a rollback has
-    ``effective_ms`` 0. ``tripped`` versions are never served, whatever the weights say.
+    ``effective_ms`` 0. ``tripped`` versions are never served, whatever the weights say. ``regions`` are those of a rollout
+    by regions, in its order: ``steps`` are then the stages of the first, of the next, and so on, and ``weights`` and
+    ``shadow`` count where no region of the list is.
     """
 
     model: str
@@ -372,6 +327,7 @@ class Deployment(Message):
     tripped: tuple[str, ...] = ()
     step: int = 0
     steps: tuple[tuple[float, int], ...] = ()
+    regions: tuple[RegionTraffic, ...] = ()
     step_since_ms: int = 0
     pause: PauseReason | None = None
     training: str | None = Field(
@@ -395,6 +351,9 @@ class Deployment(Message):
     gates_passed: tuple[str, ...] = Field(default=(), description="Ids of this rollout's gates that opened.")
     metrics: dict[str, MetricState] = Field(
         default_factory=dict, description="Newest standing of each metric of the candidate."
+    )
+    region_metrics: dict[str, dict[str, MetricState]] = Field(
+        default_factory=dict, description="The same of each region whose turn is over, since then."
     )
     watch: dict[str, MetricState] = Field(
         default_factory=dict, description="The same of the stable version, after its promotion."
@@ -427,6 +386,37 @@ class Deployment(Message):
     facts: int = Field(default=0, description="How many facts the controller had recorded of this model.")
     facts_head: str = Field(default="", description="Digest of the last of them; see ``schemas.record``.")
 
+    @property
+    def turn(self) -> int:
+        """Place of the region under way in ``regions``; 0 without any. Each has as many stages."""
+        return self.step // (len(self.steps) // len(self.regions)) if self.regions else 0
+
+    @property
+    def here(self) -> RegionTraffic | None:
+        """The region under way."""
+        return self.regions[self.turn] if self.regions else None
+
+    def traffic_in(self, region: str) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Weights and shadows that an instance of ``region`` obeys."""
+        found = next((r for r in self.regions if r.region == region), None)
+        return (self.weights, self.shadow) if found is None else (found.weights, found.shadow)
+
+    @property
+    def regional_weights(self) -> dict[str, dict[str, float]]:
+        """Weights by region; empty outside a rollout by regions."""
+        return {region.region: region.weights for region in self.regions}
+
+    @property
+    def answering(self) -> frozenset[str]:
+        """Versions with a share of the traffic of any region."""
+        shares = (self.weights, *(r.weights for r in self.regions))
+        return frozenset(version for weights in shares for version, weight in weights.items() if weight > 0)
+
+    @property
+    def reached(self) -> frozenset[str]:
+        """Versions that requests of any region reach, answered by them or not."""
+        return self.answering.union(self.shadow, *(r.shadow for r in self.regions))
+
 
 class Decision(Message):
     """One append-only fact: who or which rule did what, on which evidence. Topic ``decisions``, key ``model``.
@@ -453,6 +443,9 @@ class Decision(Message):
     trace_id: str | None = None
     weights: dict[str, float] | None = Field(
         default=None, description="Share of traffic by version after this, when it made a revision."
+    )
+    regions: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="The same by region, in a rollout by regions.", **LATER
     )
     writer: str = Field(default="", description="Which service recorded it; each keeps a chain a model.")
     sequence: int = Field(default=0, ge=0, description="Place in the chain, from 1.")

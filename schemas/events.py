@@ -7,6 +7,7 @@ accept the same documents; a test holds the two together.
 
 from __future__ import annotations
 
+import operator
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -70,6 +71,12 @@ class PredictionMade(Event):
         default=None, max_length=ID_CHARS_MAX, description="Who it is about; splits by it."
     )
     trace_id: str | None = Field(default=None, max_length=64)
+    region: str | None = Field(
+        default=None,
+        max_length=ID_CHARS_MAX,
+        exclude_if=operator.not_,
+        description="Where it was answered; rollouts by regions are measured by it.",
+    )
 
 
 class GroundTruth(Event):

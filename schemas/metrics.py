@@ -58,6 +58,7 @@ METRICS: dict[str, Metric] = {
         Metric("driftline_batch_rows", "histogram", "Rows in one inference batch.", ("model",)),
         Metric("driftline_trips_total", "counter", "Versions tripped by a rollback request.", ("model", "version")),
         Metric("driftline_trip_unanswered", "gauge", "Trips still without the controller's answer.", ("model",)),
+        Metric("driftline_region_unlisted", "gauge", "1 while a rollout by regions does not name this scorer's: it serves the stable version alone.", ("model",)),
         Metric("driftline_rate_limited_total", "counter", "Requests answered with an error because their model's rate limit was reached.", ("model",)),
         Metric("driftline_shadow_rows_total", "counter", "Requests a shadow scored, that were dropped because it could not keep up, and of those scored the ones lost on the way.", ("model", "outcome")),
         Metric("driftline_cached_rows_total", "counter", "Requests whose features were found checked and encoded.", ("model",)),

@@ -5,6 +5,7 @@ A part of the model contract (``rollout:``). What runs is in ``deploy.core``; th
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -37,6 +38,16 @@ class CanaryStep(Document):
 
     weight: float = Field(gt=0, le=1)
     bake: DurationMs
+
+
+class Region(Document):
+    """One region of a rollout by regions; a scorer says in its settings which one it is of (``scorer.region``)."""
+
+    name: Name
+    bake: DurationMs = Field(
+        default=_DAY_MS,
+        description="How long the version has the whole region before the next one's turn comes.",
+    )
 
 
 class Metric(Document):
@@ -72,7 +83,8 @@ class Metric(Document):
     query: str = Field(
         default="",
         max_length=4_000,
-        description="``query``: SQL with {model:String}, {version:String}, {from_ms:Int64} and {to_ms:Int64}.",
+        description="``query``: SQL with {model:String}, {version:String}, {from_ms:Int64}, {to_ms:Int64} and "
+        "{region:String}, which is empty where the rollout does not go by regions.",
     )
     interval: DurationMs = Field(default=_HOUR_MS, description="Event time between two measurements.")
     window: DurationMs | None = Field(default=None, description="Span measured; the interval when not given.")
@@ -181,6 +193,10 @@ class Rollout(Document):
     shadow       none; scored beside and compared      ``then``: all traffic, a canary, or a stop with the verdict on record
     ab           ``split`` for ``bake`` at most        the winner has all traffic; undecided: the stable version stays
     dark         none; scored beside, not compared     a stop after ``bake``
+
+    With ``regions``, canary, blue-green and shadow are gone through in the first of them, which then belongs to the version
+    for its bake, then in the next; after the last one's bake the version is promoted. A breach in any region that has
+    begun rolls back all of them.
     """
 
     strategy: Literal["canary", "blue-green", "shadow", "ab", "dark"] = "canary"
@@ -200,6 +216,12 @@ class Rollout(Document):
     )
     then: Literal["promote", "canary", "stop"] = Field(
         default="promote", description="shadow: what a candidate that was shown to be no worse gets."
+    )
+    regions: tuple[Region, ...] = Field(
+        default=(),
+        max_length=50,
+        exclude_if=operator.not_,
+        description="In the order of the rollout; none: everywhere at once.",
     )
     metrics: tuple[Metric, ...] = Field(default=(), max_length=50)
     gates: tuple[Gate, ...] = ()
@@ -237,6 +259,14 @@ class Rollout(Document):
             raise ValueError("rollout.metrics: two metrics have the same name")
         return value
 
+    @field_validator("regions", mode="after")
+    @classmethod
+    def _each_region_once(cls, value: tuple[Region, ...]) -> tuple[Region, ...]:
+        names = [region.name for region in value]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"rollout.regions: {', '.join(twice)} is named twice; a region has one turn")
+        return value
+
     @field_validator("gates", mode="after")
     @classmethod
     def _one_gate_of_a_kind(cls, value: tuple[Gate, ...]) -> tuple[Gate, ...]:
@@ -268,6 +298,14 @@ class Rollout(Document):
         judged = [metric.name for metric in self.metrics if metric.judge]
         if self.winner and self.winner not in judged:
             raise ValueError(f"rollout.winner {self.winner!r} is not a judged metric; there are: {judged}")
+        if self.regions and (
+            self.strategy in ("ab", "dark") or (self.strategy, self.then) == ("shadow", "stop")
+        ):
+            how = f"{self.strategy} with then: stop" if self.strategy == "shadow" else self.strategy
+            raise ValueError(
+                f"rollout.regions: {how} does not end in all traffic of a region, so there is no next one; regions go with "
+                "canary, blue-green and shadow (then: promote or canary)"
+            )
         return self
 
     @property

@@ -164,6 +164,7 @@ TABLES: dict[str, TableRows] = {
                 ("status", _TEXT),
                 ("entity", "String"),
                 ("trace_id", "String"),
+                ("region", _TEXT),
             ),
         ),
         _log(

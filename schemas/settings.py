@@ -314,6 +314,13 @@ class ScorerSection(Section):
     """The scoring consumer."""
 
     instance: str = "scorer-0"
+    region: str = Field(
+        default="",
+        max_length=100,
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
+        description="Which region of a contract's `rollout.regions` this instance is of; it goes on its predictions. Where a "
+        "rollout by regions does not name it, the instance serves the stable version alone.",
+    )
     batch_rows_max: int = Field(default=512, ge=1)
     batch_deadline: DurationMs = 5
     in_flight_rows_max: int = Field(

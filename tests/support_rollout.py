@@ -18,11 +18,11 @@ from schemas.control import (
     DeployRequested,
     GateAnswered,
     Measured,
-    Measurement,
     Outcome,
     PromoteRequested,
     ScorerReport,
 )
+from schemas.measures import Measurement
 from schemas.verdicts import Evidence, State
 
 DAY = 86_400_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,8 +16,8 @@ def in_event_time(facts: Sequence[LoggedFact]) -> list[LoggedFact]:
 
 def columns(fact: LoggedFact) -> tuple[str, ...]:
     """When, what, version, who, why, on which evidence, the traffic after."""
-    weights = fact.document.get("weights")
-    traffic = "" if not isinstance(weights, dict) else _traffic(weights)
+    weights, regions = fact.document.get("weights"), fact.document.get("regions")
+    traffic = "" if not isinstance(weights, dict) else traffic_text(weights, regions)
     detail = fact.text("detail")
     evidence = "; ".join(evidence_of(fact))
     why = detail + (f" [{evidence}]" if evidence else "")
@@ -58,7 +58,10 @@ def shown(fact: LoggedFact) -> dict[str, Any]:
     return {"address": fact.address, **fact.document}
 
 
-def _traffic(weights: dict[str, Any]) -> str:
+def traffic_text(weights: Mapping[str, Any], regions: object = None) -> str:
+    """``1 95%  2 5%``; in a rollout by regions, of each: ``eu: 1 95%  2 5%; us: 1 100%``."""
+    if isinstance(regions, dict) and regions:
+        return "; ".join(f"{name}: {traffic_text(shares)}" for name, shares in regions.items())
     return "  ".join(f"{version} {weight:.0%}" for version, weight in weights.items()) or "fallback"
 
 

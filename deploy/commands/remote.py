@@ -50,11 +50,12 @@ def deployments(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
+    from deploy.audit.story import traffic_text
+
     rows = []
     for name, d in found.items():
-        traffic = (
-            "  ".join(f"{version} {weight:.0%}" for version, weight in d["weights"].items()) or "fallback"
-        )
+        by_region = {r["region"]: r["weights"] for r in d.get("regions", ())}
+        traffic = traffic_text(d["weights"], by_region)
         waits = f" ({d['pause']})" if d["pause"] else f" (at {d['gate']['kind']})" if d.get("gate") else ""
         rows.append(
             (name, str(d["revision"]), d["phase"] + waits, traffic, d["previous"] or "-", d["reason"])
@@ -79,7 +80,8 @@ def gates(api: Api = DEFAULT_API, token: Token = None, as_json: AsJson = False) 
         head,
         [
             (
-                g["model"], g["kind"], g["version"], f"{g['weight']:.0%}",
+                g["model"], g["kind"], g["version"],
+                f"{g['weight']:.0%}" + (f" of {g['region']}" if g.get("region") else ""),
                 f"{len(g['approved_by'])} of {g['approvals_needed']}" if g["approvals_needed"] else "webhook",
                 ", ".join(g["approved_by"]) or "-", when(g["expires_ms"]),
             )

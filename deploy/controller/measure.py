@@ -20,9 +20,10 @@ from deploy.core.schedule import Due, due
 from deploy.process import wall_ms
 from deploy.training.extract import archived_ms
 from schemas.contracts import ModelContract
-from schemas.control import Command, Deployment, Measured, Measurement
+from schemas.control import Command, Deployment, Measured
 from schemas.errors import DriftlineError
 from schemas.ids import content_hash
+from schemas.measures import Measurement
 from schemas.observability import Metrics
 from schemas.rollout import Metric
 from schemas.settings import ClickHouseSettings
@@ -53,7 +54,7 @@ class Measurer:
         self._metrics = metrics
         self._timeout_ms = archive_timeout_ms
         self._tasks: queue.Queue[Due | None] = queue.Queue(_TASKS_MAX)
-        self._asked: dict[tuple[str, str, str, int], None] = {}
+        self._asked: dict[tuple[str, str, str, str, int], None] = {}
         self._signals: dict[tuple[str, str, str], SignalChanged] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -81,7 +82,7 @@ class Measurer:
 
     def _queue(self, task: Due) -> None:
         keys = {
-            (task.model, task.version, metric.name, task.at_ms): (metric, start)
+            (task.model, task.version, task.region, metric.name, task.at_ms): (metric, start)
             for metric, start in task.metrics
         }
         new = {key: what for key, what in keys.items() if key not in self._asked}
@@ -135,7 +136,7 @@ class Measurer:
         except DriftlineError as error:
             log.error("a measurement of %s could not be written, it is taken again: %s", task.model, error)
             for metric, _ in task.metrics:
-                self._asked.pop((task.model, task.version, metric.name, task.at_ms), None)
+                self._asked.pop((task.model, task.version, task.region, metric.name, task.at_ms), None)
 
     def _from_warehouse(self, task: Due, metrics: list[tuple[Metric, int]]) -> list[Measurement]:
         try:
@@ -187,7 +188,9 @@ def _errors(task: Due, metrics: list[tuple[Metric, int]], why: str) -> list[Meas
 def fact_of(task: Due, measurements: list[Measurement]) -> Measured:
     """The fact on `control`. Its id names what was measured and when, so the same measurement has the same id."""
     names = ",".join(sorted(m.metric for m in measurements))
-    identity = f"{task.model}/{task.version}/{task.at_ms}/{names}"
+    identity = f"{task.model}/{task.version}/{task.at_ms}/{names}" + (
+        f"/{task.region}" if task.region else ""
+    )
     return Measured(
         request_id=f"measured-{content_hash(identity.encode())[:24]}",
         model=task.model,
@@ -198,4 +201,5 @@ def fact_of(task: Due, measurements: list[Measurement]) -> Measured:
         issued_by="controller/measurer",
         version=task.version,
         measurements=tuple(measurements),
+        region=task.region,
     )

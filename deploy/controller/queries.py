@@ -8,8 +8,8 @@ from typing import Any
 from clickhouse_connect.driver.client import Client
 
 from deploy.core.schedule import Due
-from schemas.control import Measurement
 from schemas.errors import WarehouseError
+from schemas.measures import Measurement
 from schemas.rollout import Metric
 
 #: A contract's own query may read, for this long, and this much; 2 is read-only with settings such as these.
@@ -17,7 +17,8 @@ QUERY_SETTINGS: dict[str, Any] = {"readonly": 2, "max_execution_time": 20, "max_
 
 _SPAN = (
     "model = {model:String} AND event_time > fromUnixTimestamp64Milli({from_ms:Int64}, 'UTC') "
-    "AND event_time <= fromUnixTimestamp64Milli({to_ms:Int64}, 'UTC')"
+    "AND event_time <= fromUnixTimestamp64Milli({to_ms:Int64}, 'UTC') "
+    "AND ({region:String} = '' OR region = {region:String})"
 )
 _ANSWERS = (
     "SELECT toString(model_version) AS version, prediction_id, role, score, status, latency_ms, categories "
@@ -66,6 +67,7 @@ def measure(warehouse: Client, task: Due, metric: Metric, from_ms: int) -> Measu
         "shadow": int(task.shadow),
         "from_ms": from_ms,
         "to_ms": task.at_ms,
+        "region": task.region,
         "segment": metric.segment,
         "rows_min": metric.rows_min,
     }

@@ -375,6 +375,7 @@ class Controller:
                 "recorded_ms": wall_ms(),
                 "model_digest": fact.model_digest or ("" if record is None else record.sha256),
                 "weights": None if step.deployment is None else step.deployment.weights,
+                "regions": {} if step.deployment is None else step.deployment.regional_weights,
             }
         )
 

@@ -38,7 +38,7 @@ _EXPIRES_MS = 7 * 86_400_000
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a gate asks. ``weight``: the share of the traffic the version gets on a yes."""
+    """What a gate asks. ``weight``: the share of the traffic the version gets on a yes; ``region``: where, if not everywhere."""
 
     gate: Gate
     gate_id: str
@@ -49,6 +49,7 @@ class Question:
     weight: float
     revision: int
     event_time_ms: int
+    region: str = ""
 
     def body(self) -> bytes:
         """The bytes that are sent and signed."""
@@ -62,7 +63,7 @@ class Question:
             "weight": self.weight,
             "deployment_revision": self.revision,
             "event_time_ms": self.event_time_ms,
-        }
+        } | ({"region": self.region} if self.region else {})
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -79,15 +80,24 @@ def questions(now: Deployment, contract: ModelContract, time_ms: int) -> list[Qu
     if now.gate is not None and now.gate.webhook and not now.gate.answered:
         gate = configured(contract.rollout, now.gate.kind)
         if gate is not None and gate.webhook == now.gate.webhook:
-            found.append((gate, now.gate.gate_id, now.gate.weight))
+            found.append((gate, now.gate.gate_id, now.gate.weight, now.gate.region))
     back = configured(contract.rollout, "rollback")
     if back is not None and now.rollout_since_ms is not None:
-        found.append((back, gate_id(now, "rollback"), 0.0))
+        found.append((back, gate_id(now, "rollback"), 0.0, ""))
     return [
         Question(
-            gate, identity, now.model, now.candidate, now.stable, now.step, weight, now.revision, time_ms
+            gate,
+            identity,
+            now.model,
+            now.candidate,
+            now.stable,
+            now.step,
+            weight,
+            now.revision,
+            time_ms,
+            region,
         )
-        for gate, identity, weight in found
+        for gate, identity, weight, region in found
     ]
 
 

@@ -18,7 +18,8 @@ from typing import assert_never
 from deploy.core import judge
 from deploy.core.judge import Finding
 from schemas.contracts import Rollout
-from schemas.control import Because, Measurement, MetricState, PauseReason, Standing
+from schemas.control import Because, PauseReason
+from schemas.measures import Measurement, MetricState, Standing
 from schemas.rollout import Metric
 from schemas.verdicts import Evidence
 

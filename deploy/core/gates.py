@@ -70,7 +70,15 @@ def waiting(
         approved_by=signed,
         webhook=webhook,
         weight=weight,
+        region=_region(now, kind),
     )
+
+
+def _region(now: Deployment, kind: GateKind) -> str:
+    """Where the traffic changes when the gate opens; a promotion is of everywhere."""
+    at = {"confirm-rollout": 0, "confirm-traffic-increase": now.step + 1}.get(kind)
+    here = None if at is None else now.model_copy(update={"step": at}).here
+    return "" if here is None else here.region
 
 
 def counted(names: Iterable[str], *interested: str) -> tuple[str, ...]:

@@ -34,10 +34,10 @@ DISTRUSTED = "not trusted: "
 #: What a deployment holds of a rollout when none is under way.
 NO_ROLLOUT: dict[str, Any] = {
     "steps": (), "step": 0, "step_rows": 0, "pause": None, "analysis": None, "ahead": (), "gate": None,
-    "gates_passed": (), "metrics": {}, "requested_by": "", "entered": 0, "strategy": "canary", "rollout_since_ms": None,
+    "gates_passed": (), "metrics": {}, "regions": (), "region_metrics": {}, "requested_by": "", "entered": 0, "strategy": "canary", "rollout_since_ms": None,
 }  # fmt: skip
 #: Changes that are held without a revision: they are made again from ``control`` after a restart.
-_HELD = ("analysis", "ahead", "metrics", "watch")
+_HELD = ("analysis", "ahead", "metrics", "region_metrics", "watch")
 
 
 def _nothing_needed(_version: str) -> Approvals:

@@ -8,7 +8,7 @@ from deploy.core import strategies
 from deploy.core.facts import RUNBOOKS
 from deploy.core.gates import waiting
 from deploy.core.machine import NO_ROLLOUT, Machine, Reply, versions
-from schemas.control import Because, Command, Measured, Outcome, Phase, Severity
+from schemas.control import Because, Command, Deployment, Measured, Outcome, Phase, Severity
 from schemas.rollout import GateKind
 
 
@@ -19,6 +19,8 @@ def enter(machine: Machine, cause: Command, version: str, plan: strategies.Plan)
         candidate=version,
         strategy=plan.strategy,
         steps=plan.stages,
+        regions=strategies.waiting_regions(plan.regions, machine.now.stable),
+        region_metrics={},
         step=0,
         step_rows=0,
         pause=None,
@@ -48,20 +50,39 @@ def begin(machine: Machine, cause: Any, time_ms: int) -> Reply:
         return Reply(Outcome.DONE, f"v{version} takes all traffic")
     share = now.steps[0][0]
     effective = machine.effective(time_ms)
+    where = of_region(now, 0)
     machine.set(
         phase=Phase.PROGRESSING,
         step=0,
         step_since_ms=effective,
         rollout_since_ms=effective,
         effective_ms=effective,
-        weights=strategies.weights(now.stable, version, share),
-        shadow=strategies.shadows(now.stable, version, share),
+        **_traffic(now, 0, effective),
         event_time_ms=time_ms,
-        reason=f"{now.strategy} of v{version} at {share:.0%}",
+        reason=f"{now.strategy} of v{version} at {share:.0%}{where}",
     )
-    machine.fact(f"{now.strategy}-started", cause, f"v{version} gets {share:.0%} beside v{now.stable}",
+    machine.fact(f"{now.strategy}-started", cause, f"v{version} gets {share:.0%}{where} beside v{now.stable}",
                  version=version, time_ms=time_ms)  # fmt: skip
     return Reply(Outcome.ACCEPTED, f"{now.strategy} at {share:.0%}")
+
+
+def _traffic(now: Deployment, step: int, effective_ms: int) -> dict[str, Any]:
+    """Who has the traffic once stage ``step`` begins. In a rollout by regions nothing changes outside them."""
+    assert now.stable is not None
+    assert now.candidate is not None
+    if now.regions:
+        return {"regions": strategies.with_share(now, step, effective_ms)}
+    share = now.steps[step][0]
+    return {
+        "weights": strategies.weights(now.stable, now.candidate, share),
+        "shadow": strategies.shadows(now.stable, now.candidate, share),
+    }
+
+
+def of_region(now: Deployment, step: int) -> str:
+    """`` of REGION`` for sentences, of the region that ``step`` is in; empty without regions."""
+    here = now.model_copy(update={"step": step}).here
+    return "" if here is None else f" of {here.region}"
 
 
 def passes(machine: Machine, kind: GateKind, weight: float, time_ms: int) -> bool:
@@ -76,7 +97,8 @@ def passes(machine: Machine, kind: GateKind, weight: float, time_ms: int) -> boo
         phase=Phase.WAITING, pause=None, gate=gate, event_time_ms=time_ms, reason=f"waiting for {kind}"
     )
     needs = "its webhook" if gate.webhook else f"{gate.approvals_needed - len(gate.approved_by)} approvals"
-    machine.fact("gate-waiting", None, f"{kind} before {weight:.0%}: waits for {needs}",
+    where = f" of {gate.region}" if gate.region else ""
+    machine.fact("gate-waiting", None, f"{kind} before {weight:.0%}{where}: waits for {needs}",
                  version=now.candidate, time_ms=time_ms)  # fmt: skip
     return False
 
@@ -88,7 +110,7 @@ def next_stage(machine: Machine, cause: Any, time_ms: int) -> None:
     assert now.stable is not None
     step = now.step + 1
     weight = now.steps[step][0]
-    effective = machine.effective(time_ms)
+    effective, where = machine.effective(time_ms), of_region(now, step)
     machine.set(
         phase=Phase.PROGRESSING,
         pause=None,
@@ -97,13 +119,18 @@ def next_stage(machine: Machine, cause: Any, time_ms: int) -> None:
         step_since_ms=effective,
         effective_ms=effective,
         metrics={},
-        weights=strategies.weights(now.stable, now.candidate, weight),
-        shadow=strategies.shadows(now.stable, now.candidate, weight),
+        **_traffic(now, step, effective),
         event_time_ms=time_ms,
-        reason=f"v{now.candidate} at {weight:.0%}",
+        reason=f"v{now.candidate} at {weight:.0%}{where}",
     )
-    machine.fact("step-passed", cause, f"v{now.candidate} from {now.steps[now.step][0]:.0%} to {weight:.0%}",
-                 version=now.candidate, time_ms=time_ms)  # fmt: skip
+    change = f"from {now.steps[now.step][0]:.0%} to {weight:.0%}{where}"
+    kind, detail = "step-passed", f"v{now.candidate} {change}"
+    if now.here is not None and machine.now.turn > now.turn:
+        kind, detail = (
+            "region-passed",
+            f"v{now.candidate} has baked in {now.here.region}: {weight:.0%}{where} next",
+        )
+    machine.fact(kind, cause, detail, version=now.candidate, time_ms=time_ms)
 
 
 def promote(machine: Machine, cause: Any, time_ms: int, why: str, because: tuple[Because, ...] = ()) -> None:
@@ -152,7 +179,7 @@ def drop(
     version = now.candidate
     assert version is not None
     at = time_ms if time_ms is not None else getattr(cause, "event_time_ms", now.event_time_ms)
-    had_traffic = now.weights.get(version, 0.0) > 0
+    had_traffic = version in now.answering
     machine.set(
         phase=phase,
         candidate=None,

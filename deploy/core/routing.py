@@ -1,4 +1,5 @@
-"""Which version answers a request: a function of the deployments revisions, the request's event time and its caller.
+"""Which version answers a request: a function of the deployments revisions, the instance's region, the request's event time
+and its caller.
 
 Nothing else enters, so a replay on a slow machine sends every request to the version a fast one sent it to. A caller
 is hashed with the model's name and nothing that changes between revisions: when a candidate goes from 5 % to 25 %,
@@ -8,7 +9,7 @@ everyone who had it keeps it.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from schemas.control import Deployment
@@ -21,12 +22,14 @@ _SALT = "route"
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Who answers. ``version`` None: no healthy version, the fallback answers. ``shadows`` are scored beside it."""
+    """Who answers. ``version`` None: no healthy version, the fallback answers. ``shadows`` are scored beside it.
+    ``region``: of the instance that answers, None where it has none."""
 
     version: str | None
     role: Role
     revision: int
     shadows: tuple[str, ...] = ()
+    region: str | None = None
 
 
 def caller_unit(model: str, caller: str) -> float:
@@ -37,7 +40,7 @@ def caller_unit(model: str, caller: str) -> float:
 def versions_of(deployment: Deployment) -> list[str]:
     """The versions that ``deployment`` may send a request to, or keeps warm; the most needed first."""
     named = (deployment.stable, deployment.candidate, deployment.previous)
-    rest = (*deployment.weights, *deployment.shadow, *deployment.warm)
+    rest = (*sorted(deployment.reached), *deployment.warm)
     return [*dict.fromkeys(version for version in (*named, *rest) if version is not None)]
 
 
@@ -48,16 +51,15 @@ def role_of(deployment: Deployment, version: str) -> Role:
     return "canary"
 
 
-_NOBODY = Route(None, "stable", 0)
-
-
 class Plan:
-    """Routes of every request while neither the revisions nor the health of their versions change."""
+    """Routes of every request to an instance of ``region`` while neither the revisions nor the health of their versions
+    change."""
 
-    def __init__(self, revisions: list[Deployment], unhealthy: frozenset[str]) -> None:
+    def __init__(self, revisions: list[Deployment], unhealthy: frozenset[str], region: str = "") -> None:
         self._starts = [r.effective_ms for r in revisions[1:]]
         barred = unhealthy | (set(revisions[-1].tripped) if revisions else set())
-        self._shares = [_shares(r, barred | set(r.tripped)) for r in revisions] or [([], [_NOBODY])]
+        nobody = Route(None, "stable", 0, region=region or None)
+        self._shares = [_shares(r, barred | set(r.tripped), region) for r in revisions] or [([], [nobody])]
 
     @property
     def splits(self) -> bool:
@@ -80,8 +82,9 @@ class Routes:
     one with the same or an earlier ``effective_ms`` hides is dropped: a rollback (``effective_ms`` 0) hides them all.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, region: str = "") -> None:
         self.model = model
+        self.region = region
         self._revisions: list[Deployment] = []
         self._plan: tuple[frozenset[str], Plan] | None = None
 
@@ -108,7 +111,7 @@ class Routes:
         """Routes by the revisions known now, never to one of ``unhealthy`` nor to what the newest revision tripped."""
         barred = frozenset(unhealthy)
         if self._plan is None or self._plan[0] != barred:
-            self._plan = (barred, Plan(self._revisions, barred))
+            self._plan = (barred, Plan(self._revisions, barred, self.region))
         return self._plan[1]
 
     def route(self, event_time_ms: int, unit: float, unhealthy: Collection[str]) -> Route:
@@ -116,17 +119,20 @@ class Routes:
         return self.plan(unhealthy).route(event_time_ms, unit)
 
 
-def _shares(deployment: Deployment, barred: Collection[str]) -> tuple[list[float], list[Route]]:
+def _shares(deployment: Deployment, barred: Collection[str], region: str) -> tuple[list[float], list[Route]]:
     """Bounds between the routes on [0, 1), and the routes; neighbours that are equal are one."""
-    shadows = [v for v in deployment.shadow if v not in barred]
+    weights, beside_all = deployment.traffic_in(region)
+    shadows = [v for v in beside_all if v not in barred]
     bounds: list[float] = []
     routes: list[Route] = []
-    for drawn, reached in _cumulative(deployment):
-        route = Route(None, "stable", deployment.revision, tuple(shadows))
+    for drawn, reached in _cumulative(deployment, weights):
+        route = Route(None, "stable", deployment.revision, tuple(shadows), region or None)
         for version in (drawn, deployment.stable, deployment.previous):
             if version is not None and version not in barred:
                 beside = tuple(v for v in shadows if v != version)
-                route = Route(version, role_of(deployment, version), deployment.revision, beside)
+                route = Route(
+                    version, role_of(deployment, version), deployment.revision, beside, region or None
+                )
                 break
         if routes and routes[-1] == route:
             bounds[-1] = reached
@@ -137,14 +143,12 @@ def _shares(deployment: Deployment, barred: Collection[str]) -> tuple[list[float
     return bounds[:-1], routes
 
 
-def _cumulative(deployment: Deployment) -> list[tuple[str | None, float]]:
+def _cumulative(deployment: Deployment, weights: Mapping[str, float]) -> list[tuple[str | None, float]]:
     """Versions with the end of their share of [0, 1); the candidate's share starts at 0, so it only grows."""
     found: list[tuple[str | None, float]] = []
     reached = 0.0
-    for name in sorted(
-        deployment.weights, key=lambda v: (v == deployment.stable, v != deployment.candidate, v)
-    ):
-        if deployment.weights[name] > 0:
-            reached += deployment.weights[name]
+    for name in sorted(weights, key=lambda v: (v == deployment.stable, v != deployment.candidate, v)):
+        if weights[name] > 0:
+            reached += weights[name]
             found.append((name, reached))
     return found or [(None, 1.0)]

@@ -6,22 +6,13 @@ order in which it looks is the order of what matters: harm, a person's pause, a 
 
 from __future__ import annotations
 
-from deploy.core import analysis, moves
+from deploy.core import analysis, moves, strategies
 from deploy.core.facts import RUNBOOKS
 from deploy.core.gates import marker
 from deploy.core.machine import Machine
-from deploy.core.strategies import canary_stages
-from schemas.control import (
-    Because,
-    CanaryAnalysis,
-    Deployment,
-    Measured,
-    MetricState,
-    PauseReason,
-    Phase,
-    Severity,
-    Standing,
-)
+from schemas.contracts import Rollout
+from schemas.control import Because, CanaryAnalysis, Deployment, Measured, PauseReason, Phase, Severity
+from schemas.measures import MetricState, Standing
 from schemas.rollout import Metric
 from schemas.verdicts import State
 
@@ -75,7 +66,7 @@ def _look(machine: Machine, time_ms: int) -> CanaryAnalysis | None:
 
 def _stage(machine: Machine, seen: CanaryAnalysis | None, time_ms: int) -> None:
     """A rollout with nothing in its way: is its stage over, does it have its data, has it proven itself?"""
-    now, rollout = machine.now, machine.rollout
+    now, rollout = machine.now, strategies.measurable(machine.rollout, machine.now)
     weight, bake_ms = now.steps[now.step]
     over = time_ms >= now.step_since_ms + bake_ms
     late = time_ms >= now.step_since_ms + bake_ms + rollout.deadline
@@ -101,11 +92,11 @@ def _stage(machine: Machine, seen: CanaryAnalysis | None, time_ms: int) -> None:
         return
     compared = rollout.labels_min > 0 and weight > 0
     if not overridden:
-        lack = _lack(machine, seen, compared, time_ms)
+        lack = _lack(machine, rollout, seen, compared, time_ms)
         if lack is not None:
             _pause(machine, PauseReason.MISSING_DATA, lack, late, time_ms)
             return
-        open_question = _open_question(machine, seen, compared, last)
+        open_question = _open_question(machine, rollout, seen, compared)
         if open_question is not None:
             _wait(machine, seen, open_question, late, time_ms)
             return
@@ -116,9 +107,11 @@ def _stage(machine: Machine, seen: CanaryAnalysis | None, time_ms: int) -> None:
         _end(machine, seen, overridden, compared, time_ms)
 
 
-def _lack(machine: Machine, seen: CanaryAnalysis | None, compared: bool, time_ms: int) -> str | None:
+def _lack(
+    machine: Machine, rollout: Rollout, seen: CanaryAnalysis | None, compared: bool, time_ms: int
+) -> str | None:
     """What data the stage lacks. Outcomes of the stages before say nothing about this one's share of the traffic."""
-    now, rollout = machine.now, machine.rollout
+    now = machine.now
     if compared:
         rows = 0 if seen is None else seen.evidence.rows - now.step_rows
         if seen is None or seen.state is State.ERROR or rows < rollout.labels_min:
@@ -127,9 +120,11 @@ def _lack(machine: Machine, seen: CanaryAnalysis | None, compared: bool, time_ms
     return analysis.lacking(rollout, now.metrics, time_ms, needed)
 
 
-def _open_question(machine: Machine, seen: CanaryAnalysis | None, compared: bool, last: bool) -> str | None:
+def _open_question(
+    machine: Machine, rollout: Rollout, seen: CanaryAnalysis | None, compared: bool
+) -> str | None:
     """What has not been shown yet; None when the stage may end. Between stages it is enough that no harm is shown."""
-    rollout = machine.rollout
+    last = strategies.proof_is_due(machine.now)
     open_metric = analysis.unproven(rollout, machine.now.metrics, last=last)
     if open_metric is not None:
         return open_metric
@@ -148,8 +143,8 @@ def _end(
     if now.strategy == "shadow" and rollout.then == "stop":
         moves.stop(machine, None, time_ms, "shown to be no worse in the shadow", _evidence(machine))
         return
-    if now.strategy == "shadow" and rollout.then == "canary":
-        stages = (*now.steps, *canary_stages(rollout))
+    if now.strategy == "shadow" and rollout.then == "canary" and not now.regions:
+        stages = (*now.steps, *strategies.canary_stages(rollout))
         if len(stages) > len(now.steps):
             if moves.passes(machine, "confirm-traffic-increase", stages[len(now.steps)][0], time_ms):
                 machine.set(strategy="canary", steps=stages)
@@ -260,28 +255,58 @@ def _read(
 
 def _measured_candidate(machine: Machine, message: Measured) -> None:
     now = machine.now
-    at = message.event_time_ms
-    moved = _read(machine, message, now.metrics, now.step_since_ms, {})
-    if not moved or now.rollout_since_ms is None:
+    if now.rollout_since_ms is None:
         return
-    machine.set(metrics=now.metrics | {metric.name: state for metric, state in moved})
+    here = now.here
+    if here is None or message.region == here.region:
+        baseline = here.baseline if here is not None and strategies.whole(now) else {}
+        moved = _read(machine, message, now.metrics, now.step_since_ms, baseline)
+        machine.set(metrics=now.metrics | {metric.name: state for metric, state in moved})
+    else:
+        moved = _read_past(machine, message)
+    at = message.event_time_ms
     for metric, state in moved:
-        _tell(machine, metric, state, message.version, at)
+        _tell(machine, metric, state, message.version, at, message.region)
     for metric, state in moved:
         if analysis.breached(metric, state) and now.strategy != "dark":
             because = (analysis.because(metric, state),)
-            moves.drop(machine, message, Phase.ROLLED_BACK, _failed(metric, state), at, because=because)
+            why = _failed(metric, state) + (f" in {message.region}" if message.region else "")
+            moves.drop(machine, message, Phase.ROLLED_BACK, why, at, because=because)
             return
+
+
+def _read_past(machine: Machine, message: Measured) -> list[tuple[Metric, MetricState]]:
+    """The same of a region that has baked: what it lacks holds up nobody, harm there is harm."""
+    now = machine.now
+    region = next((r for r in now.regions if r.region == message.region and r.until_ms is not None), None)
+    if region is None or region.until_ms is None:
+        return []
+    held = now.region_metrics.get(region.region, {})
+    moved = _forgiven(held, _read(machine, message, held, region.until_ms, region.baseline))
+    states = held | {metric.name: state for metric, state in moved}
+    machine.set(region_metrics=now.region_metrics | {region.region: states})
+    return moved
+
+
+def _forgiven(
+    held: dict[str, MetricState], moved: list[tuple[Metric, MetricState]]
+) -> list[tuple[Metric, MetricState]]:
+    """A life is longer than a step: a failure long ago is not held against it."""
+    return [
+        (
+            metric,
+            state
+            if state.failures > _failures(held.get(metric.name))
+            else state.model_copy(update={"failures": 0}),
+        )
+        for metric, state in moved
+    ]
 
 
 def _measured_stable(machine: Machine, message: Measured, since_ms: int) -> None:
     now = machine.now
     at = message.event_time_ms
-    moved = []
-    for metric, state in _read(machine, message, now.watch, since_ms, now.baseline):
-        # A life is longer than a step: a failure long ago is not held against it.
-        failures = state.failures if state.failures > _failures(now.watch.get(metric.name)) else 0
-        moved.append((metric, state.model_copy(update={"failures": failures})))
+    moved = _forgiven(now.watch, _read(machine, message, now.watch, since_ms, now.baseline))
     machine.set(watch=now.watch | {metric.name: state for metric, state in moved})
     for metric, state in moved:
         _tell(machine, metric, state, message.version, at)
@@ -317,10 +342,13 @@ def _failed(metric: Metric, state: MetricState) -> str:
     return f"{metric.name}{value}{bound}{against} ({state.rows} rows)"
 
 
-def _tell(machine: Machine, metric: Metric, state: MetricState, version: str, at_ms: int) -> None:
-    key = f"metric/{version}/{metric.name}"
+def _tell(
+    machine: Machine, metric: Metric, state: MetricState, version: str, at_ms: int, region: str = ""
+) -> None:
+    key = f"metric/{version}/{metric.name}" + (f"/{region}" if region else "")
     if analysis.alarming(metric, state):
-        summary = f"v{version}: {metric.name} is {state.value:.4g}, its alert bound {metric.alert:.4g}"
+        where = f" in {region}" if region else ""
+        summary = f"v{version}: {metric.name} is {state.value:.4g}{where}, its alert bound {metric.alert:.4g}"
         machine.alert(
             key, Severity(metric.severity), version, f"{machine.now.model}: {metric.name}", summary, at_ms,
             runbook=metric.runbook, because=(analysis.because(metric, state),),

@@ -73,8 +73,8 @@ class Trips:
     ) -> list[tuple[RollbackRequested, Trip]]:
         """A deployments revision was read: end answered trips, and judge the requests that waited for it."""
         self._newest = deployment
-        serving = {v for v, weight in deployment.weights.items() if weight > 0} | set(deployment.shadow)
-        self._entered = {v: self._entered.get(v, deployment.revision) for v in serving}
+        # Of every region: a trip is obeyed wherever the version may be served next.
+        self._entered = {v: self._entered.get(v, deployment.revision) for v in deployment.reached}
         for answer in deployment.answers:
             self._answered[answer.request_id] = None
             self._open.pop(answer.request_id, None)

@@ -19,6 +19,9 @@ class WeightPoint(BaseModel):
     revision: int
     event_time_ms: int
     weights: dict[str, float]
+    regions: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="The same by region, in a rollout by regions."
+    )
     kind: str = Field(default="", description="What led to it, when a fact says so.")
 
 
@@ -30,6 +33,7 @@ class AnalysisPoint(BaseModel):
     event_time_ms: int
     version: str
     metric: str
+    region: str = Field(default="", description="Where it was measured; empty: everywhere.")
     value: float | None = None
     low: float | None = None
     high: float | None = None
@@ -43,33 +47,51 @@ class History:
     def __init__(self) -> None:
         self._weights: dict[int, WeightPoint] = {}
         self._analysis: deque[AnalysisPoint] = deque(maxlen=POINTS_KEPT)
-        self._seen: dict[tuple[str, str], AnalysisPoint] = {}
+        self._seen: dict[tuple[str, str, str], AnalysisPoint] = {}
 
     def decided(self, fact: Decision) -> None:
         """Take what a fact says of the traffic."""
         if fact.weights is not None and fact.deployment_revision is not None:
-            self._put(fact.deployment_revision, fact.event_time_ms, fact.weights, fact.kind)
+            self._put(
+                WeightPoint(
+                    revision=fact.deployment_revision,
+                    event_time_ms=fact.event_time_ms,
+                    weights=fact.weights,
+                    regions=fact.regions,
+                    kind=fact.kind,
+                )
+            )
 
     def deployed(self, deployment: Deployment) -> None:
         """Take what a revision says of traffic and measurements."""
-        self._put(deployment.revision, deployment.event_time_ms, deployment.weights, "")
+        self._put(
+            WeightPoint(
+                revision=deployment.revision,
+                event_time_ms=deployment.event_time_ms,
+                weights=deployment.weights,
+                regions=deployment.regional_weights,
+            )
+        )
         if deployment.analysis is not None:
             self.analysed(deployment.analysis)
         version = deployment.candidate or deployment.stable or ""
-        for name, found in deployment.metrics.items():
-            low, high = found.interval or (None, None)
-            self._measured(
-                AnalysisPoint(
-                    event_time_ms=found.event_time_ms,
-                    version=version,
-                    metric=name,
-                    value=found.value,
-                    low=low,
-                    high=high,
-                    state=found.standing,
-                    rows=found.rows,
+        here = "" if deployment.here is None else deployment.here.region
+        for region, metrics in ((here, deployment.metrics), *deployment.region_metrics.items()):
+            for name, found in metrics.items():
+                low, high = found.interval or (None, None)
+                self._measured(
+                    AnalysisPoint(
+                        event_time_ms=found.event_time_ms,
+                        version=version,
+                        metric=name,
+                        region=region,
+                        value=found.value,
+                        low=low,
+                        high=high,
+                        state=found.standing,
+                        rows=found.rows,
+                    )
                 )
-            )
 
     def analysed(self, analysis: CanaryAnalysis) -> None:
         """Take the comparison of a candidate with the stable version."""
@@ -93,7 +115,7 @@ class History:
         found: list[WeightPoint] = []
         for revision in sorted(self._weights):
             point = self._weights[revision]
-            if not found or point.weights != found[-1].weights:
+            if not found or (point.weights, point.regions) != (found[-1].weights, found[-1].regions):
                 found.append(point)
         return found[-limit:]
 
@@ -101,17 +123,14 @@ class History:
         """The newest ``limit``, oldest first."""
         return list(self._analysis)[-limit:]
 
-    def _put(self, revision: int, event_time_ms: int, weights: dict[str, float], kind: str) -> None:
-        held = self._weights.get(revision)
-        if held is None or kind:
-            self._weights[revision] = WeightPoint(
-                revision=revision, event_time_ms=event_time_ms, weights=weights, kind=kind
-            )
+    def _put(self, point: WeightPoint) -> None:
+        if point.kind or point.revision not in self._weights:
+            self._weights[point.revision] = point
         if len(self._weights) > POINTS_KEPT:
             del self._weights[min(self._weights)]
 
     def _measured(self, point: AnalysisPoint) -> None:
-        place = (point.version, point.metric)
+        place = (point.version, point.metric, point.region)
         if self._seen.get(place) != point:
             if len(self._seen) >= POINTS_KEPT:
                 self._seen.clear()

@@ -51,11 +51,32 @@ function phaseChip(d) {
     d.pause ? `paused: ${words(d.pause).toLowerCase()}` : d.phase);
 }
 
-// The share of each version now: a bar for the eye, a list for everybody.
+// Where a rollout by regions stands in each of them.
+const stands = r => r.since_ms == null ? "its turn has not come" : r.until_ms == null ? "under way" : "has baked";
+
+// The share of each version now, of each region where a rollout goes by regions: a bar for the eye, a list for everybody.
 function traffic(d) {
+  const others = [["tripped", d.tripped], ["cannot be served or proven", d.sick], ["rollback target", d.previous ? [d.previous] : []]];
+  if (!d.regions.length) return shares(d, d.weights, [["shadow", d.shadow], ...others]);
+  const rest = node("ul", "legend");
+  rest.append(node("li", "dim", "In every other region the stable version answers."), ...mentions(others));
+  return [...d.regions.flatMap(r => {
+    const head = node("p");
+    head.append(node("b", "", r.region), " ", node("span", "dim", stands(r)));
+    return [head, ...shares(d, r.weights, [["shadow", r.shadow]])];
+  }), rest];
+}
+
+const mentions = lists => lists.filter(([, versions]) => versions.length).map(([label, versions]) => {
+  const item = node("li", "", versions.map(named).join(", ") + " ");
+  item.append(node("span", "dim", label));
+  return item;
+});
+
+function shares(d, weights, lists) {
   const bar = node("div", "bar"), legend = node("ul", "legend");
   bar.setAttribute("aria-hidden", "true");
-  for (const [version, weight] of Object.entries(d.weights)) {
+  for (const [version, weight] of Object.entries(weights)) {
     const piece = node("span", weight >= .2 ? "label" : "", weight >= .2 ? `${named(version)}  ${percent(weight)}` : undefined);
     piece.style.flexGrow = weight; piece.style.flexBasis = 0; piece.style.background = hue(d.model, version);
     bar.append(piece);
@@ -68,8 +89,7 @@ function traffic(d) {
     const none = node("span", "label fallback", "no version serves: the fallback answers");
     none.style.flexGrow = 1; bar.append(none); legend.append(node("li", "", "No version serves: the fallback answers."));
   }
-  for (const [label, versions] of [["shadow", d.shadow], ["tripped", d.tripped], ["cannot be served or proven", d.sick], ["rollback target", d.previous ? [d.previous] : []]])
-    if (versions.length) { const item = node("li", "", versions.map(named).join(", ") + " "); item.append(node("span", "dim", label)); legend.append(item) }
+  legend.append(...mentions(lists));
   return [bar, legend];
 }
 

@@ -12,6 +12,8 @@ byId("audit").textContent = `driftline audit ${model}`;
 
 const row = cells => { const made = node("tr"); made.append(...cells.map(text => node("td", "", text))); return made };
 
+const listed = weights => Object.entries(weights).map(([v, w]) => `${named(v)} ${percent(w)}`).join(", ") || "fallback";
+
 function drawTraffic(d, points, now) {
   draw("traffic", d, d => {
     const head = node("div", "head");
@@ -20,14 +22,22 @@ function drawTraffic(d, points, now) {
     if (d.training) head.append(node("span", "chip", "training"));
     if (d.alerting.length) head.append(node("span", "chip bad", `beyond its alert bound: ${d.alerting.join(", ")}`));
     head.append(node("span", "dim", `revision ${d.revision}`));
-    const steps = d.steps.length ? [node("p", "dim", `step ${d.step + 1} of ${d.steps.length}: ${d.steps.map(([w]) => percent(w)).join(" → ")}`)] : [];
+    // Each region has as many stages; `steps` are those of all of them, one region after another.
+    const each = d.steps.length / (d.regions.length || 1), turn = Math.floor(d.step / each), stages = d.steps.slice(turn * each, (turn + 1) * each);
+    const where = d.regions.length ? ` in ${d.regions[turn].region}, region ${turn + 1} of ${d.regions.length}` : "";
+    const steps = each ? [node("p", "dim", `step ${d.step % each + 1} of ${each}${where}: ${stages.map(([w]) => percent(w)).join(" → ")}`)] : [];
     return [head, ...traffic(d), ...steps, ...(d.reason ? [node("p", "why dim text", d.reason)] : [])];
   });
-  const seen = points.map(p => ({ at: p.event_time_ms, weights: p.weights }));
-  if (seen.length) seen.push({ at: Math.max(now ?? 0, seen.at(-1).at), weights: seen.at(-1).weights });
-  draw("weights", seen, seen => seen.length > 1 && seen.at(-1).at > seen[0].at ? [weightChart(model, seen, "share of traffic over event time")] : []);
+  // A chart for each region that a rollout has named; before and after it all of them are alike.
+  const regions = [...new Set(points.flatMap(p => Object.keys(p.regions)))], charts = (regions.length ? regions : [""]).map(region => {
+    const seen = points.map(p => ({ at: p.event_time_ms, weights: p.regions[region] ?? p.weights }));
+    if (seen.length) seen.push({ at: Math.max(now ?? 0, seen.at(-1).at), weights: seen.at(-1).weights });
+    return [region, seen];
+  });
+  draw("weights", charts, charts => charts.filter(([, seen]) => seen.length > 1 && seen.at(-1).at > seen[0].at)
+    .map(([region, seen]) => weightChart(model, seen, `share of traffic${region && ` of ${region}`} over event time`)));
   draw("weights-table", points, points => [...points].reverse().map(p => row([at(p.event_time_ms), String(p.revision), words(p.kind),
-    Object.entries(p.weights).map(([v, w]) => `${named(v)} ${percent(w)}`).join(", ") || "fallback"])));
+    Object.keys(p.regions).length ? Object.entries(p.regions).map(([region, w]) => `${region}: ${listed(w)}`).join("; ") : listed(p.weights)])));
 }
 
 // The value with its confidence sequence, over event time, and the line of no difference.
@@ -56,10 +66,10 @@ function drawAnalysis(points) {
   draw("analysis", points, points => {
     const series = new Map();
     const newest = points.at(-1)?.version;
-    for (const p of points) if (p.version === newest) series.set(p.metric, [...(series.get(p.metric) ?? []), p]);
+    for (const p of points) if (p.version === newest) { const name = p.region ? `${p.metric} in ${p.region}` : p.metric; series.set(name, [...(series.get(name) ?? []), p]) }
     return series.size ? [...series].map(([metric, all]) => band(metric, all)) : [node("p", "empty", "Nothing was measured yet.")];
   });
-  draw("analysis-table", points, points => [...points].reverse().slice(0, 200).map(p => row([at(p.event_time_ms), named(p.version), p.metric, p.state, number(p.value),
+  draw("analysis-table", points, points => [...points].reverse().slice(0, 200).map(p => row([at(p.event_time_ms), named(p.version), p.region ? `${p.metric} in ${p.region}` : p.metric, p.state, number(p.value),
     p.low == null ? "–" : `${number(p.low)} … ${number(p.high)}`, p.rows.toLocaleString("en")])));
 }
 
@@ -69,7 +79,7 @@ function drawGate(gate) {
     if (!gate) return [];
     const list = node("dl", "facts"), put = (term, text) => list.append(node("dt", "", term), node("dd", "", text));
     put("Gate", words(gate.kind)); put("Version", named(gate.version));
-    put("Traffic when it opens", percent(gate.weight));
+    put("Traffic when it opens", `${percent(gate.weight)}${gate.region ? ` of ${gate.region}` : ""}`);
     put("Waiting since", `${at(gate.since_ms)} UTC`); put("Expires", `${at(gate.expires_ms)} UTC`);
     if (gate.approvals_needed) put("Approvals", `${gate.approved_by.length} of ${gate.approvals_needed}${gate.approved_by.length ? `: ${gate.approved_by.join(", ")}` : ""}`);
     if (gate.webhook) put("Asks", gate.webhook);
@@ -94,7 +104,7 @@ function drawButtons(me) {
 }
 
 function drawVersions(versions) {
-  const known = [...new Set([...versions.map(v => v.version), ...Object.keys(deployment?.weights ?? {})])].sort((a, b) => b.localeCompare(a, "en", { numeric: true }));
+  const known = [...new Set([...versions.map(v => v.version), ...Object.keys(deployment?.weights ?? {}), ...(deployment?.candidate ? [deployment.candidate] : [])])].sort((a, b) => b.localeCompare(a, "en", { numeric: true }));
   const chosen = byId("version").value;
   draw("version", known, known => known.map(v => { const option = node("option", "", named(v)); option.value = v; return option }));
   if (known.includes(chosen)) byId("version").value = chosen;

@@ -21,7 +21,7 @@ function model([d, points]) {
   head.append(node("span", "dim", `revision ${d.revision}`));
   part.append(head, ...traffic(d));
   if (d.reason) part.append(node("p", "why dim text", d.reason));
-  if (points.length > 1 && points.at(-1).at > points[0].at) part.append(weightChart(d.model, points, "traffic since this page was opened"));
+  if (!d.regions.length && points.length > 1 && points.at(-1).at > points[0].at) part.append(weightChart(d.model, points, "traffic since this page was opened"));
   return part;
 }
 

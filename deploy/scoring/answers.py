@@ -70,7 +70,7 @@ class Scored:
             predictions.append(
                 PredictionOut(
                     head.request_id, head.model, version, role, head.event_time_ms, row.features.raw, score,
-                    latency, row.status, head.entity, head.trace_id,
+                    latency, row.status, head.entity, head.trace_id, route.region,
                 )
             )  # fmt: skip
             answers.append(
@@ -110,7 +110,7 @@ def prediction(
     head = row.head
     return PredictionOut(
         head.request_id, head.model, version, role, head.event_time_ms, row.features.raw, score,
-        round(max(0.0, latency_ms), 3), status, head.entity, head.trace_id,
+        round(max(0.0, latency_ms), 3), status, head.entity, head.trace_id, row.route.region,
     )  # fmt: skip
 
 

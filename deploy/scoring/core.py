@@ -43,8 +43,10 @@ _Result = tuple[float | None, str | None]
 class Model:
     """What a scorer knows about one model."""
 
-    def __init__(self, name: str, cache_rows: int = 0, limit: TokenBucket | None = None) -> None:
-        self.routes = Routes(name)
+    def __init__(
+        self, name: str, cache_rows: int = 0, limit: TokenBucket | None = None, region: str = ""
+    ) -> None:
+        self.routes = Routes(name, region)
         self.trips = Trips()
         self.breaker = Breaker()
         self.limit = limit
@@ -79,7 +81,7 @@ class ScoringCore:
     """Turns batches into answers. ``now_ms`` is wall time for age limits; ``clock_ms`` a monotonic clock for latency.
 
     ``shadows_inline``: score shadows with the answers and not after them. ``limits``: requests a second and burst by
-    model, ``*`` for every other one.
+    model, ``*`` for every other one. ``region``: of this instance, whose weights it obeys.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class ScoringCore:
         event_age_max_ms: int = 0,
         cache_rows: int = 0,
         limits: Mapping[str, tuple[float, int]] | None = None,
+        region: str = "",
         shadows_inline: bool = False,
         on_break: Callable[[str, str, str], None] = lambda _model, _version, _why: None,
     ) -> None:
@@ -101,6 +104,7 @@ class ScoringCore:
         self._event_age_max_ms = event_age_max_ms
         self._cache_rows = cache_rows
         self._limits = limits or {}
+        self._region = region
         self._shadows_inline = shadows_inline
         self._on_break = on_break
 
@@ -109,7 +113,7 @@ class ScoringCore:
         if name not in self.models:
             limit = self._limits.get(name, self._limits.get("*"))
             bucket = None if limit is None else TokenBucket(*limit)
-            self.models[name] = Model(name, self._cache_rows, bucket)
+            self.models[name] = Model(name, self._cache_rows, bucket, self._region)
         return self.models[name]
 
     def forget_arrivals(self) -> None:

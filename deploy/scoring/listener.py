@@ -193,7 +193,8 @@ class Listener:
         """A revision waits for the versions it sends requests to; those it only keeps warm come when they come."""
         waiting = self._waiting.get(name)
         if waiting is not None:
-            serving = {*waiting.shadow, *(v for v, weight in waiting.weights.items() if weight > 0)}
+            weights, shadow = waiting.traffic_in(self._core.model(name).routes.region)
+            serving = {*shadow, *(v for v, weight in weights.items() if weight > 0)}
             if self._engine.settled(name, serving):
                 self._apply_waiting(name)
 
@@ -207,11 +208,25 @@ class Listener:
         if self._live:
             failpoint("scorer.swapped")
         self._metrics.set("driftline_deployment_revision", deployment.revision, model=name)
+        self._look_for_region(before, deployment)
         for command, outcome in model.trips.deployment(deployment, self.event_time_ms, wall_ms()):
             self._tell(command, outcome)
         if self._live and before is not None and _left_a_version(before, deployment):
             self._left = True
             self._prove(deployment)
+
+    def _look_for_region(self, before: Deployment | None, deployment: Deployment) -> None:
+        """Say, once a rollout, that it does not name this instance's region."""
+        name, region = deployment.model, self._core.model(deployment.model).routes.region
+        regions = [r.region for r in deployment.regions]
+        unlisted = bool(regions) and region not in regions
+        self._metrics.set("driftline_region_unlisted", unlisted, model=name)
+        if unlisted and (before is None or before.entered != deployment.entered):
+            log.warning(
+                "the rollout of version %s goes by the regions %s, and this scorer is of %s: it serves the stable version "
+                "alone until the end; set scorer.region, or name the region in rollout.regions",
+                deployment.candidate, ", ".join(regions), region or "none", extra={"model": name},
+            )  # fmt: skip
 
     def _wanted(self, name: str) -> list[str]:
         """Versions that are routed or kept warm, and those that a waiting revision needs; the most needed first."""

@@ -44,7 +44,8 @@ class Reports:
         about: str = "",
     ) -> None:
         """Publish a fact. The id repeats when the same fact is told again."""
-        newest, now_ms = self._core.model(model).routes.newest, self._event_time_ms()
+        routes, now_ms = self._core.model(model).routes, self._event_time_ms()
+        newest = routes.newest
         parts = (self._instance, model, revision, about, sorted(tripped), failed, golden)
         fact = ScorerReport(
             request_id=f"scorer-{content_hash(repr(parts).encode())[:24]}",
@@ -58,7 +59,7 @@ class Reports:
             tripped=tripped,
             failed=failed or {},
             golden=golden or {},
-            serving=dict(newest.weights) if newest else {},
+            serving=dict(newest.traffic_in(routes.region)[0]) if newest else {},
         )
         if self._signer is not None:
             fact = self._signer.sign(fact)

@@ -105,6 +105,7 @@ class Scorer:
             event_age_max_ms=section.event_age_max,
             cache_rows=section.feature_cache_rows,
             limits={model: (limit.per_s, limit.burst) for model, limit in section.rate_limits.items()},
+            region=section.region,
             shadows_inline=section.shadow == "with",
             on_break=self._on_break,
         )

@@ -66,6 +66,7 @@ class PredictionOut(msgspec.Struct, omit_defaults=True, gc=False):
     status: str
     entity: str | None = None
     trace_id: str | None = None
+    region: str | None = None
 
 
 class ScoreOut(msgspec.Struct, omit_defaults=True, gc=False):

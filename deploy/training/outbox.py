@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 from confluent_kafka import KafkaException, Producer
 
-from schemas.control import Alert, Message
+from schemas.base import Message
+from schemas.control import Alert
 from schemas.errors import PlatformError
 from schemas.settings import KafkaSettings
 

@@ -50,6 +50,7 @@ class _Prediction(msgspec.Struct, forbid_unknown_fields=True):
     status: Literal["ok", "error", "fallback"] = "ok"
     entity: str | None = None
     trace_id: str | None = None
+    region: str | None = None
 
 
 _PREDICTION_FIELDS = frozenset(_Prediction.__struct_fields__)
@@ -62,7 +63,8 @@ def _prediction_row(event: _Prediction, address: Address) -> Row:
     categories = {k: v for k, v in event.features.items() if isinstance(v, str)}
     return (
         event.model, event.version, event.role, event.prediction_id, event.event_time_ms, numbers, categories,
-        event.score, event.latency_ms, event.status, event.entity or "", event.trace_id or "", *address,
+        event.score, event.latency_ms, event.status, event.entity or "", event.trace_id or "",
+        event.region or "", *address,
     )  # fmt: skip
 
 

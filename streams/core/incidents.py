@@ -83,7 +83,7 @@ def place(signal: SignalChanged) -> str:
 
 def served(deployment: Deployment, version: str) -> bool:
     """Whether requests reach the version, answered by it or not."""
-    return version in {deployment.stable, deployment.candidate, *deployment.weights, *deployment.shadow}
+    return version in {deployment.stable, deployment.candidate, *deployment.reached}
 
 
 def known(deployment: Deployment, version: str) -> bool:

@@ -349,7 +349,7 @@ class PolicyCore:
     ) -> Command | None:
         """The command ``rule`` asks for, or None while it has to wait."""
         deployment = state.deployment
-        if deployment is None or incident.version not in deployment.weights:
+        if deployment is None or incident.version not in deployment.answering:
             return None
         match rule.action:
             case "none":

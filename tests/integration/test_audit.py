@@ -225,6 +225,7 @@ def test_from_a_prediction_to_its_decision_and_back(log: Log) -> None:
                 "ok",
                 "",
                 f"trace-{at}",
+                "",
                 0,
                 at,
                 0,

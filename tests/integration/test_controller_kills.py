@@ -27,13 +27,13 @@ from schemas.control import (
     Deployment,
     DeployRequested,
     Measured,
-    Measurement,
     Outcome,
     Phase,
     RollbackRequested,
     ScorerReport,
 )
 from schemas.failpoints import EXIT_CODE
+from schemas.measures import Measurement
 from schemas.observability import Metrics
 from schemas.rollout import Metric
 from schemas.settings import ControllerSection, ControllerSettings, KafkaSettings

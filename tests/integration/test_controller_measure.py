@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +20,8 @@ from deploy.core.schedule import Due
 from deploy.local.warehouse import LocalWarehouse
 from schemas import migrations
 from schemas.contracts import CanaryStep, DetectorConfig, Feature, ModelContract, Monitoring, Rollout
-from schemas.control import Command, Deployment, Measured, Measurement, Phase
+from schemas.control import Command, Deployment, Measured, Phase
+from schemas.measures import Measurement
 from schemas.observability import Metrics
 from schemas.rollout import Metric
 from schemas.rows import TABLES
@@ -31,6 +33,7 @@ T0, HOUR = 1_700_000_000_000, 3_600_000
 T0 -= T0 % HOUR
 ROWS = 400
 SEGMENTS = ("de", "fr")
+REGIONS = ("eu", "us")
 
 
 class Log:
@@ -44,6 +47,7 @@ class Log:
         self.latency = rng.gamma(2.0, 20.0, ROWS)
         self.error = rng.random(ROWS) < 0.05
         self.segment = rng.integers(0, 2, ROWS)
+        self.region = rng.integers(0, 2, ROWS)
         self.label = (rng.random(ROWS) < 0.4).astype(float)
         self.labelled = rng.random(ROWS) < 0.7
 
@@ -57,12 +61,12 @@ class Log:
                 rows.append(
                     ["shop", str(version + 1), role, f"p{at}", _at(int(self.time[at])), {},
                      {"country": SEGMENTS[self.segment[at]]}, None if failed else float(self.scores[at, version]),
-                     float(self.latency[at]) if answers else 9_999.0, "error" if failed else "ok", "", "", 0,
-                     2 * at + version, 0]
+                     float(self.latency[at]) if answers else 9_999.0, "error" if failed else "ok", "", "",
+                     REGIONS[self.region[at]], 0, 2 * at + version, 0]
                 )  # fmt: skip
         # A repeated delivery, another hour and another model change nothing.
-        rows += [rows[0], [*rows[0][:3], "late", _at(T0 + HOUR + 1), *rows[0][5:13], 5_000, 0]]
-        rows += [["other", *rows[1][1:13], 5_001, 0]]
+        rows += [rows[0], [*rows[0][:3], "late", _at(T0 + HOUR + 1), *rows[0][5:14], 5_000, 0]]
+        rows += [["other", *rows[1][1:14], 5_001, 0]]
         client.insert(
             "prediction_log", rows, column_names=[name for name, _ in TABLES["prediction_log"].columns]
         )
@@ -127,6 +131,20 @@ def of(
 ) -> Measurement:
     metric = Metric(name="m", source=source, rows_min=20, **({"limit": 1} | options))
     return measure(client, task(metric, shadow=shadow, beside=beside), metric, T0)
+
+
+def test_a_region_alone(client: Client, log: Log) -> None:
+    """Of a rollout by regions: what was answered, or scored beside, in the region; without one, in all."""
+    metric = Metric(name="m", source="latency_p99", limit=1)
+    for number, region in enumerate(REGIONS):
+        found = measure(client, replace(task(metric), region=region), metric, T0)
+        here = log.region == number
+        assert found.rows == int(np.sum(log.answered(1) & here))
+        assert found.reference_rows == int(np.sum(log.answered(0) & here))
+    judged = Metric(name="m", source="loss", judge=True)
+    pairs = [measure(client, replace(task(judged), region=r), judged, T0).rows for r in (*REGIONS, "")]
+    assert pairs[0] + pairs[1] == pairs[2] > 0
+    assert measure(client, replace(task(metric), region="asia"), metric, T0).rows == 0
 
 
 @pytest.mark.parametrize(("source", "level"), [("latency_p50", 0.5), ("latency_p99", 0.99)])

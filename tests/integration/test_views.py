@@ -246,6 +246,7 @@ def test_labels_and_outcomes_take_the_highest_revision(settings: ClickHouseSetti
             "ok",
             "",
             "t",
+            "",
             0,
             at,
             0,
@@ -289,7 +290,7 @@ def test_a_signals_worst_events_are_found_in_the_log(settings: ClickHouseSetting
             [
                 (
                     "worst", version, "stable", name, datetime.fromtimestamp((T0 + at) / 1000, UTC), {"distance": 1.0 * at},
-                    {}, 0.5, 1.0, "ok", "", "", 0, at + 1_000 * (version == "v2"), 0,
+                    {}, 0.5, 1.0, "ok", "", "", "", 0, at + 1_000 * (version == "v2"), 0,
                 )
                 for at, name in enumerate(ids)
             ],

@@ -14,7 +14,7 @@ from deploy.core.gates import Approvals
 from deploy.core.rollout import World, decide, needs_time
 from schemas.contracts import ModelContract
 from schemas.control import AnyCommand, CanaryAnalysis, ControlTick, Decision, Deployment
-from schemas.rollout import Gate
+from schemas.rollout import Gate, Region
 
 UNVERIFIED = "4"
 HIGH_RISK = "5"
@@ -152,8 +152,34 @@ class WritesFactsFirst(Shell):
         del self.topics.facts[kept:]
 
 
+class HurriesThroughRegions(Shell):
+    """The next region does not wait for the bake of the one before."""
+
+    def before(self) -> Deployment | None:
+        if self.state is None or not self.state.regions:
+            return self.state
+        steps = tuple((weight, 0 if weight == 1 else bake_ms) for weight, bake_ms in self.state.steps)
+        return self.state.model_copy(update={"steps": steps})
+
+
+class StartsEveryRegion(Shell):
+    """A revision gives the candidate the same share in all regions."""
+
+    def work(self, message: AnyCommand, offset: int) -> Iterator[str]:
+        yield from super().work(message, offset)
+        last = self.newest()
+        if last is not None and last.here is not None and last.here.since_ms is not None:
+            same = tuple(last.here.model_copy(update={"region": r.region}) for r in last.regions)
+            self.state = self.topics.revisions[-1] = last.model_copy(update={"regions": same})
+
+
 #: Each with what its histories are given: the configuration in which its bug does harm.
-_PLAIN: dict[str, Any] = {"strategy": "canary", "gates": (), "metrics": ()}
+_PLAIN: dict[str, Any] = {"strategy": "canary", "gates": (), "metrics": (), "regions": ()}
+_REGIONS = _PLAIN | {
+    "labels_min": 0,
+    "unproven": "promote",
+    "regions": (Region(name="a", bake=9), Region(name="b", bake=9)),
+}
 _GATED = _PLAIN | {"gates": (Gate(kind="confirm-rollout", expires=30),)}
 BROKEN: tuple[tuple[type[Shell], dict[str, Any]], ...] = (
     (ForgetsWhatItHandled, _PLAIN),
@@ -163,4 +189,6 @@ BROKEN: tuple[tuple[type[Shell], dict[str, Any]], ...] = (
     (ForgetsTheSick, _PLAIN),
     (BlindAtGates, _GATED),
     (WritesFactsFirst, _PLAIN),
+    (HurriesThroughRegions, _REGIONS),
+    (StartsEveryRegion, _REGIONS),
 )

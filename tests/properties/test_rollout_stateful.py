@@ -1,6 +1,6 @@
 """The controller as a model: whatever comes, in whatever order, with a crash between any two effects, these things hold.
 
-Seven broken shells (``rollout_shell``) show that the test would see it if one of them did not.
+Nine broken shells (``rollout_shell``) show that the test would see it if one of them did not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from schemas.control import (
     Deployment,
     DeployRequested,
     GateAnswered,
-    Measurement,
     OverrideRequested,
     PauseRequested,
     PromoteRequested,
@@ -44,7 +43,8 @@ from schemas.control import (
     TrainingFinished,
 )
 from schemas.control import Phase as Where
-from schemas.rollout import Gate, Metric
+from schemas.measures import Measurement
+from schemas.rollout import Gate, Metric, Region
 from schemas.verdicts import Evidence, State
 from tests.properties.rollout_shell import BROKEN, HIGH_RISK, UNVERIFIED, Shell, Topics
 
@@ -81,14 +81,23 @@ class Controller(RuleBasedStateMachine):
         metrics=st.sampled_from([(), (METRIC,), (METRIC, JUDGED)]),
         unproven=st.sampled_from(["wait", "promote"]),
         no_target=st.sampled_from(["fallback", "keep"]),
+        bakes=st.lists(st.sampled_from([0, 3, 6]), max_size=3),
     )
     def set_up(
-        self, strategy: str, gates: list[Gate], metrics: tuple[Metric, ...], unproven: str, no_target: str
+        self,
+        strategy: str,
+        gates: list[Gate],
+        metrics: tuple[Metric, ...],
+        unproven: str,
+        no_target: str,
+        bakes: list[int],
     ) -> None:
         chosen = {"strategy": strategy, "gates": tuple(gates), "metrics": metrics, "no_target": no_target}
+        if strategy not in ("ab", "dark"):
+            chosen["regions"] = tuple(Region(name=f"r{at}", bake=bake) for at, bake in enumerate(bakes))
         rollout = Rollout(
-            steps=STEPS, bake=5, labels_min=5, deadline=20, unproven=unproven, keep_warm=30, proven_for=40,
-            **(chosen | self.given),
+            **({"labels_min": 5, "unproven": unproven} | chosen | self.given),
+            steps=STEPS, bake=5, deadline=20, keep_warm=30, proven_for=40,
         )  # fmt: skip
         self.contract = ModelContract(model="m", features=(Feature(name="x"),), rollout=rollout)
         self.topics = Topics()
@@ -99,6 +108,8 @@ class Controller(RuleBasedStateMachine):
         self.ill: set[str] = set()
         self.answered: set[str] = set()
         self.said_yes: dict[int, set[str]] = defaultdict(set)
+        #: By rollout and region, since when the candidate has had all of it.
+        self.whole_ms: dict[tuple[int, str], int] = {}
         self._ask(DeployRequested, version="1", steps=())
 
     # what happens to it
@@ -237,6 +248,23 @@ class Controller(RuleBasedStateMachine):
         self._put(ControlTick(event_time_ms=self.time_ms, source="clock"))
         self._drain()
 
+    @precondition(lambda self: self.now is not None and self.now.candidate is not None)
+    @rule(long=st.integers(1, 12))
+    def all_goes_well(self, long: int) -> None:
+        """For a while whoever is asked says yes and whatever is measured is good: how a rollout gets anywhere."""
+        for _ in range(long):
+            if self.now is None or self.now.candidate is None:
+                return
+            gate = self.now.gate
+            if gate is not None and gate.webhook and not gate.answered:
+                self.webhook(True, back=False, twice=False)
+            elif gate is not None:
+                self.at_the_gate(ApproveRequested, PEOPLE[1] if "grace" not in gate.approved_by else "mary")
+            self.time_passes(3)
+            self.measure(50.0, -0.1, twice=False)
+            if self.now.candidate is not None:
+                self.analyse(State.STABLE, 10 * self.time_ms, ahead=0)
+
     @rule(which=st.integers(0, 200))
     def send_again(self, which: int) -> None:
         """A message that was sent before, as it was."""
@@ -292,7 +320,8 @@ class Controller(RuleBasedStateMachine):
         assert (r.pause is not None) == (r.phase is Where.PAUSED)
         assert r.gate is None or r.phase in (Where.WAITING, Where.PAUSED)
         # No traffic, not even in the shadow, for what was not verified, was rejected or was rolled back.
-        reached = {*r.weights, *r.shadow}
+        reached = r.reached
+        self._regions_are_sound(r)
         assert not reached & {UNVERIFIED, *r.tripped}
         if before is not None and r.stable not in (before.stable, None) and r.phase is Where.SUCCEEDED:
             # It was verified anew when it was promoted.
@@ -303,16 +332,38 @@ class Controller(RuleBasedStateMachine):
         if r.gate is not None and r.gate.kind == "confirm-rollout":
             assert r.candidate not in reached
         left = before is not None and before.candidate is not None and r.candidate is None
-        if (
-            left
-            and before is not None
-            and before.weights.get(before.candidate or "")
-            and r.stable == before.stable
-        ):
+        if left and before is not None and before.candidate in before.answering and r.stable == before.stable:
             # Its traffic is back on the stable version, which is healthy then.
             assert r.stable not in self.ill
         if before is not None and r.stable not in (before.stable, None):
             assert r.stable not in self.ill
+
+    def _regions_are_sound(self, r: Deployment) -> None:
+        """Turns come in the contract's order, each after the bake of the one before, and nobody is served before them."""
+        asked = {region.name: region.bake for region in self.contract.rollout.regions}
+        assert [region.region for region in r.regions] in ([], list(asked))
+        if not r.regions:
+            return
+        assert r.stable is not None
+        assert r.candidate is not None
+        # What no region's instances read, older ones among them, sends nothing to the candidate.
+        assert (r.weights, r.shadow) == ({r.stable: 1.0}, ())
+        begun = [region.since_ms is not None for region in r.regions]
+        assert begun == [at <= r.turn and r.rollout_since_ms is not None for at in range(len(begun))]
+        for at, region in enumerate(r.regions):
+            assert abs(sum(region.weights.values()) - 1) < 1e-9
+            assert all(weight > 0 for weight in region.weights.values())
+            assert {*region.weights, *region.shadow} <= {r.stable, r.candidate}
+            assert (region.until_ms is not None) == (at < r.turn)
+            if not begun[at]:
+                assert (region.weights, region.shadow) == ({r.stable: 1.0}, ())
+            if region.weights == {r.candidate: 1.0}:
+                self.whole_ms.setdefault((r.entered, region.region), r.effective_ms)
+            elif at < r.turn:
+                raise AssertionError(f"{region.region} has baked, and its traffic is {region.weights}")
+            if at and region.since_ms is not None:
+                before = r.regions[at - 1].region
+                assert region.since_ms >= self.whole_ms[r.entered, before] + asked[before]
 
     @invariant()
     def harm_does_not_stay(self) -> None:
@@ -324,7 +375,8 @@ class Controller(RuleBasedStateMachine):
         seen = [a for a in self.topics.control[self._since(now) :] if isinstance(a, CanaryAnalysis)]
         harmful = [a for a in seen if a.version == now.candidate and a.state is State.DRIFT]
         assert all(a.event_time_ms > self.shell.time_ms for a in harmful[-1:]) or now.ahead != ()
-        assert all(state.failures == 0 for state in now.metrics.values())
+        for metrics in (now.metrics, *now.region_metrics.values()):
+            assert all(state.failures == 0 for state in metrics.values())
 
     def _since(self, now: Deployment) -> int:
         """Where on ``control`` the candidate came in."""
@@ -342,8 +394,16 @@ class Controller(RuleBasedStateMachine):
         assert sorted(ids) == sorted(fact.decision_id for fact in straight.facts)
 
 
-TestController = Controller.TestCase
-TestController.settings = settings(
+class ByRegions(Controller):
+    """The same where every rollout goes through regions."""
+
+    given: ClassVar[dict[str, Any]] = {
+        "strategy": "canary", "labels_min": 0, "regions": (Region(name="eu", bake=4), Region(name="us", bake=0)),
+    }  # fmt: skip
+
+
+TestController, TestByRegions = Controller.TestCase, ByRegions.TestCase
+TestController.settings = TestByRegions.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 

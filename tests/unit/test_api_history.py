@@ -6,7 +6,9 @@ from typing import Any
 
 from deploy.controller.view import View
 from deploy.http.history import POINTS_KEPT, History
-from schemas.control import CanaryAnalysis, Decision, Deployment, MetricState, Phase, Standing
+from schemas.control import CanaryAnalysis, Decision, Deployment, Phase
+from schemas.measures import MetricState, Standing
+from schemas.regions import RegionTraffic
 from schemas.verdicts import Evidence, State
 
 
@@ -80,6 +82,28 @@ def test_what_was_measured_is_kept_once() -> None:
     ]
     history.analysed(analysis(7, effect=None))
     assert history.analysis(1)[0].value is None
+
+
+def test_regions_have_traffic_and_measurements_of_their_own() -> None:
+    """What moved in one region is a point; what was measured there is told apart from the same elsewhere."""
+    history = History()
+    standing = MetricState(standing=Standing.PASSED, value=80.0, rows=50, event_time_ms=6)
+    for revision, share in enumerate((0.5, 1.0, 1.0), 1):
+        regions = (
+            RegionTraffic(region="eu", weights={"1": 1 - share, "2": share}, since_ms=0),
+            RegionTraffic(region="us", weights={"1": 1.0}),
+        )
+        steps = {"regions": regions, "steps": ((0.5, 1), (1.0, 1)) * 2, "step": 2, "candidate": "2"}
+        measured = {"metrics": {"p99": standing}, "region_metrics": {"eu": {"p99": standing}}}
+        history.deployed(deployment(revision, {"1": 1.0}, **steps, **measured))
+    history.decided(fact(4, {"2": 1.0}, "promoted"))
+    points = history.weights(9)
+    assert [(p.revision, p.regions.get("eu")) for p in points] == [
+        (1, {"1": 0.5, "2": 0.5}),
+        (2, {"1": 0.0, "2": 1.0}),
+        (4, None),
+    ]
+    assert [(p.metric, p.region) for p in history.analysis(9)] == [("p99", "us"), ("p99", "eu")]
 
 
 def test_it_is_bounded() -> None:

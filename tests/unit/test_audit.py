@@ -14,7 +14,7 @@ from hypothesis import given, settings
 
 from deploy.audit.check import Fault, check
 from deploy.audit.facts import LoggedFact, Record, anchors_of
-from deploy.audit.story import columns, in_event_time, shown
+from deploy.audit.story import columns, in_event_time, shown, traffic_text
 from deploy.core.ledger import Ledger
 from schemas.control import Because, Decision, Deployment, Phase
 from schemas.errors import SignatureError
@@ -293,3 +293,11 @@ def test_keys_come_from_a_file_too(tmp_path: Path) -> None:
     signer = Signer.create(tmp_path / "key.pem")
     (text,) = _keys([str(tmp_path / "key.pem.pub")], ())
     Verifier([text]).verify(signer.sign(fact(1)))
+
+
+def test_traffic_is_told_by_region_where_a_rollout_goes_by_regions() -> None:
+    """As people say it; nobody at all is the fallback."""
+    assert traffic_text({"1": 0.95, "2": 0.05}) == "1 95%  2 5%"
+    assert traffic_text({}) == "fallback"
+    shares = {"eu": {"2": 1.0}, "us": {"1": 0.95, "2": 0.05}}
+    assert traffic_text({"1": 1.0}, shares) == "eu: 2 100%; us: 1 95%  2 5%"

@@ -58,6 +58,7 @@ def _modelled(event: dict[str, Any]) -> bool:
                 "latency_ms",
                 "status",
                 "entity",
+                "region",
                 "trace_id",
                 "extra",
             ]

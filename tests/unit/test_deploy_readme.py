@@ -19,6 +19,7 @@ from deploy.http.bodies import VERBS
 from deploy.http.callers import ApiRole
 from deploy.http.openapi import openapi_document
 from schemas.contracts import load_contract
+from schemas.rollout import Rollout
 from schemas.settings import OTHER_KEYS, SERVICES, ControllerSettings
 from tests.support_readme import ROOT, Page
 
@@ -93,6 +94,12 @@ def test_what_is_asked_over_http_is_there() -> None:
         if "POST" in line:
             body = shlex.split(line)[-1]
             VERBS[url[1].rpartition("/")[2]].body.model_validate_json(body)
+
+
+def test_the_rollout_by_regions_is_one() -> None:
+    """The page's example of regions, as the part of a contract it is."""
+    rollout = Rollout.model_validate(yaml.safe_load(PAGE.block("yaml", "regions:"))["rollout"])
+    assert [region.name for region in rollout.regions] == ["eu", "us"]
 
 
 def test_the_settings_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

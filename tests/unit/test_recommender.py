@@ -11,15 +11,8 @@ import pytest
 from deploy.controller.measure import fact_of
 from deploy.core.schedule import due
 from schemas.contracts import load_contract
-from schemas.control import (
-    Alert,
-    ApproveRequested,
-    DeployRequested,
-    Measurement,
-    Outcome,
-    PauseReason,
-    Phase,
-)
+from schemas.control import Alert, ApproveRequested, DeployRequested, Outcome, PauseReason, Phase
+from schemas.measures import Measurement
 from schemas.rollout import Metric
 from tests.support_rollout import Play
 

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from schemas.contracts import CanaryStep, Rollout
 from schemas.control import (
     DeployRequested,
-    Measurement,
     Outcome,
     OverrideRequested,
     PauseReason,
@@ -18,8 +17,8 @@ from schemas.control import (
     Phase,
     PromoteRequested,
     ResumeRequested,
-    Standing,
 )
+from schemas.measures import Measurement, Standing
 from schemas.rollout import Metric
 from schemas.verdicts import State
 from tests.support_rollout import DAY, DEADLINE, LABELS, Play, rollout_of, started, value

@@ -8,7 +8,8 @@ import pytest
 
 from deploy.core.schedule import due
 from schemas.contracts import Rollout
-from schemas.control import Deployment, MetricState, Phase, Standing
+from schemas.control import Deployment, Phase
+from schemas.measures import MetricState, Standing
 from schemas.rollout import Metric
 
 HOUR = 3_600_000

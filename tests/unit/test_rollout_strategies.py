@@ -8,14 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from schemas.contracts import CanaryStep, Rollout
-from schemas.control import (
-    DeployRequested,
-    Measurement,
-    Outcome,
-    PauseReason,
-    Phase,
-    RollbackRequested,
-)
+from schemas.control import DeployRequested, Outcome, PauseReason, Phase, RollbackRequested
+from schemas.measures import Measurement
 from schemas.rollout import Metric
 from schemas.verdicts import State
 from tests.support_rollout import DAY, DEADLINE, LABELS, Play, rollout_of, started
