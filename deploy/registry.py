@@ -156,20 +156,20 @@ class Registry:
                 return entry.modified_ms
         raise RegistryError(f"{model}/{version} is not in the registry at {self.address}")
 
-    def check_features(self, contract: ModelContract, version: str) -> None:
+    def check_features(self, contract: ModelContract, version: str, sha256: str | None = None) -> None:
         """Raise RegistryError naming the difference when a version reads other features than ``contract`` declares.
 
         A version registered before features were linked has nothing to compare and passes.
         """
-        link = self.link(contract.model, version)
+        link = self.link(contract.model, version, sha256)
         if link is not None and (why := feature_difference(link.features, _schema(contract))):
             raise RegistryError(
                 f"{contract.model}/{version} does not fit contract revision {contract.revision}: {why}"
             )
 
-    def link(self, model: str, version: str) -> ContractLink | None:
+    def link(self, model: str, version: str, sha256: str | None = None) -> ContractLink | None:
         """The contract a version was registered against; None when it was registered before this was recorded."""
-        found = self._manifest(model, version)[1].get("contract")
+        found = self._manifest(model, version, sha256)[1].get("contract")
         if found is None:
             return None
         try:

@@ -259,6 +259,7 @@ class PauseReason(StrEnum):
     REQUESTED = "requested"
     MISSING_DATA = "missing-data"
     INCONCLUSIVE = "inconclusive"
+    REGISTRY = "registry-away"
 
 
 class Outcome(StrEnum):

@@ -64,6 +64,7 @@ METRICS: dict[str, Metric] = {
         Metric("driftline_cached_rows_total", "counter", "Requests whose features were found checked and encoded.", ("model",)),
         Metric("driftline_in_flight_rows", "gauge", "Requests read and not yet committed."),
         Metric("driftline_loaded_bytes", "gauge", "Estimated memory of loaded versions."),
+        Metric("driftline_awaited_versions", "gauge", "Versions that are wanted and not loaded because the registry is away.", ("model",)),
         Metric("driftline_writers_replaced_total", "counter", "Transactional producers given up because the client no longer answered."),
         # Controller, trainer, notifier
         Metric("driftline_deployment_revision", "gauge", "Newest deployment revision.", ("model",)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from pathlib import Path
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from deploy.broadcast import Broadcast
 from deploy.controller.checks import Checks
 from deploy.controller.measure import Measurer
+from deploy.controller.patience import Patience
 from deploy.controller.view import View
 from deploy.controller.webhooks import Webhooks
 from deploy.core.ledger import Ledger
@@ -48,6 +50,8 @@ from schemas.verdicts import SignalChanged
 log = logging.getLogger(__name__)
 _LOOK_S = 0.05
 _TRANSACTION_S = 30.0
+#: How long a decision may wait for a registry in a bucket; what takes longer is found at a later tick.
+REGISTRY_WAIT_S = 2.0
 #: So many records of `control` after its last revision a model gets one that changes nothing but where to read on from: a
 #: restart never reads more, however long a model has been left in peace.
 CHECKPOINT_RECORDS = 100_000
@@ -101,7 +105,8 @@ class Controller:
         registry = Registry(
             open_store(address, settings.s3), self._signer, self._verifier, open_cache(address, settings.s3)
         )
-        self._checks = Checks(registry, self._announced, self.view.contract)
+        patience = None if isinstance(address, Path) else Patience(REGISTRY_WAIT_S)
+        self._checks = Checks(registry, self._announced, self.view.contract, patience)
         self._states: dict[str, Deployment] = {}
         self._ledger = Ledger()
         self._sources: dict[str, int] = {}

@@ -44,11 +44,17 @@ def _nothing_needed(_version: str) -> Approvals:
     return Approvals()
 
 
+class Away(str):
+    """Why a version cannot be looked at now. That says nothing about the version; the same question may be asked again."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """What the machine may know beside its state.
 
-    ``verify(version)``: why it must not get traffic, by every check there is, or None. ``intact(version)``: the same by
+    ``verify(version)``: why it must not get traffic, by every check there is (Away: not known), or None. ``intact(version)``: the same by
     checksum and signature alone, for a version that was proven not long ago; ``verify`` when not given.
     ``approvals(version)``: what its risk tier asks for and who has signed. ``time_ms`` is the event time that
     ``control`` has reached, -1 before its first tick.

@@ -7,8 +7,8 @@ from typing import Any
 from deploy.core import strategies
 from deploy.core.facts import RUNBOOKS
 from deploy.core.gates import waiting
-from deploy.core.machine import NO_ROLLOUT, Machine, Reply, versions
-from schemas.control import Because, Command, Deployment, Measured, Outcome, Phase, Severity
+from deploy.core.machine import NO_ROLLOUT, Away, Machine, Reply, versions
+from schemas.control import Because, Command, Deployment, Measured, Outcome, PauseReason, Phase, Severity
 from schemas.rollout import GateKind
 
 
@@ -35,6 +35,42 @@ def enter(machine: Machine, cause: Command, version: str, plan: strategies.Plan)
         warm=versions(machine.now.previous),
         event_time_ms=cause.event_time_ms,
     )
+
+
+def start(machine: Machine, cause: Any, time_ms: int, reason: str | None) -> Reply:
+    """From a candidate to its first traffic, once it is known to be fit (``reason``: why it is not) and past its gate."""
+    now = machine.now
+    version = now.candidate
+    assert version is not None
+    if isinstance(reason, Away):
+        await_registry(machine, cause, time_ms, reason)
+        return Reply(Outcome.ACCEPTED, f"waits for the registry: {reason}")
+    if reason is not None:
+        drop(machine, cause, Phase.FAILED, f"must not get traffic: {reason}", time_ms, trip=False)
+        return Reply(Outcome.REFUSED, f"v{version} must not get traffic: {reason}")
+    if now.pause is PauseReason.REGISTRY:
+        machine.set(phase=Phase.PROGRESSING, pause=None, event_time_ms=time_ms, reason="the registry is back")
+        machine.fact("resumed", None, f"v{version} is verified: the registry is back", time_ms=time_ms)
+    if not passes(machine, "confirm-rollout", now.steps[0][0] if now.steps else 1.0, time_ms):
+        return Reply(Outcome.ACCEPTED, "waits for confirm-rollout")
+    return begin(machine, cause, time_ms)
+
+
+def await_registry(machine: Machine, cause: Any, time_ms: int, why: str) -> None:
+    """Nothing can be said of the candidate: it waits, without traffic, and not for ever."""
+    now = machine.now
+    if now.pause is not PauseReason.REGISTRY:
+        machine.set(
+            phase=Phase.PAUSED,
+            pause=PauseReason.REGISTRY,
+            event_time_ms=time_ms,
+            reason="the registry is away",
+        )
+        machine.fact(
+            "paused", cause, f"{PauseReason.REGISTRY}: {why}", version=now.candidate, time_ms=time_ms
+        )
+    elif time_ms > now.event_time_ms + machine.rollout.deadline:
+        drop(machine, None, Phase.FAILED, "the registry was away until the deadline", time_ms, trip=False)
 
 
 def begin(machine: Machine, cause: Any, time_ms: int) -> Reply:
@@ -228,19 +264,28 @@ def leave_stable(
     trip: bool = True,
     because: tuple[Because, ...] = (),
 ) -> str | None:
-    """Roll the stable ``version`` back to the newest healthy predecessor. Returns why it was not possible, or None."""
+    """Roll the stable ``version`` back to the newest healthy predecessor. Returns why it was not possible, or None.
+
+    A target that cannot be looked at now had traffic before, so it was looked at then; it is taken when there is no other,
+    and each scorer checks its bytes before it serves them."""
     now = machine.now
-    faults = []
+    faults: list[str] = []
+    unseen: list[tuple[str, str]] = []
     for target in machine.targets(version):
         fault = machine.unfit_target(target, at_ms)
         if fault is None:
             break
+        if isinstance(fault, Away):
+            unseen.append((target, fault))
         faults.append(f"v{target} must not get traffic: {fault}")
     else:
+        target = unseen[0][0] if unseen else ""
         text = "; ".join(faults) or "no healthy version to go back to"
-        machine.fact("rollback-impossible", cause, f"v{version} is sick: {text}", version=version,
-                     time_ms=at_ms, because=because)  # fmt: skip
-        return text
+        if not target:
+            machine.fact("rollback-impossible", cause, f"v{version} is sick: {text}", version=version,
+                         time_ms=at_ms, because=because)  # fmt: skip
+            return text
+        why = f"{why}; v{target} was not looked at again: {unseen[0][1]}"
     if now.candidate is not None:
         machine.fact("rollout-failed", cause, f"v{now.candidate}: its rollout ends with that of v{version}",
                      version=now.candidate, time_ms=at_ms)  # fmt: skip

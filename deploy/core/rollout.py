@@ -10,6 +10,7 @@ the moment that made them due; a rollback at once.
     progressing    stage over, data there, nothing failed: next | harm or breach: rolled-back   progressing, waiting, ...
     waiting        for a gate: yes, no, expiry | for proof: proven | deadline                   progressing, succeeded, failed
     paused         missing or inconclusive data: data, override, deadline | asked for: resume   progressing, failed
+                   registry away, before any traffic: verified | unfit | deadline               progressing, failed
     succeeded, failed, rolled-back     deploy or a finished training starts anew                progressing
 """
 
@@ -20,7 +21,7 @@ from typing import Any, assert_never
 from deploy.core import moves, strategies
 from deploy.core.facts import RUNBOOKS
 from deploy.core.gates import complete, configured, counted, gate_id, marker, person
-from deploy.core.machine import DISTRUSTED, Machine, Reply, Step, World, short
+from deploy.core.machine import DISTRUSTED, Away, Machine, Reply, Step, World, short
 from deploy.core.stages import hold, measured, needs_time, tick
 from schemas.control import (
     AnyCommand,
@@ -140,13 +141,10 @@ def _deploy(machine: Machine, cause: Command, version: str, asked: strategies.St
     if asked is not None and (why := strategies.fault(asked)):
         return Reply(Outcome.REFUSED, why)
     reason = machine.world.verify(version)
-    if reason is not None:
+    if reason is not None and not isinstance(reason, Away):
         return Reply(Outcome.REFUSED, f"v{version} must not get traffic: {reason}")
     moves.enter(machine, cause, version, strategies.plan_of(machine.rollout, asked, first=now.stable is None))
-    share = machine.now.steps[0][0] if machine.now.steps else 1.0
-    if not moves.passes(machine, "confirm-rollout", share, cause.event_time_ms):
-        return Reply(Outcome.ACCEPTED, "waits for confirm-rollout")
-    return moves.begin(machine, cause, cause.event_time_ms)
+    return moves.start(machine, cause, cause.event_time_ms, reason)
 
 
 def _rollback(machine: Machine, message: RollbackRequested) -> Reply:
@@ -201,6 +199,8 @@ def _promote(machine: Machine, message: PromoteRequested) -> Reply:
         return Reply(Outcome.REFUSED, "no rollout is under way")
     if now.gate is not None:
         return Reply(Outcome.REFUSED, f"{now.gate.kind} waits: approve or override it first")
+    if now.rollout_since_ms is None:
+        return Reply(Outcome.REFUSED, f"the rollout of v{candidate} has not begun: {now.reason}")
     reason = machine.world.verify(candidate)
     if reason is not None:
         return Reply(Outcome.REFUSED, f"v{candidate} must not get traffic: {reason}")
@@ -344,10 +344,10 @@ def _open(machine: Machine, gate: GateState, cause: Command, time_ms: int) -> No
 
 
 def _begin_if_open(machine: Machine, cause: Command, time_ms: int) -> None:
-    """The first stage, if nothing but its gate has kept the rollout from it."""
+    """The first stage, if nothing but its gate, a person or the registry has kept the rollout from it."""
     now = machine.now
     if now.candidate is not None and now.gate is None and now.rollout_since_ms is None:
-        moves.begin(machine, cause, time_ms)
+        moves.start(machine, cause, time_ms, machine.world.verify(now.candidate))
 
 
 # -- facts ------------------------------------------------------------------------------------------------------------

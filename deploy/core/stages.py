@@ -44,6 +44,9 @@ def tick(machine: Machine, time_ms: int) -> None:
         return
     if now.pause is PauseReason.REQUESTED:
         return
+    if now.pause is PauseReason.REGISTRY:
+        moves.start(machine, None, time_ms, machine.world.verify(now.candidate))
+        return
     if now.gate is not None:
         if time_ms > now.gate.expires_ms:
             why = f"nobody opened {now.gate.kind} in time"

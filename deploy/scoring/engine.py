@@ -17,7 +17,7 @@ from deploy.scoring.session import Session
 from deploy.scoring.wire import CompiledContract, Features
 from deploy.training.features import Encoder
 from schemas.contracts import ModelVersion
-from schemas.errors import DriftlineError, RegistryError
+from schemas.errors import DriftlineError, RegistryError, StoreUnavailable
 from schemas.settings import ScorerSection
 
 #: What a session takes, for the budget: its file twice (weights, and kernels prepared from them) and its arenas.
@@ -89,6 +89,8 @@ class Engine:
         self._memory: MemoryBudget[tuple[str, str]] = MemoryBudget(settings.memory_bytes_max)
         self._loaded: dict[tuple[str, str], LoadedVersion] = {}
         self._failed: dict[tuple[str, str], str] = {}
+        #: Those of which nothing is known, because the registry is away.
+        self._awaited: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
         #: Versions by model that must stay: routed, or kept warm.
         self._pinned: dict[str, frozenset[str]] = {}
@@ -105,6 +107,10 @@ class Engine:
     def failed(self, model: str) -> dict[str, str]:
         """Versions of ``model`` that could not be loaded, with the reason."""
         return {version: why for (name, version), why in self._failed.items() if name == model}
+
+    def awaited(self, model: str) -> dict[str, str]:
+        """Versions of ``model`` that are wanted while the registry is away, with why it is; they have not failed."""
+        return {version: why for (name, version), why in self._awaited.items() if name == model}
 
     def claim(self, model: str, versions: Collection[str]) -> bool:
         """Make ``versions`` those of ``model`` that are never given up; whether all of them are loaded already."""
@@ -123,10 +129,11 @@ class Engine:
         """Load what is missing of ``versions``, the most needed first; what was loaded before stays while there is room.
 
         Returns those that failed now, with the reason; a version that failed before is tried again. ``digests``:
-        announced SHA-256 by version.
+        announced SHA-256 by version. What the registry is away for is :meth:`awaited`.
         """
-        for key in [k for k in self._failed if k[0] == model and k[1] not in versions]:
-            del self._failed[key]
+        for known in (self._failed, self._awaited):
+            for key in [k for k in known if k[0] == model and k[1] not in versions]:
+                del known[key]
         failed = {}
         for version in versions:
             if (model, version) in self._loaded:
@@ -134,8 +141,12 @@ class Engine:
             try:
                 self._load(model, version, digests.get(version))
                 self._failed.pop((model, version), None)
+                self._awaited.pop((model, version), None)
+            except StoreUnavailable as error:
+                self._awaited[model, version] = str(error)
             except DriftlineError as error:
                 failed[version] = self._failed[model, version] = str(error)
+                self._awaited.pop((model, version), None)
         return failed
 
     def warm(self, model: str, version: str, sha256: str | None) -> None:

@@ -62,6 +62,8 @@ class Listener:
         #: By model, the revision that waits for a version to be loaded; a newer one takes its place.
         self._waiting: dict[str, Deployment] = {}
         self._loading: set[str] = set()
+        #: By model, the versions that wait for the registry, as was last said.
+        self._awaited: dict[str, frozenset[str]] = {}
         self._trying: set[tuple[str, str]] = set()
         self._background = Background(self._queue.put)
         self._live = False
@@ -113,8 +115,11 @@ class Listener:
         self._broadcast.close()
 
     def try_again(self, now_ms: int) -> None:
-        """Try versions whose breaker has been open for long enough on their golden sets, never on a request."""
+        """Try versions whose breaker has been open for long enough on their golden sets, never on a request; and load what
+        could not be loaded because the registry was away."""
         for name, model in self._core.models.items():
+            if self._engine.awaited(name):
+                self._load(name)
             for version in model.breaker.to_try(now_ms):
                 if (name, version) not in self._trying:
                     self._trying.add((name, version))
@@ -195,7 +200,9 @@ class Listener:
         if waiting is not None:
             weights, shadow = waiting.traffic_in(self._core.model(name).routes.region)
             serving = {*shadow, *(v for v, weight in weights.items() if weight > 0)}
-            if self._engine.settled(name, serving):
+            # Before the first request there is no revision that could go on answering while the registry is away.
+            away = set() if self._live else self._engine.awaited(name).keys()
+            if self._engine.settled(name, serving - away):
                 self._apply_waiting(name)
 
     def _apply_waiting(self, name: str) -> None:
@@ -249,19 +256,35 @@ class Listener:
     def _loaded(self, name: str, wanted: list[str], failed: dict[str, str]) -> None:
         self._loading.discard(name)
         model = self._core.model(name)
-        now_failed = frozenset(self._engine.failed(name))
-        for version in model.failed - now_failed:
+        failed_before = model.failed - self._awaited.get(name, frozenset())
+        now_failed, awaited = frozenset(self._engine.failed(name)), self._engine.awaited(name)
+        self._say_what_waits(name, awaited)
+        for version in model.failed - now_failed - awaited.keys():
             model.breaker.reset(version)
-        if failed and now_failed != model.failed:
+        if failed and now_failed != failed_before:
             for version, why in failed.items():
                 log.error("version cannot be served: %s", why, extra={"model": name, "version": version})
             newest = self._waiting.get(name) or model.routes.newest
             self._report(name, newest.revision if newest else 0, failed=failed)
-        model.failed = now_failed
+        model.failed = now_failed | awaited.keys()
         self._metrics.set("driftline_loaded_bytes", self._engine.memory_bytes)
         self._apply_if_ready(name)
         if not set(self._wanted(name)) <= set(wanted):
             self._load(name)
+
+    def _say_what_waits(self, name: str, awaited: dict[str, str]) -> None:
+        """The registry's absence is no version's fault: it is said here and not reported to the controller."""
+        self._metrics.set("driftline_awaited_versions", len(awaited), model=name)
+        before = self._awaited.pop(name, frozenset())
+        if awaited:
+            self._awaited[name] = frozenset(awaited)
+        if awaited.keys() - before:
+            log.warning(
+                "the registry is away: what is loaded goes on answering, %s will be loaded when it is back: %s",
+                ", ".join(sorted(awaited)), next(iter(awaited.values())), extra={"model": name},
+            )  # fmt: skip
+        elif before and not awaited:
+            log.info("the registry is back", extra={"model": name})
 
     def _warm(self, name: str, version: str, sha256: str) -> Callable[[], None]:
         """A version that was announced will soon be wanted."""

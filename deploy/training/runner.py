@@ -218,6 +218,8 @@ class Runner:
             record, artifact = self._registry.load(model, version)
             matrix = Encoder.from_json(artifact.encoder_json).encode(taken.table)
             answers = importing.run(importing.session_of(artifact.onnx), matrix) if len(taken) else None
+        except StoreUnavailable:
+            raise
         except DriftlineError as error:
             log.warning("version %s of %s is judged by what it answered alone: %s", version, model, error)
             return Incumbent(version), taken.said_by(version, None)
