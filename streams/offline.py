@@ -72,7 +72,7 @@ def compute(
             logs["signals", p],
             logs["deployments", 0],
             histories[p],
-            models,
+            [(record.offset, one) for record in logs["models", 0] for one in model_records([record])],
             _written(logs, p, partitions),
             context,
         )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from schemas.contracts import ModelContract, Rule
-from schemas.control import Alert, Because, Deployment, Severity
+from schemas.control import Alert, Because, Decision, Deployment, Severity
 from schemas.events import HEADER_TRACE
 from schemas.ids import content_hash
 from schemas.record import Head
@@ -154,6 +154,36 @@ def command_fields(
         "trace_id": incident.trace_id,
         "config_hash": contract.hash,
     }
+
+
+def fact_of(
+    contract: ModelContract,
+    incident: Incident,
+    deployment: Deployment | None,
+    kind: str,
+    event_time_ms: int,
+    detail: str,
+    digest: str,
+    request_id: str | None,
+) -> Decision:
+    """What is on record of an incident; ``digest``: SHA-256 of its version's artifact, empty where none was announced."""
+    return Decision(
+        decision_id=content_hash(f"{incident.incident}/{kind}/{event_time_ms}".encode())[:24],
+        model=contract.model,
+        version=incident.version,
+        kind=kind,
+        actor=f"policy/{incident.rule}",
+        request_id=request_id,
+        incident=incident.incident,
+        deployment_revision=None if deployment is None else deployment.revision,
+        detail=detail,
+        because=incident.evidence,
+        config_hash=contract.hash,
+        model_digest=digest,
+        event_time_ms=event_time_ms,
+        recorded_ms=0,
+        trace_id=incident.trace_id,
+    )
 
 
 def alert_of(

@@ -165,18 +165,18 @@ def decisions(
     signals: Sequence[Record],
     deployments: Sequence[Record],
     manifests: Sequence[Manifest],
-    models: Sequence[ModelRecord],
+    models: Sequence[tuple[int, ModelRecord]],
     actual: Documents,
     context: StageContext,
 ) -> Documents:
     """What a policy task writes by topic, as :func:`settled` documents: the explanation that fits ``actual``, or where
-    none does, one that does not. ``manifests``: all of the task's since its first, in order. Raises DeliveryError when one
-    in between is missing."""
+    none does, one that does not. ``manifests``: all of the task's since its first, in order. ``models``: with their offsets;
+    a version is known from the transaction on that had read of it. Raises DeliveryError when one in between is missing."""
     core = policy.PolicyCore(context, lambda message: message)
-    core.activate(models)
+    core.activate([record for _, record in models if record.contract is not None])
     ways = [_Way(core)]
     source = ("signals", context.partition)
-    at, seen = 0, 0
+    at, seen, announced = 0, 0, 0
     for before, manifest in zip((None, *manifests), manifests, strict=False):
         if before is not None and manifest.sequence != before.sequence + 1:
             raise DeliveryError(
@@ -186,8 +186,12 @@ def decisions(
         end, known = manifest.high.get(source, at), manifest.activations.get("deployments", seen)
         rows = [r for r in signals if at <= r.offset < end]
         news = [r for r in deployments if seen <= r.offset < known]
+        told = manifest.activations.get("models", announced)
+        versions = [r for offset, r in models if announced <= offset < told and r.version is not None]
+        for way in ways:
+            way.core.activate(versions)
         ways = _explained(ways, rows, news, actual)
-        at, seen = end, known
+        at, seen, announced = end, known, told
     # A way that wrote less than was written has fitted so far, and is none.
     return next((way.written for way in ways if way.written == actual), ways[0].written)
 

@@ -41,6 +41,7 @@ from streams.core.incidents import (
     ModelState,
     alert_of,
     command_fields,
+    fact_of,
     headline,
     known,
     matching_rule,
@@ -55,6 +56,8 @@ from streams.core.records import Input, Record, one_by_one
 POLICY_SCHEMA = 2
 DAY_MS = 86_400_000
 BEGINNING_MS = -(2**62)
+#: Versions of a model whose digest is remembered, the last announced.
+DIGESTS_KEPT = 1_000
 #: Answers after which a command counts as carried out.
 _OBEYED = frozenset({Outcome.ACCEPTED, Outcome.DONE, Outcome.DUPLICATE})
 Sign = Callable[[Command | Decision], Command | Decision]
@@ -76,6 +79,7 @@ class PolicyCore:
         self._context = context
         self._sign = sign
         self._contracts: dict[str, ModelContract] = {}
+        self._digests: dict[str, dict[str, str]] = {}
         self._models: dict[str, ModelState] = {}
         self._changed: set[str] = set()
         self._sources: dict[str, int] = {}
@@ -89,6 +93,11 @@ class PolicyCore:
         for record in records:
             if record.contract is not None:
                 self._contracts[record.contract.model] = record.contract
+            if record.version is not None:
+                digests = self._digests.setdefault(record.version.model, {})
+                digests[record.version.version] = record.version.sha256
+                if len(digests) > DIGESTS_KEPT:
+                    del digests[next(iter(digests))]
 
     def apply(self, records: Sequence[Input], now_ms: int) -> None:
         self._now_ms = now_ms
@@ -413,23 +422,11 @@ class PolicyCore:
         request_id: str | None = None,
     ) -> None:
         state = self._state(contract.model)
-        deployment = state.deployment
-        decision = Decision(
-            decision_id=content_hash(f"{incident.incident}/{kind}/{event_time_ms}".encode())[:24],
-            model=contract.model,
-            version=incident.version,
-            kind=kind,
-            actor=f"policy/{incident.rule}",
-            request_id=request_id,
-            incident=incident.incident,
-            deployment_revision=None if deployment is None else deployment.revision,
-            detail=detail,
-            because=incident.evidence,
-            config_hash=contract.hash,
-            event_time_ms=event_time_ms,
-            recorded_ms=self._now_ms,
-            trace_id=incident.trace_id,
+        digest = self._digests.get(contract.model, {}).get(incident.version, "")
+        decision = fact_of(
+            contract, incident, state.deployment, kind, event_time_ms, detail, digest, request_id
         )
+        decision = decision.model_copy(update={"recorded_ms": self._now_ms})
         fact = link(decision, POLICY, state.record)
         state.record = head_of(fact)
         self._changed.add(contract.model)

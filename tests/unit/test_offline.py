@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.contracts import Feature, ModelContract, ModelRecord, Policy, Rule
+from schemas.contracts import Feature, ModelContract, ModelRecord, ModelVersion, Policy, Rule
 from schemas.control import Deployment, Phase
 from schemas.errors import DeliveryError
 from schemas.events import HEADER_KIND, HEADER_ORIGIN, KIND_TICK, Tick
@@ -27,6 +27,7 @@ CONTRACT = ModelContract(
     model="m", features=(Feature(name="x"),), policy=Policy(rules=(HARM,), retrain_interval=3, command_ttl=5)
 )
 MODELS = [ModelRecord(contract=CONTRACT)]
+ANNOUNCED = ModelRecord(version=ModelVersion(model="m", version="1", uri="m/1", sha256="a" * 64))
 
 
 def signal(offset: int, state: State) -> Record:
@@ -59,13 +60,17 @@ class Run:
     def __init__(self, heard: Sequence[str], cuts: Sequence[bool]) -> None:
         core = PolicyCore(CONTEXT, lambda message: message)
         core.activate(MODELS)
+        self.models = [(0, record) for record in MODELS]
         self.signals: list[Record] = []
         self.deployments: list[Record] = []
         self.manifests: list[Manifest] = []
         self.written: offline.Documents = {}
         for what, cut in zip([*heard, "tick"], [*cuts, True], strict=True):
             at = len(self.signals)
-            if what.startswith("v"):
+            if what == "announced":
+                self.models.append((len(self.models), ANNOUNCED))
+                core.activate([ANNOUNCED])
+            elif what.startswith("v"):
                 self.deployments.append(revision(len(self.deployments), what.removeprefix("v")))
                 core.apply(self.deployments[-1:], 1)
             else:
@@ -80,13 +85,13 @@ class Run:
                         task="policy/0",
                         sequence=1_000 + len(self.manifests),
                         high={("signals", 0): len(self.signals)},
-                        activations={"deployments": len(self.deployments)},
+                        activations={"deployments": len(self.deployments), "models": len(self.models)},
                     )
                 )
 
     def explained(self, written: offline.Documents | None = None) -> offline.Documents:
         return offline.decisions(
-            self.signals, self.deployments, self.manifests, MODELS, written or self.written, CONTEXT
+            self.signals, self.deployments, self.manifests, self.models, written or self.written, CONTEXT
         )
 
 
@@ -110,6 +115,16 @@ def test_what_no_order_explains_is_not_explained() -> None:
     for wrong in (rest, [*rest, command, command], [*rest, command | {"request_id": "other"}]):
         written = run.written | {"control": wrong}
         assert run.explained(written) != written
+
+
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_a_version_is_known_from_when_it_was_announced(at: int) -> None:
+    """Facts name its digest from then on, and the computation at leisure does not know better than the task did."""
+    heard = ["v1", "tick", "drift", "tick"]
+    run = Run([*heard[:at], "announced", *heard[at:]], [True] * 5)
+    digests = [fact["model_digest"] for fact in run.written["decisions"]]
+    assert set(digests) == ({"a" * 64} if at < 4 else {""})
+    assert run.explained() == run.written
 
 
 def test_a_missing_transaction_is_named() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.contracts import Feature, ModelContract, ModelRecord, Policy, Rule
+from schemas.contracts import Feature, ModelContract, ModelRecord, ModelVersion, Policy, Rule
 from schemas.control import (
     COMMANDS,
     Alert,
@@ -409,6 +409,23 @@ def test_time_is_the_slowest_sources(stage: Stage) -> None:
     stage.tick(12, "detect/1", 2)
     ticks = [(c.event_time_ms, c.source) for c in stage.control if isinstance(c, ControlTick)]
     assert ticks == [(5, "policy/0"), (15, "policy/0")]
+
+
+def test_facts_name_the_bytes_they_are_about(stage: Stage) -> None:
+    """By the digest that was announced of the version; of one that nobody announced there is none."""
+    stage.core.activate(
+        [
+            ModelRecord(version=ModelVersion(model="m", version=version, uri="u", sha256=digest * 64))
+            for version, digest in (("1", "a"), ("2", "b"))
+        ]
+    )
+    stage.deploy()
+    stage.signal("harm", version="2")
+    stage.signal("harm", version="3")
+    assert {fact.version: fact.model_digest for fact in stage.decisions} == {"2": "b" * 64}
+    stage.deploy(candidate="3", weights={"2": 0.5, "3": 0.5})
+    stage.tick(1)
+    assert {fact.model_digest for fact in stage.decisions if fact.version == "3"} == {""}
 
 
 def test_commands_and_decisions_are_signed(tmp_path: Path) -> None:
