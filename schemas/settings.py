@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from schemas.contracts import DurationMs
+from schemas.controller_settings import ControllerSection as ControllerSection
+from schemas.controller_settings import OidcSection as OidcSection
 from schemas.errors import ConfigurationError
 from schemas.retention import RETENTION_MS_MIN, TIME_COLUMNS
+from schemas.section import Section
 from schemas.stores import RegistryAddress, S3Settings
 
 ENV_PREFIX = "DRIFTLINE_"
@@ -32,10 +35,6 @@ OTHER_KEYS = frozenset(
         "DRIFTLINE_TOKEN",
     }
 )
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class KafkaSettings(Section):
@@ -358,55 +357,6 @@ class ScorerSection(Section):
     trip_answer_timeout: DurationMs = 30_000
     event_age_max: DurationMs = Field(
         default=0, description="Requests older than this are refused; 0: no limit."
-    )
-
-
-class OidcSection(Section):
-    """An identity provider whose tokens (JWT) the API believes."""
-
-    issuer: str = Field(min_length=1)
-    audience: str = Field(min_length=1, description="This API's name at the provider.")
-    jwks_url: str = Field(pattern=r"^https?://", description="Where the provider's public keys are.")
-    role_claim: str = Field(default="roles", description="Claim with the caller's groups; dots go deeper.")
-    name_claim: str = Field(
-        default="email", description="Claim with the caller's name; `sub` if it is missing."
-    )
-    roles: dict[Literal["viewer", "operator", "admin"], tuple[str, ...]] = Field(
-        default={"viewer": ("viewer",), "operator": ("operator",), "admin": ("admin",)},
-        description="Role here to the claim's values that stand for it; the highest counts.",
-    )
-    leeway: DurationMs = Field(default=30_000, description="By how much clocks may differ.")
-
-
-class ControllerSection(Section):
-    """The deployment controller and its HTTP API."""
-
-    registry: RegistryAddress = Path("registry")
-    api_host: str = "127.0.0.1"
-    api_port: int = Field(default=8080, ge=0, le=65535, description="0 turns the HTTP API off.")
-    api_tokens: Path | None = Field(
-        default=None, description="File of hashed bearer tokens; `driftline tokens create` writes it."
-    )
-    api_oidc: OidcSection | None = Field(default=None, description="Sign-in by an identity provider.")
-    api_open: Literal["none", "viewer", "operator", "admin"] | None = Field(
-        default=None,
-        description="What callers may who show nothing. Not given: admin where only this machine can call and neither "
-        "tokens nor OIDC are set up, else viewer.",
-    )
-    api_reads_per_s: float = Field(default=50, gt=0, description="Reading calls of one caller, on average.")
-    api_changes_per_s: float = Field(
-        default=2, gt=0, description="Calls of one caller that change something."
-    )
-    webhook_key: SecretStr | None = Field(
-        default=None, description="Signs the questions to webhooks of gates (HMAC-SHA256)."
-    )
-    archive_timeout: DurationMs = Field(
-        default=60_000, description="Longest wait for the archive before a measurement is an error."
-    )
-    activation_delay: DurationMs = Field(
-        default=0,
-        description="Planned changes take effect this much event time later; a paced replay sets its span here, so "
-        "that what is scored by which version does not depend on the machine's speed.",
     )
 
 

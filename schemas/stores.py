@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from schemas.contracts import DurationMs
+from schemas.section import Section
 
 S3_SCHEME = "s3://"
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])(?:/([A-Za-z0-9!_.*'()/-]*))?")
@@ -35,11 +36,9 @@ def bucket_and_prefix(address: str) -> tuple[str, str]:
 RegistryAddress = Annotated[Path | str, BeforeValidator(registry_address)]
 
 
-class S3Settings(BaseModel):
+class S3Settings(Section):
     """How to reach the store that an ``s3://`` address is in. Without keys here the usual AWS_ variables, a web identity or
     the machine's role are asked for them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     endpoint: str | None = Field(
         default=None,
@@ -76,7 +75,7 @@ class S3Settings(BaseModel):
     cache_bytes_max: int = Field(default=4_294_967_296, ge=0, description="0: no cache.")
 
     @model_validator(mode="after")
-    def _whole(self) -> S3Settings:
+    def _whole(self) -> Self:
         if (self.access_key is None) != (self.secret_key is None):
             raise ValueError("access_key and secret_key belong together")
         if self.access_key is not None and self.credentials_file is not None:

@@ -69,9 +69,10 @@ def run(
     controller = Controller(settings, metrics)
     api: ApiServer | None = None
     try:
-        controller.open()
         if settings.controller.api_port:
             api = ApiServer(settings.controller, controller.view, controller.submit)
+        controller.open()
+        if api is not None:
             api.start()
         log.info("controller is ready", extra={"event": "ready", "api_port": settings.controller.api_port})
         while not stop.is_set():

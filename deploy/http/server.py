@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable
 
 import uvicorn
+from pydantic import SecretStr
 
 from deploy.http.access import Access, is_local
 from deploy.http.app import create_app
 from deploy.http.callers import ApiRole
 from deploy.http.reads import ApiState
+from deploy.http.tls import context_of
 from schemas.control import Command
 from schemas.settings import ControllerSection
 
@@ -21,11 +23,12 @@ _STOP_S = 5.0
 
 
 class ApiServer:
-    """Listens where ``section`` says. ``start`` and ``stop`` once each."""
+    """Listens where ``section`` says, in TLS if it says so. ``start`` and ``stop`` at most once. Raises ConfigurationError."""
 
     def __init__(
         self, section: ControllerSection, state: ApiState, publish: Callable[[Command], None]
     ) -> None:
+        context = context_of(section)
         access = Access(section)
         if access.open_role > ApiRole.VIEWER and not is_local(section.api_host):
             log.warning(
@@ -43,7 +46,13 @@ class ApiServer:
             timeout_keep_alive=30,
             timeout_graceful_shutdown=int(_STOP_S) - 1,
             h11_max_incomplete_event_size=32_768,
+            ssl_certfile=section.api_certificate_file,
+            ssl_keyfile=section.api_key_file,
+            ssl_keyfile_password=_text(section.api_key_password),
         )
+        config.load()
+        # Ours and not the server's own: the floor of versions is set there, and what is wrong has been said.
+        config.ssl = context
         self._server = uvicorn.Server(config)
         # Signals are the process's business; a server on a thread cannot have them anyway.
         self._thread = threading.Thread(target=self._server.run, name="api", daemon=True)
@@ -53,4 +62,9 @@ class ApiServer:
 
     def stop(self) -> None:
         self._server.should_exit = True
-        self._thread.join(_STOP_S)
+        if self._thread.is_alive():
+            self._thread.join(_STOP_S)
+
+
+def _text(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
