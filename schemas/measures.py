@@ -14,7 +14,8 @@ class Measurement(Message):
 
     ``value`` None: there was nothing to measure, and ``error`` says why if something broke. Judged metrics carry what
     the judge reads: counts (``events`` among ``rows``, and the stable version's), or ``rows`` pairs whose differences,
-    candidate minus stable, have mean ``value`` and standard deviation ``sd``.
+    candidate minus stable, have mean ``value`` and standard deviation ``sd``. Pairs of one block of event time are like
+    each other: ``rows`` in so many ``blocks`` are evidence of ``counts_for`` only; None: all are counted.
     """
 
     metric: str
@@ -25,6 +26,8 @@ class Measurement(Message):
     events: int | None = Field(default=None, ge=0)
     reference_events: int | None = Field(default=None, ge=0)
     sd: float | None = Field(default=None, ge=0)
+    blocks: int | None = Field(default=None, ge=0)
+    counts_for: int | None = Field(default=None, ge=0)
     from_ms: int = 0
     to_ms: int = 0
     error: str = ""

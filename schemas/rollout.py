@@ -76,6 +76,16 @@ class Metric(Document):
     judge: bool = False
     effect: float = Field(default=0.01, gt=0, description="Smallest difference that matters to the judge.")
     alpha: float = Field(default=0.05, gt=0, lt=1, description="The judge's risk of a wrong word, ever.")
+    block: DurationMs | None = Field(
+        default=None,
+        description="Judged loss: event time whose rows depend on each other (a day's weather, a campaign); the interval "
+        "when not given. Only whole blocks are judged, and two at least.",
+    )
+    block_rows: int = Field(
+        default=100,
+        ge=1,
+        description="Judged loss: pairs that a block counts for at most, however many it has.",
+    )
     detector: str = Field(
         default="", description="``drift``: name of the detector in the monitoring section."
     )
@@ -112,6 +122,15 @@ class Metric(Document):
         return self.interval if self.window is None else self.window
 
     @property
+    def paired(self) -> bool:
+        """Whether it compares the two versions' losses on the same requests."""
+        return self.judge and self.source == "loss"
+
+    @property
+    def block_ms(self) -> int:
+        return self.interval if self.block is None else self.block
+
+    @property
     def gates(self) -> bool:
         """Whether a step needs it to pass."""
         return not self.dry_run and (self.judge or self.limit is not None)
@@ -130,6 +149,8 @@ class Metric(Document):
             raise ValueError(
                 f"{where}: judge goes with {', '.join(sorted(JUDGED))}, without limit and compare"
             )
+        if self.block is not None and not self.paired:
+            raise ValueError(f"{where}: block belongs to a judged loss, and to no other")
         if self.fail is not None and self.limit is None:
             raise ValueError(f"{where}: fail needs a limit")
         if self.limit is not None and self.fail is not None:
@@ -138,8 +159,8 @@ class Metric(Document):
                 raise ValueError(f"{where}: fail must lie beyond limit on the side that is worse")
         if not self.judge and self.limit is None and self.alert is None and not self.dry_run:
             raise ValueError(f"{where}: it needs a limit, an alert or judge: true, or be a dry_run")
-        if self.interval <= 0:
-            raise ValueError(f"{where}: interval must be positive")
+        if self.interval <= 0 or self.block_ms <= 0:
+            raise ValueError(f"{where}: interval and block must be positive")
         return self
 
 

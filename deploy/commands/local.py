@@ -6,7 +6,9 @@ import json
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -185,6 +187,13 @@ def logs(
 
 
 def demo(
+    strategy: Annotated[
+        str | None, typer.Option(help="Try one strategy instead: canary, shadow, blue-green, ab or dark.")
+    ] = None,
+    candidate: Annotated[
+        str | None,
+        typer.Option(help="With --strategy: good (if not given), or bad: it takes the hour in UTC."),
+    ] = None,
     sample: Annotated[float, typer.Option(help="Share of the flights, above 0 up to 1.")] = 1.0,
     no_drift: Annotated[
         bool, typer.Option(help="Shuffle the flights over time: no retrain may happen.")
@@ -206,31 +215,43 @@ def demo(
         typer.Option(metavar="SERVICE@MM-DD", help="kill -9 it on that day of 2013; repeatable."),
     ] = None,
 ) -> None:
-    """Replay a year of flights. Through the whole loop: drift, retrain, defect, rollback."""
+    """Replay a year of flights. Through the whole loop: drift, retrain, defect, rollback.
+
+    With --strategy: some days of it, in which one strategy lets a good candidate in or keeps a bad one out.
+    """
     if not 0 < sample <= 1:
         raise ConfigurationError(f"--sample {sample:g}: must be above 0 and at most 1")
     kills = tuple(parse_kill(text) for text in kill or ())
 
     from rich.console import Console
 
-    from deploy.demo.run import DemoOptions, run_demo
+    setting: dict[str, Any] = {
+        "sample": sample,
+        "seed": seed,
+        "data_dir": data_dir,
+        "keep": keep,
+        "report": report,
+        "api_port": demo_port() if api_port is None else api_port,
+        "input_partitions": partitions,
+    }
+    run: Callable[[Console], int]
+    if strategy is None and candidate is None:
+        from deploy.demo.run import DemoOptions, run_demo
 
-    options = DemoOptions(
-        sample=sample,
-        no_drift=no_drift,
-        healthy_v3=healthy_v3,
-        verify=verify,
-        seed=seed,
-        data_dir=data_dir,
-        keep=keep,
-        report=report,
-        api_port=demo_port() if api_port is None else api_port,
-        input_partitions=partitions,
-        kill=kills,
-    )
+        year = DemoOptions(no_drift=no_drift, healthy_v3=healthy_v3, verify=verify, kill=kills, **setting)
+        run = partial(run_demo, year)
+    else:
+        from deploy.demo.rollouts import RolloutOptions, run_rollouts
+        from deploy.demo.trials import Trial
+
+        if no_drift or healthy_v3 or kills or not verify:
+            raise ConfigurationError(
+                "--no-drift, --healthy-v3, --no-verify and --kill belong to the year's story, --strategy has none of them"
+            )
+        run = partial(run_rollouts, RolloutOptions((Trial.named(strategy, candidate or "good"),), **setting))
     interruptible()
     try:
-        raise typer.Exit(run_demo(options, Console()))
+        raise typer.Exit(run(Console()))
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None

@@ -26,8 +26,10 @@ _ANSWERS = (
     "if(model_version = {version:String} AND {shadow:UInt8} = 1, role = 'shadow', role != 'shadow')"
 )
 _SCORED = (
-    "SELECT toString(model_version) AS version, prediction_id, any(score) AS score FROM prediction_log FINAL "
-    f"WHERE {_SPAN} AND model_version IN {{versions:Array(String)}} AND status = 'ok' GROUP BY version, prediction_id"
+    "SELECT toString(model_version) AS version, prediction_id, any(score) AS score, "
+    "min(toUnixTimestamp64Milli(event_time)) AS ms FROM prediction_log FINAL "
+    f"WHERE {_SPAN.replace('to_ms', 'whole_ms')} AND model_version IN {{versions:Array(String)}} AND status = 'ok' "
+    "GROUP BY version, prediction_id"
 )
 _LABELS = (
     "SELECT prediction_id, argMax(label, revision) AS label FROM label_log FINAL WHERE model = {model:String} "
@@ -47,12 +49,16 @@ TEMPLATES: Mapping[str, str] = {
         f"FROM {_LABELLED} GROUP BY version, value HAVING n >= {{rows_min:UInt64}}) GROUP BY version"
     ),
 }
-#: (pairs, mean of the differences, their standard deviation).
+#: (pairs, mean of the differences, their standard deviation, blocks, pairs they count for). A block weighs as many pairs
+#: as it counts for: a busy day does not outvote the others.
 PAIRED_LOSS = (
-    "SELECT count(), avg(d), stddevSamp(d) FROM (SELECT pow(c.score - l.label, 2) - pow(s.score - l.label, 2) AS d "
+    "SELECT sum(n), sum(w * mean) / sum(w), sqrt(greatest(0, sum(w * (var + mean * mean)) / sum(w) - "
+    "pow(sum(w * mean) / sum(w), 2))), count(), sum(w) FROM (SELECT count() AS n, avg(d) AS mean, varPop(d) AS var, "
+    "least(n, {block_rows:UInt64}) AS w FROM (SELECT intDiv(c.ms - {from_ms:Int64} - 1, {block_ms:Int64}) AS block, "
+    "pow(c.score - l.label, 2) - pow(s.score - l.label, 2) AS d "
     f"FROM ({_SCORED}) AS c INNER JOIN ({_SCORED}) AS s USING (prediction_id) "
     f"INNER JOIN ({_LABELS}) AS l USING (prediction_id) "
-    "WHERE c.version = {version:String} AND s.version = {beside:String})"
+    "WHERE c.version = {version:String} AND s.version = {beside:String}) GROUP BY block)"
 )
 
 
@@ -68,14 +74,20 @@ def measure(warehouse: Client, task: Due, metric: Metric, from_ms: int) -> Measu
         "from_ms": from_ms,
         "to_ms": task.at_ms,
         "region": task.region,
+        "whole_ms": from_ms + (task.at_ms - from_ms) // metric.block_ms * metric.block_ms,
+        "block_ms": metric.block_ms,
+        "block_rows": metric.block_rows,
         "segment": metric.segment,
         "rows_min": metric.rows_min,
     }
-    if metric.judge and metric.source == "loss":
-        count, mean, sd = warehouse.query(PAIRED_LOSS, parameters=parameters).result_rows[0]
-        if not count:
+    if metric.paired:
+        (sums,) = warehouse.query(PAIRED_LOSS, parameters=parameters).result_rows
+        rows, mean, sd, blocks, counts_for = sums
+        if not rows:
             return Measurement(**span)
-        return Measurement(value=mean, sd=sd if count > 1 else 0.0, rows=count, reference_rows=count, **span)
+        return Measurement(
+            value=mean, sd=sd, rows=rows, reference_rows=rows, blocks=blocks, counts_for=counts_for, **span
+        )
     if metric.source == "query":
         found = warehouse.query(metric.query, parameters=parameters, settings=QUERY_SETTINGS).result_rows
         if not found or len(found[0]) < 2:

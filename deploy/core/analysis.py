@@ -84,7 +84,11 @@ def _judged(metric: Metric, m: Measurement) -> Reading:
         said = judge.rates(m.events, m.rows, m.reference_events, m.reference_rows, **options)  # type: ignore[arg-type]
         rows = min(m.rows, m.reference_rows)
     elif m.sd is not None and m.value is not None:
-        said = judge.pairs(m.rows, m.value, m.sd, **options)  # type: ignore[arg-type]
+        if m.blocks is not None and m.blocks < judge.BLOCKS_MIN:
+            detail = f"pairs of {m.blocks} block, of {judge.BLOCKS_MIN} at least they are needed"
+            return Reading(Standing.MISSING, detail=detail)
+        count = m.rows if m.counts_for is None else m.counts_for
+        said = judge.pairs(count, m.value, m.sd, **options)  # type: ignore[arg-type]
         rows = m.rows
     else:
         return Reading(Standing.MISSING, detail="nothing to compare with")
@@ -171,7 +175,9 @@ def lacking(
         if state.standing in (Standing.ERROR, Standing.MISSING):
             return f"{metric.name}: {state.detail or state.standing}"
         if state.event_time_ms < time_ms - 2 * metric.interval:
-            return f"{metric.name} was last measured at {state.event_time_ms}"
+            return (
+                f"{metric.name} was last measured {(time_ms - state.event_time_ms) / 3_600_000:.3g} h before"
+            )
     return None
 
 

@@ -9,7 +9,11 @@ interval of the difference is made of a Beta-mixture confidence sequence for eac
 
 Paired differences (losses on the same requests) have the asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha,
 Kennedy and Ramdas ("Time-uniform central limit theory", Annals of Statistics 2024). Differences that are all equal say
-little: the standard deviation is taken to be at least that of one pair in n that differs by 1.
+little: the standard deviation is taken to be at least that of one pair in n that differs by 1. Pairs of one stretch of
+time share what they depend on (a day of storms), and taking each for evidence of its own errs far more often than
+``alpha``: whoever measures says how many pairs of a block count (``rollout.Metric.block_rows``), which covers what a block
+shares up to ``1 / sqrt(block_rows)`` of one pair's deviation, and one block alone shows nothing. The monitor's paired judge
+does likewise. Counts need no such care: what moves both versions' rates alike leaves their shares as they are.
 
 Whatever is shown must also have a size that matters: ``effect``. Sparse and tied data show nothing.
 
@@ -30,6 +34,8 @@ from scipy.special import betainc, betaln
 
 #: The number of pairs at which the sequence for means is tightest.
 TIGHT_AT = 1_000
+#: Of paired differences: in fewer blocks nothing can be told from what happened in one of them.
+BLOCKS_MIN = 2
 _BISECTIONS = 60
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from deploy.core.judge import BLOCKS_MIN
 from deploy.core.strategies import measurable, whole_rules
 from schemas.contracts import Rollout
 from schemas.control import Deployment
@@ -72,6 +73,8 @@ def _due(
         at = time_ms // metric.interval * metric.interval
         before = states.get(metric.name)
         if at <= step_ms + metric.delay or (before is not None and before.event_time_ms >= at):
+            continue
+        if metric.paired and at < rollout_ms + BLOCKS_MIN * metric.block_ms:
             continue
         found.append((metric, rollout_ms if metric.judge else max(at - metric.window_ms, step_ms), at))
     return found

@@ -69,8 +69,12 @@ class Operator:
             metrics=trained.metrics,
         )
         publish_records(self._platform.kafka, [ModelRecord(version=record)])
-        self._post("deploy", {"by": NAME, "version": record.version, "reason": "retrained on the summer"})
+        self.deploy(record.version, "retrained on the summer")
         return record.version
+
+    def deploy(self, version: str, reason: str) -> None:
+        """Ask for the rollout of a registered version; PlatformError when the controller refuses."""
+        self._post("deploy", {"by": NAME, "version": version, "reason": reason})
 
     def rollout_open(self) -> bool:
         """Whether another version is on its way to the traffic."""

@@ -4,6 +4,7 @@ The replay is the services that ask for scores, the outcomes that come back, and
 one step of event time, waits until each has its answer (so that its prediction is in the log), and then says so with a
 tick on every input partition. It runs at most ``span_ms`` of event time ahead of the slowest watermark at the loop's
 other end, and stands still while a retrain is open: what is scored by which version then depends on event time alone.
+Several models may be asked about the same flights, side by side.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from schemas.settings import KafkaSettings
 
 ANSWER_TIMEOUT_S = 60.0
 STALL_TIMEOUT_S = 120.0
+#: Between a flight and the model that is asked about it, where there are several.
+FOR = "@"
 
 
 class _Answer(msgspec.Struct):
@@ -107,16 +110,18 @@ class Answers:
 class Replay:
     """Publishes flights in event time, paced by the loop.
 
-    ``progress(event_time_ms, sent, labels)`` is called after every step.
+    ``progress(event_time_ms, sent, labels)`` is called after every step. ``behind(event_time_ms)``: whether something
+    that must be known of the time before is still awaited.
     """
 
     kafka: KafkaSettings
     flights: Flights
     watch: LoopWatch
-    model: str
+    models: tuple[str, ...]
     step_ms: int
     span_ms: int
     progress: Callable[[int, int, int], None]
+    behind: Callable[[int], bool] = lambda _event_time_ms: False
     sent: int = 0
     labels: int = 0
     waited_s: float = 0.0
@@ -125,7 +130,7 @@ class Replay:
     _producer: Producer = field(init=False)
     _order: np.ndarray = field(init=False)  # type: ignore[type-arg]
     _label_ms: np.ndarray = field(init=False)  # type: ignore[type-arg]
-    _partition: np.ndarray = field(init=False)  # type: ignore[type-arg]
+    _partition: dict[str, np.ndarray] = field(init=False)  # type: ignore[type-arg]
     _columns: list[tuple[str, list[object]]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -136,8 +141,13 @@ class Replay:
         known = np.flatnonzero(self.flights.labelled)
         self._order = known[np.argsort(self.flights.label_ms[known], kind="stable")]
         self._label_ms = self.flights.label_ms[self._order]
-        keys = [str(name).encode() for name in self.flights.flight_id]
-        self._partition = partitions_of(keys, self.kafka.input_partitions)
+        self._partition = {
+            model: partitions_of(
+                [self._identity(row, model).encode() for row in range(len(self.flights))],
+                self.kafka.input_partitions,
+            )
+            for model in self.models
+        }
         self._columns = [
             (name, [None if isinstance(v, float) and v != v else v for v in column.tolist()])
             for name, column in self.flights.features.items()
@@ -175,36 +185,44 @@ class Replay:
         self.watch.wait(
             lambda: (
                 until - 1 <= self.watch.watermark_ms + self.span_ms
-                and not self.watch.training_open(self.model)
+                and not any(self.watch.training_open(model) for model in self.models)
+                and not self.behind(until - 1 - self.span_ms)
             ),
             STALL_TIMEOUT_S,
             f"the loop to come within {self.span_ms / 3_600_000:.0f} h of event time",
         )
         self.waited_s += time.monotonic() - began
 
+    def _identity(self, row: int, model: str) -> str:
+        """The request's id: the flight's, and with several models also whom it is for. The entity is the flight always."""
+        flight_id = str(self.flights.flight_id[row])
+        return flight_id if len(self.models) == 1 else f"{flight_id}{FOR}{model}"
+
     def _publish(self, start: int, end: int) -> None:
         first, last = np.searchsorted(self.flights.departs_ms, [start, end])
         topic = self.kafka.topic("scoring-requests")
         encode = msgspec.json.encode
         for row in range(int(first), int(last)):
-            flight_id = str(self.flights.flight_id[row])
-            trace = content_hash(flight_id.encode())[:32]
-            request = {
-                "request_id": flight_id,
-                "model": self.model,
-                "event_time_ms": int(self.flights.departs_ms[row]),
-                "features": {name: values[row] for name, values in self._columns},
-                "entity": flight_id,
-                "trace_id": trace,
-            }
-            self._producer.produce(
-                topic,
-                key=flight_id.encode(),
-                value=encode(request),
-                partition=int(self._partition[row]),
-                headers=[(HEADER_TRACE, trace.encode())],
-            )
-        self.sent += int(last - first)
+            features = {name: values[row] for name, values in self._columns}
+            for model in self.models:
+                identity = self._identity(row, model)
+                trace = content_hash(identity.encode())[:32]
+                request = {
+                    "request_id": identity,
+                    "model": model,
+                    "event_time_ms": int(self.flights.departs_ms[row]),
+                    "features": features,
+                    "entity": str(self.flights.flight_id[row]),
+                    "trace_id": trace,
+                }
+                self._producer.produce(
+                    topic,
+                    key=identity.encode(),
+                    value=encode(request),
+                    partition=int(self._partition[model][row]),
+                    headers=[(HEADER_TRACE, trace.encode())],
+                )
+        self.sent += int(last - first) * len(self.models)
         self._publish_labels(start, end)
         self._producer.flush(30)
 
@@ -213,20 +231,21 @@ class Replay:
         topic = self.kafka.topic("feedback")
         for at in range(int(first), int(last)):
             row = int(self._order[at])
-            flight_id = str(self.flights.flight_id[row])
-            label = {
-                "prediction_id": flight_id,
-                "model": self.model,
-                "label": float(self.flights.late[row]),
-                "label_time_ms": int(self._label_ms[at]),
-            }
-            self._producer.produce(
-                topic,
-                key=flight_id.encode(),
-                value=msgspec.json.encode(label),
-                partition=int(self._partition[row]),
-            )
-        self.labels += int(last - first)
+            for model in self.models:
+                identity = self._identity(row, model)
+                label = {
+                    "prediction_id": identity,
+                    "model": model,
+                    "label": float(self.flights.late[row]),
+                    "label_time_ms": int(self._label_ms[at]),
+                }
+                self._producer.produce(
+                    topic,
+                    key=identity.encode(),
+                    value=msgspec.json.encode(label),
+                    partition=int(self._partition[model][row]),
+                )
+        self.labels += int(last - first) * len(self.models)
 
     def tick(self, event_time_ms: int) -> None:
         """Say on every input partition that event time has come this far."""

@@ -7,9 +7,6 @@ rollback happen because the data makes them happen, or they do not happen.
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,13 +18,13 @@ from deploy.demo.flights import DAY_MS, Flights, load_flights, month_start_ms
 from deploy.demo.operator import Operator
 from deploy.demo.replay import Replay
 from deploy.demo.report import Report, build_report, print_report
+from deploy.demo.stage import perform
 from deploy.demo.terminal import Story
 from deploy.demo.verify import verify, wait_for_warehouse
 from deploy.demo.watch import LoopWatch
 from deploy.local.platform import Platform
 from deploy.models import publish_records
 from schemas.contracts import ModelRecord, load_contract
-from schemas.errors import DriftlineError
 
 MODEL = "flights"
 CONTRACT = Path(__file__).with_name("flights.yaml")
@@ -58,44 +55,15 @@ class DemoOptions:
 def run_demo(options: DemoOptions, console: Console) -> int:
     """Run the whole story. Returns the exit status: 0 only if nothing was lost and the loop closed as it should."""
     began = time.monotonic()
-    own = options.data_dir is None
-    data_dir = Path(tempfile.mkdtemp(prefix="driftline-demo-")) if own else options.data_dir
-    assert data_dir is not None
-    story = Story(console)
-    try:
-        with ThreadPoolExecutor(1) as loader:
-            loading = loader.submit(load_flights, options.sample, shuffle=options.no_drift, seed=options.seed)
-            platform = Platform(
-                data_dir,
-                api_port=options.api_port,
-                input_partitions=options.input_partitions,
-                environment={
-                    "DRIFTLINE_MONITOR__TICKER": "off",
-                    "DRIFTLINE_MONITOR__COMMIT_INTERVAL": "100",
-                    "DRIFTLINE_CONTROLLER__ACTIVATION_DELAY": str(SPAN_MS),
-                    "DRIFTLINE_SCORER__SHADOW": "with",
-                    "DRIFTLINE_NOTIFIER__CONSOLE": "true",
-                },
-                say=story.service,
-            )
-            with platform:
-                report = _play(options, platform, loading.result(), story, began)
-        print_report(report, console)
-        options.report.write_text(json.dumps(report.document(), indent=1) + "\n")
-        console.print(f"\nThe whole report: {options.report}")
-        for failure in report.failures:
-            console.print(f"[red]FAILED[/red] {failure}")
-        return 1 if report.failures else 0
-    except DriftlineError as error:
-        story.close()
-        console.print(f"[red]{error}[/red]", highlight=False)
-        console.print(f"Logs are kept in {data_dir / 'logs'}", highlight=False)
-        own = False
-        return 1
-    finally:
-        story.close()
-        if own and not options.keep:
-            shutil.rmtree(data_dir, ignore_errors=True)
+    with ThreadPoolExecutor(1) as loader:
+        loading = loader.submit(load_flights, options.sample, shuffle=options.no_drift, seed=options.seed)
+        return perform(
+            options,
+            console,
+            SPAN_MS,
+            lambda platform, story: _play(options, platform, loading.result(), story, began),
+            print_report,
+        )
 
 
 def _play(options: DemoOptions, platform: Platform, flights: Flights, story: Story, began: float) -> Report:
@@ -104,9 +72,9 @@ def _play(options: DemoOptions, platform: Platform, flights: Flights, story: Sto
     watch = LoopWatch(platform.kafka, alive=lambda: platform.failure)
     watch.start()
     operator = Operator(platform, contract, watch)
-    story.opens(platform.api_url, len(flights), options)
-    replay = Replay(platform.kafka, flights, watch, MODEL, STEP_MS, SPAN_MS, story.progress)
-    story.follow(watch, MODEL)
+    story.opens(platform.api_url, _what(options, len(flights)), len(flights))
+    replay = Replay(platform.kafka, flights, watch, (MODEL,), STEP_MS, SPAN_MS, story.progress)
+    story.follow(watch, (MODEL,))
     try:
         ready = time.monotonic()
         start, end = _whole_days(flights)
@@ -137,6 +105,11 @@ def _play(options: DemoOptions, platform: Platform, flights: Flights, story: Sto
     finally:
         replay.stop()
         watch.stop()
+
+
+def _what(options: DemoOptions, flights: int) -> str:
+    shuffled = ", shuffled over time (no drift)" if options.no_drift else ""
+    return f"{flights:,} flights of 2013{shuffled}{', v3 healthy' if options.healthy_v3 else ''}"
 
 
 def _replay_year(

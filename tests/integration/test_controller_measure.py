@@ -181,7 +181,24 @@ def test_loss_of_answers_and_loss_on_the_same_requests(client: Client, log: Log)
     both = log.labelled & ~log.error
     difference = (log.brier(1) - log.brier(0))[both]
     assert (paired.rows, paired.value) == (int(both.sum()), pytest.approx(difference.mean()))
-    assert paired.sd == pytest.approx(difference.std(ddof=1))
+    assert paired.sd == pytest.approx(difference.std())
+    assert (paired.blocks, paired.counts_for) == (1, 100)
+
+
+def test_pairs_of_a_block_count_for_so_many_and_the_last_block_must_be_whole(
+    client: Client, log: Log
+) -> None:
+    """Four quarters of an hour at 20 pairs each; of blocks of 25 minutes the third is not over, and is left out."""
+    both = log.labelled & ~log.error
+    difference = (log.brier(1) - log.brier(0))[both]
+    quarter = ((log.time - T0 - 1) // (15 * 60_000))[both]
+    means = [difference[quarter == at].mean() for at in range(4)]
+    found = of(client, "loss", judge=True, limit=None, block="15m", block_rows=20)
+    assert (found.rows, found.blocks, found.counts_for) == (int(both.sum()), 4, 80)
+    assert found.value == pytest.approx(np.mean(means))
+    whole = of(client, "loss", judge=True, limit=None, block="25m")
+    inside = log.time <= T0 + 50 * 60_000
+    assert (whole.rows, whole.blocks) == (int((both & inside).sum()), 2)
 
 
 def test_a_shadows_figures_are_of_its_shadow(client: Client, log: Log) -> None:

@@ -15,6 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from deploy.cli import app
+from deploy.demo.trials import QUALITIES, STRATEGIES
 from deploy.http.bodies import VERBS
 from deploy.http.callers import ApiRole
 from deploy.http.openapi import openapi_document
@@ -49,6 +50,16 @@ def test_a_command_exists_with_its_options(command: str) -> None:
     assert names[0] == words[0]
     for option in [word for word in words if word.startswith("--")]:
         assert re.search(rf"(^|\s){re.escape(option)}\b", text), (option, text)
+
+
+def test_every_trial_of_a_strategy_has_its_command() -> None:
+    """Each strategy with each candidate; the integration test of the strategies plays what they start."""
+    listed = {line for line in PAGE.commands if line.startswith("driftline demo ")}
+    assert listed == {
+        f"driftline demo --strategy {strategy} --candidate {quality}"
+        for strategy in STRATEGIES
+        for quality in QUALITIES
+    }
 
 
 def test_every_verb_stands_in_the_table_with_its_role() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deploy.core.judge import Finding, pairs, rates
+from deploy.core.judge import BLOCKS_MIN, Finding, pairs, rates
 
 ERRORS = {"lower_is_better": True, "effect": 0.01, "alpha": 0.05}
 CLICKS = {"lower_is_better": False, "effect": 0.01, "alpha": 0.05}
@@ -118,3 +118,23 @@ def test_the_interval_holds_the_truth_at_every_look() -> None:
         looks = [pairs(n, d[:n].mean(), d[:n].std(), **ERRORS).interval for n in range(100, 3_001, 100)]
         left_out += any(not low <= 0.02 <= high for low, high in looks)
     assert left_out <= 300 * 0.05
+
+
+def test_a_day_is_one_days_evidence() -> None:
+    """Two versions equally good over all days, one better on some and the other on others: 900 pairs a day counted as 900
+    give a wrong word in many runs of 20 days, counted as 100 in hardly any."""
+    rng = np.random.default_rng(5)
+    wrong = {900: 0, 100: 0}
+    for _ in range(100):
+        days = np.clip(rng.normal(0, 0.01, (20, 1)) + rng.normal(0, 0.15, (20, 900)), -1, 1)
+        for counted in wrong:
+            seen = [days[:n] for n in range(BLOCKS_MIN, 21)]
+            said = {
+                pairs(
+                    len(d) * counted, d.mean(), d.std(), lower_is_better=True, effect=0.005, alpha=0.05
+                ).finding
+                for d in seen
+            }
+            wrong[counted] += bool(said & {Finding.WORSE, Finding.BETTER})
+    assert wrong[900] > 25
+    assert wrong[100] <= 5

@@ -257,6 +257,8 @@ def test_nothing_to_override_is_refused() -> None:
         {"source": "business", "limit": 1, "fail": 2},
         {"source": "latency_p99", "judge": True},
         {"source": "error_rate", "judge": True, "limit": 0.1},
+        {"source": "error_rate", "judge": True, "block": "1d"},
+        {"source": "loss", "judge": True, "block": "0s"},
         {"source": "drift", "limit": 1},
         {"source": "error_rate", "limit": 0.1, "detector": "harm"},
         {"source": "query", "limit": 1},

@@ -66,6 +66,21 @@ def test_nothing_is_due_before_the_delay_is_over(delay: int, count: int) -> None
     assert len(spans(canary(), T0 + 30 * HOUR, P99.model_copy(update={"delay": delay}))) == count
 
 
+@pytest.mark.parametrize(
+    ("block", "time_ms", "count"),
+    [
+        (None, 2 * HOUR - 8, 0),
+        (None, 3 * HOUR - 7, 1),
+        (6 * HOUR, 12 * HOUR - 7, 0),
+        (6 * HOUR, 13 * HOUR - 7, 1),
+    ],
+)
+def test_paired_losses_are_due_when_two_blocks_are_over(block: int | None, time_ms: int, count: int) -> None:
+    """One block shows nothing, so asking sooner would only be missing data; from both sides."""
+    now = canary(step_since_ms=T0)
+    assert len(spans(now, T0 + time_ms, LOSS.model_copy(update={"block": block}))) == count
+
+
 def test_nothing_is_due_before_the_first_request() -> None:
     """A rollout that waits at its first gate has nothing to measure."""
     assert spans(canary(rollout_since_ms=None, weights={"1": 1.0}), T0 + 99 * HOUR, P99) == []

@@ -43,6 +43,18 @@ def most_traffic(play: Play, version: str = "2") -> float:
 
 
 @pytest.mark.parametrize(
+    ("blocks", "counts_for", "phase"),
+    [(1, 5_000, Phase.PROGRESSING), (2, 100, Phase.PROGRESSING), (2, 5_000, Phase.ROLLED_BACK)],
+)
+def test_pairs_are_evidence_of_what_they_count_for(blocks: int, counts_for: int, phase: Phase) -> None:
+    """5,000 pairs that would be harm: not of one block, nor when they count for a hundred."""
+    play = shadow()
+    pairs = loss(DAY // 2, 0.05).model_copy(update={"blocks": blocks, "counts_for": counts_for})
+    play.measure(DAY // 2, pairs)
+    assert play.now.phase is phase
+
+
+@pytest.mark.parametrize(
     ("then", "stable", "candidate", "kind"),
     [
         ("promote", "2", None, "promoted"),
