@@ -9,6 +9,7 @@ writer's own number. A group without a manifest is no version: somebody is writi
 from __future__ import annotations
 
 import configparser
+import re
 import secrets
 import threading
 import time
@@ -161,7 +162,8 @@ class S3Store:
     def _translate(self, key: str, error: Exception) -> NoReturn:
         from obstore import exceptions
 
-        text = " ".join(str(error).split("\n\nDebug source:")[0].split())
+        said, _, debug = str(error).partition("\n\nDebug source:")
+        text = " ".join(said.split())
         if "NoSuchBucket" in text:
             self._away(
                 f"there is no bucket {self._bucket} at {self._where}: make it, or mend the address", error
@@ -177,7 +179,10 @@ class S3Store:
                 "s3.credentials_file or AWS_ACCESS_KEY_ID, and at what they may do",
                 error,
             )
-        self._away(f"{self._where} does not answer for {self._address}/{key}: {text[:_DETAIL_MAX]}", error)
+        self._away(
+            f"{self._where} does not answer for {self._address}/{key}: {text[:_DETAIL_MAX]}{_cause(debug)}",
+            error,
+        )
 
     def _away(self, why: str, error: Exception) -> NoReturn:
         with self._lock:
@@ -268,3 +273,10 @@ def _from_file(settings: S3Settings) -> Any:
 def _code(text: str) -> str:
     _, found, rest = text.partition("<Code>")
     return rest.partition("</Code>")[0] if found else "access denied"
+
+
+def _cause(debug: str) -> str:
+    """What lies at the bottom of an error of the connection, which its sentence leaves out."""
+    inner = debug.partition("inner:")[2]
+    found = re.findall(r'"([^"]+)"', inner) or re.findall(r"\b[A-Z][a-z]+[A-Z]\w+", inner)
+    return f" ({', '.join(found[-2:])})" if found else ""

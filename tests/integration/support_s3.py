@@ -21,6 +21,7 @@ from pyarrow import fs
 
 from deploy.local.children import HOST, bind_to_parent, free_port, spawn_module, stop_child, wait_until
 from schemas.stores import S3Settings
+from tests.support_tls import pair
 
 KEY, SECRET = "driftline-test", "secret-of-the-test"
 READER, READER_SECRET = "reader-test", "secret-of-the-reader"
@@ -48,15 +49,21 @@ class S3Server:
         self._directory = directory
         self._child: subprocess.Popen[bytes] | None = None
         self.endpoint = ""
+        #: The same in TLS, with a certificate nobody knows.
+        self.secure_endpoint = ""
+        self.ca_file = directory / "api.pem"
 
     def start(self) -> None:
         """Bring it up and make the bucket: about three seconds."""
         (self._directory / "data").mkdir(parents=True)
         (self._directory / "identities.json").write_text(json.dumps(_IDENTITIES))
         log = self._directory / "server.log"
-        port = free_port()
-        self._child = spawn_module("tests.integration.support_s3", [str(self._directory), str(port)], log=log)
-        self.endpoint = f"http://{HOST}:{port}"
+        ports = [free_port(), free_port()]
+        pair(self._directory)
+        arguments = [str(self._directory), *map(str, ports)]
+        self._child = spawn_module("tests.integration.support_s3", arguments, log=log)
+        self.endpoint = f"http://{HOST}:{ports[0]}"
+        self.secure_endpoint = f"https://{HOST}:{ports[1]}"
         wait_until(self._answers, self._child, name="SeaweedFS", log=log, timeout_s=60)
         files = fs.S3FileSystem(
             access_key=KEY, secret_key=SECRET, endpoint_override=self.endpoint, allow_bucket_creation=True
@@ -99,6 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=Path)
     parser.add_argument("port", type=int)
+    parser.add_argument("secure_port", type=int)
     parser.add_argument("--parent-pid", type=int, required=True)
     given = parser.parse_args()
     bind_to_parent(given.parent_pid)
@@ -107,6 +115,7 @@ def main() -> None:
         "dir": directory / "data", "ip": HOST, "ip.bind": HOST, "master.telemetry": "false",
         "master.volumeSizeLimitMB": 64, "volume.max": 20, "volume.preStopSeconds": 0,
         "filer.localSocket": directory / "f.sock", "s3.localSocket": directory / "s.sock",
+        "s3.port.https": given.secure_port, "s3.cert.file": directory / "api.pem", "s3.key.file": directory / "api.key",
         "s3.port": given.port, "s3.config": directory / "identities.json", "s3.iam": "false",
         "s3.autoCreateBucket": "false", "s3.port.iceberg": 0, "s3.port.lance": 0,
     }  # fmt: skip

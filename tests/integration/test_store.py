@@ -226,7 +226,7 @@ class TestS3:
             ({"secret_key": "wrong"}, "SignatureDoesNotMatch"),
             ({"access_key": "nobody"}, "InvalidAccessKeyId"),
             ({"access_key": READER, "secret_key": READER_SECRET}, "AccessDenied"),
-            ({"endpoint": "http://127.0.0.1:1"}, "does not answer"),
+            ({"endpoint": "http://127.0.0.1:1"}, "does not answer.*Connection refused"),
         ],
     )
     def test_a_refusal_is_the_stores_and_says_why(
@@ -268,6 +268,15 @@ class TestS3:
         # Keys that are given are not mixed with those of the environment.
         monkeypatch.setenv("AWS_SESSION_TOKEN", "of somebody else")
         assert S3Store(address, given).get("m/1") == b"1"
+
+    def test_tls_with_an_authority_of_ones_own(self, server: S3Server, address: str, tmp_path: Path) -> None:
+        """With its certificate named the store is spoken to; without, it is nobody we know."""
+        secure = server.settings(endpoint=server.secure_endpoint, ca_file=server.ca_file)
+        assert S3Store(address, secure).put("m/1", b"1")
+        with pytest.raises(StoreUnavailable, match="InvalidCertificate, UnknownIssuer"):
+            S3Store(address, server.settings(endpoint=server.secure_endpoint)).get("m/1")
+        with pytest.raises(ConfigurationError, match=r"s3\.ca_file"):
+            S3Store(address, server.settings(ca_file=tmp_path / "nothing"))
 
     def test_a_store_that_overwrites_is_refused(self) -> None:
         """One that does not know conditional writes says yes to everything; that is found out before the first file."""

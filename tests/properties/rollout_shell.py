@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deploy.core.gates import Approvals
+from deploy.core.machine import Away
 from deploy.core.rollout import World, decide, needs_time
 from schemas.contracts import ModelContract
 from schemas.control import AnyCommand, CanaryAnalysis, ControlTick, Decision, Deployment
@@ -27,6 +28,8 @@ class Topics:
     control: list[AnyCommand] = field(default_factory=list)
     revisions: list[Deployment] = field(default_factory=list)
     facts: list[Decision] = field(default_factory=list)
+    #: Offsets of ``control`` from which on the registry is away, and is back, in turn.
+    turns: list[int] = field(default_factory=list)
 
 
 class Shell:
@@ -49,11 +52,17 @@ class Shell:
     def world(self) -> World:
         return World(
             self.contract,
-            lambda version: "altered" if version == UNVERIFIED else None,
+            self.verify,
             self.time_ms,
             2,
             approvals=lambda version: Approvals(2 if version == HIGH_RISK else 0),
         )
+
+    def verify(self, version: str) -> str | None:
+        """What the registry says of a version to who works on the message read last."""
+        if sum(turn < self.offset for turn in self.topics.turns) % 2:
+            return Away("nobody answers")
+        return "altered" if version == UNVERIFIED else None
 
     def before(self) -> Deployment | None:
         """The state that a message is decided on."""
@@ -113,6 +122,14 @@ class TrustsEveryVersion(Shell):
 
     def world(self) -> World:
         return World(self.contract, lambda _: None, self.time_ms, 2, approvals=super().world().approvals)
+
+
+class TakesSilenceForYes(Shell):
+    """A version is fit when nobody says that it is not."""
+
+    def verify(self, version: str) -> str | None:
+        said = super().verify(version)
+        return None if isinstance(said, Away) else said
 
 
 class NeedsNobody(Shell):
@@ -185,6 +202,7 @@ BROKEN: tuple[tuple[type[Shell], dict[str, Any]], ...] = (
     (ForgetsWhatItHandled, _PLAIN),
     (ReadsOnFromTheEnd, _PLAIN),
     (TrustsEveryVersion, _PLAIN),
+    (TakesSilenceForYes, _PLAIN),
     (NeedsNobody, _PLAIN),
     (ForgetsTheSick, _PLAIN),
     (BlindAtGates, _GATED),

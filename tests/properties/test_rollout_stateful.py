@@ -1,6 +1,6 @@
 """The controller as a model: whatever comes, in whatever order, with a crash between any two effects, these things hold.
 
-Nine broken shells (``rollout_shell``) show that the test would see it if one of them did not.
+Ten broken shells (``rollout_shell``) show that the test would see it if one of them did not.
 """
 
 from __future__ import annotations
@@ -242,6 +242,11 @@ class Controller(RuleBasedStateMachine):
         elif stable is not None and stable in report.golden:
             self.ill.discard(stable)
 
+    @rule()
+    def registry_goes_or_comes(self) -> None:
+        """From the next message on."""
+        self.topics.turns.append(len(self.topics.control))
+
     @rule(by=st.integers(1, 8))
     def time_passes(self, by: int) -> None:
         self.time_ms += by
@@ -386,7 +391,7 @@ class Controller(RuleBasedStateMachine):
         """The same messages without a crash come to the same end."""
         if not hasattr(self, "topics"):
             return
-        straight = Topics(control=self.topics.control)
+        straight = Topics(control=self.topics.control, turns=self.topics.turns)
         self.shell_class(straight, self.contract).drain()
         assert self.topics.revisions == straight.revisions
         ids = [fact.decision_id for fact in self.topics.facts]
