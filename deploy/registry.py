@@ -342,12 +342,12 @@ class Registry:
             if chosen is None:
                 # A manifest may be unsigned: it must not lead out of the version.
                 chosen = [*FILES, *(_note(name) for name in sums.keys() - set(FILES))]
-            files = {
+            found = {
                 name: self._file(f"{model}/{version}/{name}", sums[name], fresh=fresh)
                 for name in sorted({*chosen, "reference.json"})
             }
-            wrong = sorted(name for name, data in files.items() if content_hash(data) != sums[name])
-            if wrong:
+            files = {name: data for name, data in found.items() if data is not None}
+            if wrong := sorted(found.keys() - files.keys()):
                 raise RegistryError(
                     f"{model}/{version}: {', '.join(wrong)} is not what was registered: altered or torn"
                 )
@@ -364,14 +364,19 @@ class Registry:
             raise RegistryError(
                 f"{model}/{version}: its manifest is of {record.model}/{record.version}: moved by hand"
             )
-        if self._cache is not None:
-            for data in files.values():
-                self._cache.put(data)
         return record, files
 
-    def _file(self, key: str, sha256: str, *, fresh: bool) -> bytes:
-        kept = None if fresh or self._cache is None else self._cache.get(sha256)
-        return self._store.get(key) if kept is None else kept
+    def _file(self, key: str, sha256: str, *, fresh: bool) -> bytes | None:
+        """The file's bytes, if they are those with this digest: from the cache, or from the store and kept."""
+        cache = self._cache
+        if cache is not None and not fresh and (kept := cache.get(sha256)) is not None:
+            return kept
+        data = self._store.get(key)
+        if content_hash(data) != sha256:
+            return None
+        if cache is not None:
+            cache.put(sha256, data)
+        return data
 
     def _manifest(
         self, model: str, version: str, sha256: str | None = None
@@ -396,7 +401,7 @@ class Registry:
             signature = b""
         found = self._checked(where, manifest, signature)
         if cache is not None:
-            cache.put(manifest, signature)
+            cache.put(content_hash(manifest), manifest, signature)
         return found
 
     def _checked(

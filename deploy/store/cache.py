@@ -39,13 +39,12 @@ class Cache:
         """What was kept as the signature of the bytes with this digest. It is its reader's to check."""
         return self._read(sha256 + _SIGNATURE)
 
-    def put(self, data: bytes, signature: bytes | None = None) -> None:
-        """Keep ``data``, and a signature of it, if they fit; others leave for them."""
-        name = content_hash(data)
+    def put(self, sha256: str, data: bytes, signature: bytes | None = None) -> None:
+        """Keep ``data``, which has this digest, and a signature of it, if they fit; others leave for them."""
         if signature is not None:
-            self._write(name + _SIGNATURE, signature)
-        if not (self._directory / name).exists():
-            self._write(name, data)
+            self._write(sha256 + _SIGNATURE, signature)
+        if not (self._directory / sha256).exists():
+            self._write(sha256, data)
 
     def _read(self, name: str) -> bytes | None:
         path = self._directory / name

@@ -24,6 +24,7 @@ from deploy.store.base import MANIFEST, Absent, Store
 from deploy.store.cache import Cache
 from deploy.store.s3 import CLAIM, S3Store
 from schemas.errors import ConfigurationError, RegistryError, SignatureError, StoreUnavailable
+from schemas.ids import content_hash
 from schemas.settings import ScorerSection
 from schemas.signing import Signer, Verifier
 from tests.support_deploy import CONTRACT, artifact
@@ -353,13 +354,13 @@ class TestCache:
         data = [bytes([n]) * 100 for n in range(3)]
         names = []
         for n, one in enumerate(data):
-            cache.put(one)
+            cache.put(content_hash(one), one)
             names = sorted((p for p in tmp_path.iterdir()), key=lambda p: p.stat().st_mtime_ns)
             if n == 1:
                 assert cache.get(names[0].name) == data[0]
         held = {path.read_bytes() for path in tmp_path.iterdir()}
         assert held == {data[0], data[2]}
-        cache.put(b"x" * 251)
+        cache.put("0" * 64, b"x" * 251)
         assert {path.read_bytes() for path in tmp_path.iterdir()} == held
 
 
