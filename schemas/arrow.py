@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from schemas.errors import BadMessage
 from schemas.events import MESSAGE_BYTES_MAX
 from schemas.ids import partitions_of
+from schemas.spans import Spans
 
 #: Columns of a batch of predictions beside one for each feature; the model is in the schema's metadata.
 PREDICTION_COLUMNS = (
@@ -91,19 +93,50 @@ class ArrowRows:
             raise BadMessage("wrong-type", f"column {name} has nulls")
         return np.asarray(column.to_numpy(zero_copy_only=False), np.int64)
 
-    def texts(self, name: str, default: str | None) -> list[Any]:
-        """A column as Python values."""
-        return list(self.table[name].to_pylist()) if name in self else [default] * self.rows
+    def texts(self, name: str, default: str | None) -> tuple[list[Any], NDArray[np.int64]]:
+        """A column's distinct values, and for each row its place among them; None is what is no text."""
+        if name not in self:
+            return [default], np.zeros(self.rows, np.int64)
+        column = self._column(name)
+        if not _is_text(column.type):
+            return [None], np.zeros(self.rows, np.int64)
+        coded = column.dictionary_encode()
+        values = [*coded.dictionary.to_pylist(), None]
+        return values, np.asarray(
+            coded.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False), np.int64
+        )
+
+    def spans(self, name: str) -> tuple[Spans, NDArray[np.int64]]:
+        """A column of texts as bytes, and how many characters each has; 0: it is null, or no text."""
+        column = self._column(name)
+        if not _is_text(column.type):
+            return Spans.of([None] * self.rows), np.zeros(self.rows, np.int64)
+        column = column.cast(pa.large_string())
+        _, offsets, data = column.buffers()
+        ends = np.frombuffer(offsets, np.int64)[column.offset : column.offset + self.rows + 1]
+        buffer = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
+        chars = pc.utf8_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+        return Spans(buffer, ends[:-1], np.diff(ends)), np.asarray(chars, np.int64)
 
     def codes(self, name: str, default: str, allowed: Mapping[str, int]) -> NDArray[np.int8]:
         """A column of a closed vocabulary as its codes; other values are faults."""
-        values = self.texts(name, default)
-        codes = np.array([allowed.get(v, -1) if isinstance(v, str) else -1 for v in values], np.int8)
+        values, places = self.texts(name, default)
+        codes = np.array([allowed.get(v, -1) if isinstance(v, str) else -1 for v in values], np.int8)[places]
         self.fault(codes < 0, "invalid-value", f"{name} is not one of {sorted(allowed)}")
         return codes
+
+    def _column(self, name: str) -> pa.Array:
+        column = self.table[name].combine_chunks()
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        return column
 
     def _cast(self, name: str, kind: pa.DataType) -> pa.Array:
         try:
             return self.table[name].combine_chunks().cast(kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise BadMessage("wrong-type", f"column {name}: {error}") from error
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

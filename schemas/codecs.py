@@ -22,10 +22,12 @@ from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
 from schemas.events import ID_CHARS_MAX, PredictionMade, Status
 from schemas.ids import ROLES
-from schemas.messages import TIME_MAX_MS, TIME_MIN_MS, Bad, Id, Message, Name, Trace, all_good, checked
+from schemas.messages import TIME_MAX_MS, TIME_MIN_MS, Bad, Id, Messages, Name, Trace, checked
+from schemas.scan import names_of, scan
+from schemas.spans import Spans
 
 __all__ = [
-    "PREDICTION_COLUMNS", "Bad", "Message", "PredictionColumns", "PredictionDecoder", "encode_arrow_predictions",
+    "PREDICTION_COLUMNS", "Bad", "Messages", "PredictionColumns", "PredictionDecoder", "encode_arrow_predictions",
     "encode_prediction", "read_arrow",
 ]  # fmt: skip
 
@@ -42,13 +44,14 @@ class PredictionColumns:
     """``n`` predictions of one model. ``message`` and ``row`` say where each came from among the decoded messages.
 
     ``features``: (n, k) float64 in contract order, a category as its index (unknown: ``len(categories)``), null NaN.
-    ``score`` is NaN where null. ``payload_bytes`` is a row's share of its message.
+    ``keys`` are the predictions' ids as bytes; ``score`` is NaN where null; ``payload_bytes`` is a row's share of its
+    message.
     """
 
     contract: ModelContract
     message: NDArray[np.int64]
     row: NDArray[np.int32]
-    ids: list[str]
+    keys: Spans
     versions: tuple[str, ...]
     version: NDArray[np.int32]
     role: NDArray[np.int8]
@@ -60,7 +63,12 @@ class PredictionColumns:
     payload_bytes: NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.keys)
+
+    @property
+    def ids(self) -> list[str]:
+        """The predictions' ids."""
+        return [(key or b"").decode() for key in self.keys]
 
     def take(self, keep: NDArray[np.int64]) -> PredictionColumns:
         """The rows at positions ``keep``."""
@@ -68,7 +76,7 @@ class PredictionColumns:
             self.contract,
             self.message[keep],
             self.row[keep],
-            [self.ids[i] for i in keep],
+            self.keys.take(keep),
             self.versions,
             self.version[keep],
             self.role[keep],
@@ -79,6 +87,12 @@ class PredictionColumns:
             self.features[keep],
             self.payload_bytes[keep],
         )
+
+
+#: The columns that are plain arrays, whatever the rows.
+_ARRAYS = (
+    "message", "row", "role", "event_time_ms", "score", "latency_ms", "status", "features", "payload_bytes",
+)  # fmt: skip
 
 
 def _features_type(contract: ModelContract) -> type[msgspec.Struct]:
@@ -137,37 +151,54 @@ class PredictionDecoder:
             union = union | kind
         self._decoder: msgspec.json.Decoder[Any] | None = msgspec.json.Decoder(union) if types else None
         self._builders = {model: _Builder(contract) for model, contract in self.contracts.items()}
+        self._in_order = list(self.contracts.values())
+        self._names = names_of(self.contracts) if types else None
 
     def decode(
-        self,
-        messages: Sequence[Message],
-        time_ms: int | None = None,
+        self, messages: Messages, time_ms: int | None = None
     ) -> tuple[list[PredictionColumns], list[Bad]]:
-        """``messages``: (key, value, is Arrow). ``time_ms``: the stream's own event time, None before it has any.
+        """``time_ms``: the stream's own event time, None before it has any.
 
         Returns columns for each model, rows in the order of the messages, and what could not be used.
         """
         bad: list[Bad] = []
-        columns = self._columns_of_one(messages)
-        if columns is None:
-            columns = self._columns(messages, bad)
+        columns, left = self._scanned(messages)
+        if len(left):
+            columns = _by_model(columns + self._checked(messages, left, bad))
         return [c for c in (_sane(c, time_ms, bad) for c in columns) if len(c)], bad
 
-    def _columns_of_one(self, messages: Sequence[Message]) -> list[PredictionColumns] | None:
-        """What nearly every run is: good events of one model. None when it is anything else."""
-        events = all_good(self._decoder.decode, messages) if self._decoder is not None else None
-        if not events or len(kinds := set(map(type, events))) > 1:
-            return None
-        sizes = np.array([len(value or b"") for _, value, _ in messages], np.int64)
-        builder = self._builders[self._model_of[kinds.pop()]]
-        return [builder.columns(np.arange(len(events)), events, sizes)]
+    def _scanned(self, messages: Messages) -> tuple[list[PredictionColumns], NDArray[np.int64]]:
+        """What nearly every event is; and which messages are anything else."""
+        if self._names is None:
+            return [], np.arange(len(messages))
+        rows = scan(self._names, messages.keys, messages.values, messages.arrow)
+        sizes = messages.values.length[rows.places]
+        found = []
+        models = np.unique(rows.model).tolist()
+        for model, contract in ((m, self._in_order[m]) for m in models):
+            width = len(contract.features)
+            if len(models) == 1:
+                places, features = np.arange(len(rows.model)), rows.features.reshape(-1, width)
+            else:
+                places = np.flatnonzero(rows.model == model)
+                features = rows.features[rows.at[places, None] + np.arange(width)]
+            versions, version = _renumbered(rows.versions, rows.version[places])
+            found.append(PredictionColumns(
+                contract, rows.places[places], np.zeros(len(places), np.int32), rows.ids.take(places), versions, version,
+                rows.role[places], rows.event_time_ms[places], rows.score[places], rows.latency_ms[places],
+                rows.status[places], features, sizes[places],
+            ))  # fmt: skip
+        return found, rows.left
 
-    def _columns(self, messages: Sequence[Message], bad: list[Bad]) -> list[PredictionColumns]:
+    def _checked(
+        self, messages: Messages, places: NDArray[np.int64], bad: list[Bad]
+    ) -> list[PredictionColumns]:
         """Message by message: a bad one is named, its neighbours are taken."""
         rows: dict[str, tuple[list[int], list[Any], list[int]]] = {}
         columns: list[PredictionColumns] = []
         decode = self._decoder.decode if self._decoder is not None else _no_model
-        for at, (key, value, arrow) in enumerate(messages):
+        for at in places.tolist():
+            key, value, arrow = messages[at]
             if arrow:
                 columns += self._arrow(at, value, bad)
                 continue
@@ -180,9 +211,9 @@ class PredictionDecoder:
             kept[0].append(at)
             kept[1].append(event)
             kept[2].append(len(value or b""))
-        for model, (places, events, sizes) in rows.items():
+        for model, (at_each, events, sizes) in rows.items():
             columns.append(
-                self._builders[model].columns(np.array(places, np.int64), events, np.array(sizes, np.int64))
+                self._builders[model].columns(np.array(at_each, np.int64), events, np.array(sizes, np.int64))
             )
         return columns
 
@@ -226,7 +257,7 @@ class _Builder:
             self.contract,
             places,
             np.zeros(n, np.int32),
-            list(ids),
+            Spans.of([i.encode() for i in ids]),
             names,
             version,
             _codes(roles, _ROLE),
@@ -257,7 +288,8 @@ class _Builder:
             if feature.kind == "numeric":
                 matrix[:, place] = batch.floats(feature.name, np.nan)
             else:
-                matrix[:, place] = self._coded(place, batch.texts(feature.name, None))
+                values, coded_as = batch.texts(feature.name, None)
+                matrix[:, place] = np.array(self._coded(place, values))[coded_as]
             if not feature.nullable:
                 batch.fault(np.isnan(matrix[:, place]), "missing-feature", f"{feature.name} is null or NaN")
             batch.fault(np.isinf(matrix[:, place]), "not-finite", f"{feature.name} is infinite")
@@ -267,22 +299,25 @@ class _Builder:
             ~(latency >= 0.0) | np.isinf(latency), "invalid-value", "latency_ms is not a number from 0 on"
         )
         role, status = batch.codes("role", "stable", _ROLE), batch.codes("status", "ok", _STATUS)
-        ids, versions = batch.texts("prediction_id", None), batch.texts("version", None)
-        named = [isinstance(i, str) and 0 < len(i) <= ID_CHARS_MAX for i in ids]
-        batch.fault(~np.array(named, bool), "invalid-value", "prediction_id is empty or too long")
+        keys, chars = batch.spans("prediction_id")
         batch.fault(
-            ~np.array([isinstance(v, str) for v in versions], bool), "invalid-value", "version is not a text"
+            (chars == 0) | (chars > ID_CHARS_MAX), "invalid-value", "prediction_id is empty or too long"
         )
+        told, version = batch.texts("version", None)
+        no_text = np.array([value is None for value in told], np.bool_)
+        batch.fault(no_text[version], "invalid-value", "version is not a text")
         bad += [Bad(at, row, *why) for row, why in sorted(batch.faults.items())]
-        keep = np.array([row for row in range(batch.rows) if row not in batch.faults], np.int64)
-        names, version = coded([versions[i] for i in keep])
+        kept = np.ones(batch.rows, np.bool_)
+        kept[list(batch.faults)] = False
+        keep = np.flatnonzero(kept)
+        names, known = _renumbered([value or "" for value in told], version[keep])
         return PredictionColumns(
             contract,
             np.full(len(keep), at, np.int64),
             keep.astype(np.int32),
-            [ids[i] for i in keep],
+            keys.take(keep),
             names,
-            version,
+            known,
             role[keep],
             times[keep],
             score[keep],
@@ -300,6 +335,47 @@ def coded(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int32]]:
         return known, np.zeros(len(names), np.int32)
     index = {name: at for at, name in enumerate(known)}
     return known, np.fromiter(map(index.__getitem__, names), np.int32, len(names))
+
+
+def _renumbered(names: Sequence[str], codes: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """Those of ``names`` that ``codes`` speaks of, sorted, and the codes among them."""
+    if len(names) == 1:
+        return tuple(names), np.zeros(len(codes), np.int32)
+    present = np.unique(codes).tolist()
+    known = tuple(sorted({names[at] for at in present}))
+    place = np.zeros(len(names), np.int32)
+    place[present] = [known.index(names[at]) for at in present]
+    return known, place[codes]
+
+
+def _by_model(columns: list[PredictionColumns]) -> list[PredictionColumns]:
+    """One of each model, rows in the order of messages."""
+    of_model: dict[str, list[PredictionColumns]] = {}
+    for one in columns:
+        of_model.setdefault(one.contract.model, []).append(one)
+    return [parts[0] if len(parts) == 1 else _merged(parts) for parts in of_model.values()]
+
+
+def _merged(parts: list[PredictionColumns]) -> PredictionColumns:
+    """Rows of one model in the order of messages."""
+    told = [name for part in parts for name in part.versions]
+    start = np.cumsum([0] + [len(part.versions) for part in parts])
+    codes = np.concatenate([part.version + at for part, at in zip(parts, start, strict=False)]).astype(
+        np.int64
+    )
+    versions, version = _renumbered(told, codes)
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS
+    }
+    whole = PredictionColumns(
+        parts[0].contract,
+        keys=Spans.concat([part.keys for part in parts]),
+        versions=versions,
+        version=version,
+        **columns,
+    )
+    order = np.lexsort((whole.row, whole.message))
+    return whole if (np.diff(order) == 1).all() else whole.take(order)
 
 
 def _codes(names: Sequence[str], code: Mapping[str, int]) -> NDArray[np.int8]:

@@ -31,6 +31,7 @@ HEADER_PARTITION = "driftline-partition"
 
 MESSAGE_BYTES_MAX = 1_000_000
 ID_CHARS_MAX = 200
+REVISION_MAX = 1_000_000
 
 Identifier = Annotated[str, Field(min_length=1, max_length=ID_CHARS_MAX)]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -90,7 +91,7 @@ class GroundTruth(Event):
     model: Name
     label: float = Field(description="1/0 for a binary classifier, the value for a regression.")
     label_time_ms: int = Field(description="When the outcome became known, Unix epoch milliseconds (UTC).")
-    revision: int = Field(default=0, ge=0, le=1_000_000)
+    revision: int = Field(default=0, ge=0, le=REVISION_MAX)
     trace_id: str | None = Field(default=None, max_length=64)
 
 

@@ -82,21 +82,13 @@ def partition_of(key: bytes, partitions: int) -> int:
 def murmur2_many(keys: Sequence[bytes]) -> NDArray[np.uint32]:
     """murmur2 of every key at once, shape ``(len(keys),)``; equal to :func:`murmur2` key by key.
 
-    Keys are laid out as a zero-padded matrix of 4-byte words, so the cost per key falls to tens of nanoseconds.
+    Keys are laid out as a zero-padded matrix of 4-byte words, so the cost per key falls to tens of nanoseconds. Who has
+    keys as spans uses ``schemas.hashing``.
     """
-    return _murmur2(*_words(keys, b""))
-
-
-def _laid_out(keys: Sequence[bytes], end: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Keys, each with ``end`` behind it, as rows of zero-padded bytes, a multiple of eight wide; and their lengths."""
-    lengths = np.fromiter(map(len, keys), np.int64, len(keys)) + len(end)
-    longest = int(lengths.max(initial=1))
-    width = (longest + 7) // 8 * 8
-    if len(keys) and longest == int(lengths.min()):
-        padded = (end + bytes(width - longest)).join([*keys, b""])
-    else:
-        padded = b"".join([(key + end).ljust(width, b"\0") for key in keys])
-    return np.frombuffer(padded, np.uint8).reshape(len(keys), width), lengths
+    lengths = np.fromiter(map(len, keys), np.int64, len(keys))
+    width = (int(lengths.max(initial=1)) + 3) // 4 * 4
+    padded = b"".join([key.ljust(width, b"\0") for key in keys])
+    return _murmur2(np.frombuffer(padded, "<u4").reshape(len(keys), width // 4), lengths)
 
 
 def _murmur2(words: NDArray[np.uint32], lengths: NDArray[np.int64]) -> NDArray[np.uint32]:
@@ -119,53 +111,6 @@ def _murmur2(words: NDArray[np.uint32], lengths: NDArray[np.int64]) -> NDArray[n
         h *= m
         h ^= h >> np.uint32(15)
     return h
-
-
-class KeyHashes(NamedTuple):
-    """Hashes of ``n`` keys, arrays of shape (n,). ``murmur``: what partitions are cut by. ``identity``: what detectors
-    know predictions by. ``check``: 32 bits more, so that a key is known by 96: among a billion keys, two are alike once
-    in a hundred thousand million such sets."""
-
-    murmur: NDArray[np.uint32]
-    identity: NDArray[np.uint64]
-    check: NDArray[np.uint32]
-
-    def partitions(self, partitions: int) -> NDArray[np.int64]:
-        """:func:`partition_of` each key."""
-        return (self.murmur & np.uint32(0x7FFFFFFF)).astype(np.int64) % partitions
-
-
-def key_hashes(keys: Sequence[bytes]) -> KeyHashes:
-    """All hashes of ``keys`` in one pass.
-
-    ``identity`` is ``murmur2`` of the key, then of the key with a byte 1 behind it: the view ``prediction_identities``
-    computes the same in the warehouse, but for bits 31 and 63.
-    """
-    layout, lengths = _laid_out(keys, b"")
-    high = _murmur2(layout.view("<u4"), lengths)
-    low = _murmur2(*_words(keys, b"\x01"))
-    identity = high.astype(np.uint64) << np.uint64(32) | low.astype(np.uint64)
-    return KeyHashes(high, identity, _mixed(layout.view("<u8"), lengths))
-
-
-def _words(keys: Sequence[bytes], end: bytes) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    layout, lengths = _laid_out(keys, end)
-    return layout.view("<u4"), lengths
-
-
-def _mixed(words: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Another hash of the same bytes: words are folded in by multiplication in 64 bits, as murmur3's finaliser does."""
-    odd = np.uint64(0xFF51AFD7ED558CCD)
-    h = lengths.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    filled = (lengths + 7) // 8
-    least, most = (int(filled.min()), int(filled.max())) if len(lengths) else (0, 0)
-    with np.errstate(over="ignore"):
-        for i in range(most):
-            mixed = (h ^ words[:, i]) * odd
-            mixed ^= mixed >> np.uint64(33)
-            h = mixed if i < least else np.where(i < filled, mixed, h)
-        h *= np.uint64(0xC4CEB9FE1A85EC53)
-    return (h >> np.uint64(32)).astype(np.uint32)
 
 
 def partitions_of(keys: Sequence[bytes], partitions: int) -> NDArray[np.int64]:

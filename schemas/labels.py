@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,19 +14,10 @@ from numpy.typing import NDArray
 from schemas.arrow import read_arrow
 from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
-from schemas.events import GroundTruth
-from schemas.messages import (
-    TIME_MAX_MS,
-    TIME_MIN_MS,
-    Bad,
-    Id,
-    Message,
-    Name,
-    Trace,
-    all_good,
-    checked,
-    reason_of,
-)
+from schemas.events import REVISION_MAX, GroundTruth
+from schemas.messages import TIME_MAX_MS, TIME_MIN_MS, Bad, Id, Messages, Name, Trace, checked, reason_of
+from schemas.scan_labels import label_names, scan_labels
+from schemas.spans import Spans
 
 
 class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -36,7 +27,7 @@ class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     model: Name
     label: float
     label_time_ms: int
-    revision: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    revision: Annotated[int, msgspec.Meta(ge=0, le=REVISION_MAX)] = 0
     trace_id: Trace | None = None
 
 
@@ -45,44 +36,111 @@ _LABELS = msgspec.json.Decoder(Label)
 
 @dataclass(slots=True)
 class LabelColumns:
-    """Ground truths in the order of the messages; ``message (n,)`` and ``row (n,)`` say where each came from."""
+    """``n`` ground truths in the order of the messages; ``message (n,)`` and ``row (n,)`` say where each came from.
 
-    labels: list[Label]
+    ``model`` counts in ``models``; ``keys`` are the predictions' ids as bytes.
+    """
+
+    models: tuple[str, ...]
+    model: NDArray[np.int64]
+    keys: Spans
+    label: NDArray[np.float64]
+    label_time_ms: NDArray[np.int64]
+    revision: NDArray[np.int64]
     message: NDArray[np.int64]
     row: NDArray[np.int64]
 
+    @classmethod
+    def of(
+        cls, models: tuple[str, ...], labels: Sequence[Label], at: Sequence[tuple[int, int]]
+    ) -> LabelColumns:
+        """Labels of these models, and where each came from: its message, and the row in it."""
+        message, row = np.array(at, np.int64).reshape(len(labels), 2).T
+        return cls(
+            models,
+            np.array([models.index(label.model) for label in labels], np.int64),
+            Spans.of([label.prediction_id.encode() for label in labels]),
+            np.array([label.label for label in labels], np.float64),
+            np.array([label.label_time_ms for label in labels], np.int64),
+            np.array([label.revision for label in labels], np.int64),
+            message,
+            row,
+        )
+
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.keys)
+
+    def __getitem__(self, at: int) -> Label:
+        return Label(
+            (self.keys[at] or b"").decode(),
+            self.models[self.model[at]],
+            float(self.label[at]),
+            int(self.label_time_ms[at]),
+            int(self.revision[at]),
+        )
+
+    def take(self, places: NDArray[np.int64]) -> LabelColumns:
+        """Those at ``places``."""
+        return LabelColumns(
+            self.models, self.model[places], self.keys.take(places), self.label[places], self.label_time_ms[places],
+            self.revision[places], self.message[places], self.row[places],
+        )  # fmt: skip
 
 
-def decode_labels(
-    messages: Sequence[Message], contracts: Mapping[str, ModelContract]
-) -> tuple[LabelColumns, list[Bad]]:
-    """Ground truths, and what could not be used."""
-    labels = all_good(_LABELS.decode, messages)
-    if labels is not None and not any(_label_fault(label, contracts) for label in labels):
-        return LabelColumns(labels, np.arange(len(labels)), np.zeros(len(labels), np.int64)), []
-    good: list[tuple[int, int, Label]] = []
-    bad: list[Bad] = []
-    for at, (key, value, arrow) in enumerate(messages):
-        try:
-            labels = _arrow_labels(value) if arrow else [checked(_LABELS.decode, key, value)]
-        except BadMessage as error:
-            bad.append(Bad(at, 0, error.reason, error.detail))
-            continue
-        for row, label in enumerate(labels):
-            why = _label_fault(label, contracts)
-            if why is None:
-                good.append((at, row, label))
-            else:
-                bad.append(Bad(at, row, *why))
-    message, row_of = np.array([one[:2] for one in good], np.int64).reshape(len(good), 2).T
-    return LabelColumns([one[2] for one in good], message, row_of), bad
+class LabelDecoder:
+    """Decodes ground truths for every model in ``contracts``; make once, use for each batch."""
+
+    def __init__(self, contracts: Mapping[str, ModelContract]) -> None:
+        self._models = tuple(contracts)
+        self._known = frozenset(contracts)
+        self._names = label_names(contracts)
+
+    def decode(self, messages: Messages) -> tuple[LabelColumns, list[Bad]]:
+        """Ground truths, and what could not be used."""
+        rows = scan_labels(self._names, messages.keys, messages.values, messages.arrow)
+        plain = LabelColumns(
+            self._models, rows.model, rows.keys, rows.label, rows.label_time_ms, rows.revision, rows.places,
+            np.zeros(len(rows.places), np.int64),
+        )  # fmt: skip
+        if not len(rows.left):
+            return plain, []
+        others, bad = self._checked(messages, rows.left)
+        if not len(others):
+            return plain, bad
+        both = LabelColumns(
+            self._models,
+            keys=Spans.concat([plain.keys, others.keys]),
+            **{name: np.concatenate([getattr(plain, name), getattr(others, name)]) for name in _ARRAYS},
+        )
+        return both.take(np.lexsort((both.row, both.message))), bad
+
+    def _checked(self, messages: Messages, places: NDArray[np.int64]) -> tuple[LabelColumns, list[Bad]]:
+        """Message by message: a bad one is named, its neighbours are taken."""
+        good: list[tuple[int, int, Label]] = []
+        bad: list[Bad] = []
+        for at in places.tolist():
+            key, value, arrow = messages[at]
+            try:
+                labels = _arrow_labels(value) if arrow else [checked(_LABELS.decode, key, value)]
+            except BadMessage as error:
+                bad.append(Bad(at, 0, error.reason, error.detail))
+                continue
+            for row, label in enumerate(labels):
+                why = _label_fault(label, self._known)
+                if why is None:
+                    good.append((at, row, label))
+                else:
+                    bad.append(Bad(at, row, *why))
+        return LabelColumns.of(
+            self._models, [label for _, _, label in good], [(at, row) for at, row, _ in good]
+        ), bad
 
 
-def _label_fault(label: Label, contracts: Mapping[str, ModelContract]) -> tuple[str, str] | None:
-    contract = contracts.get(label.model)
-    if contract is None:
+_ARRAYS = ("model", "label", "label_time_ms", "revision", "message", "row")
+
+
+def _label_fault(label: Label, models: Container[str]) -> tuple[str, str] | None:
+    if label.model not in models:
         return "unknown-model", f"no contract for model {label.model!r}"
     if not math.isfinite(label.label):
         return "not-finite", "label is not finite"

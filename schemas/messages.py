@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from schemas.errors import BadMessage
 from schemas.events import ID_CHARS_MAX, MESSAGE_BYTES_MAX
+from schemas.spans import Spans
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
 Trace = Annotated[str, msgspec.Meta(max_length=64)]
@@ -32,22 +35,25 @@ class Bad:
     detail: str
 
 
-def all_good(decode: Callable[[bytes], Any], messages: Sequence[Message]) -> list[Any] | None:
-    """What nearly every run of messages is: good JSON, each under its own key. None when one of them is anything else:
-    then each is to be ``checked``."""
-    if not messages:
-        return []
-    keys, values, arrow = zip(*messages, strict=True)
-    try:
-        if any(arrow) or max(map(len, values)) > MESSAGE_BYTES_MAX:
-            return None
-        events = list(map(decode, values))
-    except (TypeError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    own = [event.prediction_id.encode() for event in events]
-    # Compared at once; only where a key is missing one by one.
-    fits = list(keys) == own or all(key in (None, i) for key, i in zip(keys, own, strict=True))
-    return events if fits else None
+@dataclass(slots=True)
+class Messages:
+    """``n`` messages as columns: keys, values, whether each is Arrow ``(n,)``."""
+
+    keys: Spans
+    values: Spans
+    arrow: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, messages: Sequence[Message]) -> Messages:
+        """A copy of what is in a list."""
+        keys, values = [m[0] for m in messages], [m[1] for m in messages]
+        return cls(Spans.of(keys), Spans.of(values), np.array([m[2] for m in messages], np.bool_))
+
+    def __len__(self) -> int:
+        return len(self.arrow)
+
+    def __getitem__(self, at: int) -> Message:
+        return self.keys[at], self.values[at], bool(self.arrow[at])
 
 
 def checked(decode: Callable[[bytes], Any], key: bytes | None, value: bytes | None) -> Any:

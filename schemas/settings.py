@@ -278,15 +278,14 @@ class MonitorSection(Section):
     )
     commit_rows_max: int = Field(default=50_000, ge=1)
     commit_interval: DurationMs = 500
-    chunk_records: int = Field(default=2_000, ge=1, description="Records in one batch handed to an agent.")
-    fetch_records_max: int = Field(default=20_000, ge=1)
+    chunk_records: int = Field(default=10_000, ge=1, description="Records in one batch handed to an agent.")
     ticker: Literal["wall", "off"] = "wall"
     tick_interval: DurationMs = 1_000
     tick_delay: DurationMs = Field(default=2_000, description="How far behind the clock a tick's time is.")
     hot_index_bytes_max: int = Field(default=1_073_741_824, ge=1_000_000)
     early_labels_max: int = Field(default=1_000_000, ge=0)
     ready_timeout: DurationMs = 60_000
-    queue_batches_max: int = Field(default=64, ge=1)
+    queue_batches_max: int = Field(default=16, ge=1)
     warehouse: bool = Field(default=True, description="Write aggregates to ClickHouse.")
     seed: int = 7
 

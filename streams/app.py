@@ -25,6 +25,7 @@ from streams.task import Services, Task
 
 log = logging.getLogger(__name__)
 FETCH_BYTES_MAX = 4 * 1024 * 1024
+FETCH_RESPONSES_MAX = 1_000
 IO_THREADS = 16
 #: How long the end of a worker waits for a broker that may be away.
 STOP_PATIENCE_S = 5.0
@@ -61,7 +62,8 @@ def create_app(settings: MonitorSettings, stages: Sequence[Stage]) -> MonitorApp
         # Longer than a rebalance may hold an answer; a broker that is gone without a word is given up after it.
         broker_request_timeout=max(90.0, 1.5 * session_s),
         broker_commit_interval=1.0,
-        broker_max_poll_records=monitor.fetch_records_max,
+        # Of fetch responses: each is bounded in bytes.
+        broker_max_poll_records=FETCH_RESPONSES_MAX,
         broker_commit_livelock_soft_timeout=3600.0,
         stream_processing_timeout=3600.0,
         consumer_max_fetch_size=FETCH_BYTES_MAX,

@@ -257,8 +257,7 @@ class Task:
 
     def _fresh(self, tp: tuple[str, int], records: RecordBatch) -> RecordBatch:
         fresh = self._ledger.fresh(tp, records)
-        size = sum(map(len, filter(None, fresh.values)))
-        self._shared.metrics.count("driftline_input_bytes_total", size, **self._labels)
+        self._shared.metrics.count("driftline_input_bytes_total", fresh.values.size, **self._labels)
         self._shared.metrics.count("driftline_rows_total", len(fresh), topic=tp[0], **self._labels)
         return fresh
 
@@ -332,4 +331,5 @@ class Task:
 
 def _has_rows(chunk: Chunk) -> bool:
     """Whether there is more in it than ticks."""
-    return any(not any(name == HEADER_KIND for name, _ in record.headers) for record in chunk.records)
+    told = chunk.records.headers
+    return len(chunk.records) > sum(HEADER_KIND in headers for headers in told.values())

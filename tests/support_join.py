@@ -11,9 +11,10 @@ import numpy as np
 from schemas.blocks import ObservationBlock, decode_block
 from schemas.contracts import Feature, ModelContract, ModelRecord, Monitoring
 from schemas.events import FORMAT_ARROW, HEADER_FORMAT, HEADER_KIND, KIND_TICK, DeadLetter
-from schemas.ids import key_hashes
-from schemas.labels import Label
+from schemas.hashing import key_hashes
+from schemas.labels import Label, LabelColumns
 from schemas.settings import MonitorSettings
+from schemas.spans import Spans
 from streams.core.delivery import Out, StageContext
 from streams.core.join import BYTES_MAX, Arrivals, JoinIndex, LabelRows
 from streams.core.join_pieces import JoinPieces
@@ -107,6 +108,13 @@ def dead(outs: list[Out]) -> list[DeadLetter]:
     return [DeadLetter.model_validate_json(o.value) for o in outs if o.topic == "dead-letters" and o.value]
 
 
+def label_rows(labels: list[Label]) -> LabelRows:
+    """Labels of one model as the index takes them."""
+    columns = LabelColumns.of((labels[0].model,), labels, [(0, 0)] * len(labels))
+    hashes = key_hashes(columns.keys)
+    return LabelRows(columns, hashes.identity, hashes.check)
+
+
 class OneByOne:
     """A join index that is given predictions and labels of model ``m`` one at a time; state goes to ``pieces``."""
 
@@ -124,7 +132,7 @@ class OneByOne:
         score: float = 0.5,
     ) -> list[tuple[int, float | None, float]] | None:
         """(role, label before, label) of each outcome; None when the prediction is no new one."""
-        hashes = key_hashes([prediction_id.encode()])
+        hashes = key_hashes(Spans.of([prediction_id.encode()]))
         zero = np.zeros(1, np.int64)
         arrival = Arrivals(
             [Kind(window, version, role, ("a=b",))], zero, hashes.identity, hashes.check, zero + window.start_ms,
@@ -137,9 +145,8 @@ class OneByOne:
         self, prediction_id: str, revision: int = 0, value: float = 1.0, at_ms: int = T0, oldest_ms: int = 0
     ) -> list[tuple[int, float | None, float]]:
         """(role, label before, label) of each outcome."""
-        one = Label(prediction_id, "m", value, at_ms, revision)
-        hashes = key_hashes([prediction_id.encode()])
-        return told(self.index.label(LabelRows([one], hashes.identity, hashes.check), oldest_ms, HOUR))
+        rows = label_rows([Label(prediction_id, "m", value, at_ms, revision)])
+        return told(self.index.label(rows, oldest_ms, HOUR))
 
     def commit(self) -> dict[str, bytes | None]:
         """What changed, which is now in ``pieces`` too."""

@@ -22,8 +22,10 @@ from schemas.arrow import read_arrow
 from schemas.blocks import decode_block
 from schemas.control import ControlTick
 from schemas.events import FORMAT_ARROW, HEADER_FORMAT, HEADER_KIND, HEADER_ORIGIN, KIND_TICK
-from schemas.ids import ROLES, RowId, key_hashes, partition_of
+from schemas.hashing import key_hashes
+from schemas.ids import ROLES, RowId, partition_of
 from schemas.rows import TABLES
+from schemas.spans import Spans
 
 SHOWN_MAX = 20
 #: Garbage that can be read as its topic's type; the archive keeps a copy although the join refuses it.
@@ -160,7 +162,7 @@ def _observations(checked: Checked, expected: Mapping[str, Any], messages: Seque
             net[block.model, identity, block.versions[version], ROLES[role], label] += sign
     checked.bags("observed predictions", (tuple(at) for at in expected["addresses"]), rows)
     ids = [outcome[1].encode() for outcome in expected["outcomes"]]
-    hashes = key_hashes(ids).identity.tolist() if ids else []
+    hashes = key_hashes(Spans.of(ids)).identity.tolist() if ids else []
     want = Counter(
         (model, identity, version, role, label)
         for (model, _, version, role, label), identity in zip(expected["outcomes"], hashes, strict=True)

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.ids import key_hashes
-from schemas.labels import Label
+from schemas.hashing import key_hashes
+from schemas.labels import Label, LabelColumns
+from schemas.spans import Spans
 from streams.core.evicted import FINGERPRINT_BYTES, Fingerprints, Marks
 from streams.core.join_counts import JoinCounts, ModelCounts, drain
 from streams.core.join_kinds import Kinds, hash64
@@ -55,9 +56,9 @@ class Arrivals:
 
 @dataclass(slots=True)
 class LabelRows:
-    """Labels of one model as they come, and the hashes of their predictions' ids."""
+    """Labels of one model as they come, at least one, and the hashes of their predictions' ids."""
 
-    labels: list[Label]
+    labels: LabelColumns
     identity: NDArray[np.uint64]
     check: NDArray[np.uint32]
 
@@ -136,7 +137,7 @@ class JoinIndex:
 
     def key_of(self, label: Label) -> Key:
         """By what the label's prediction is known."""
-        hashes = key_hashes([label.prediction_id.encode()])
+        hashes = key_hashes(Spans.of([label.prediction_id.encode()]))
         key, check = self._salted(label.model, hashes.identity, hashes.check)
         return Key(int(key[0]), int(check[0]))
 
@@ -246,18 +247,17 @@ class JoinIndex:
         ``oldest_ms``: a label older than this does not wait; its prediction's window is settled.
         """
         labels, rows = arrived.labels, self.rows
-        model = labels[0].model
+        model = labels.models[labels.model[0]]
         key, check = self._salted(model, arrived.identity, arrived.check)
         at = rows.find(key, check)
-        time_ms = np.fromiter((one.label_time_ms for one in labels), np.int64, len(labels))
+        time_ms = labels.label_time_ms
         simple = at >= 0
         simple &= (rows.link[at] < 0) & (rows.revision[at] == NO_REVISION)
         if simple.any():
             simple &= time_ms <= self.kinds.end_ms[rows.kind[at]] + horizon_ms
             _, which, times = np.unique(at, return_inverse=True, return_counts=True)
             simple &= times[which] == 1
-        first = [labels[i] for i in np.flatnonzero(simple).tolist()]
-        settled = self._settle(model, at[simple], first, time_ms[simple])
+        settled = self._settle(model, at[simple], labels.take(np.flatnonzero(simple)))
         given: list[Given] = []
         for i in np.flatnonzero(~simple).tolist():
             if at[i] < 0:
@@ -266,14 +266,11 @@ class JoinIndex:
                 given += self._apply(int(at[i]), labels[i], horizon_ms)
         return joined([settled, self._outcomes(model, given)]) if given else settled
 
-    def _settle(
-        self, model: str, at: Positions, labels: list[Label], times: NDArray[np.int64]
-    ) -> OutcomeRows:
+    def _settle(self, model: str, at: Positions, labels: LabelColumns) -> OutcomeRows:
         """The first labels of rows that stand alone, one each."""
         rows = self.rows
-        values = np.array([one.label for one in labels], np.float64)
-        rows.revision[at] = [one.revision for one in labels]
-        rows.label[at], rows.label_time_ms[at] = values, times
+        values, times = labels.label, labels.label_time_ms
+        rows.revision[at], rows.label[at], rows.label_time_ms[at] = labels.revision, values, times
         if len(at):
             self.commit.settled.append(rows.number[at])
         self.counts.joined += len(at)

@@ -13,7 +13,8 @@ from schemas.blocks import DTYPES, ObservationBlock
 from schemas.codecs import PredictionColumns, coded
 from schemas.contracts import ModelContract
 from schemas.events import HEADER_ORIGIN
-from schemas.ids import KeyHashes, RowId
+from schemas.hashing import KeyHashes
+from schemas.ids import RowId
 from schemas.rows import NANO
 from streams.core.counting import Segments
 from streams.core.ordering import merged

@@ -8,7 +8,6 @@ outcome row. Ticks move event time, close windows, and go on to every observatio
 from __future__ import annotations
 
 import base64
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.blocks import ObservationBlock, encode_block
-from schemas.codecs import PREDICTION_COLUMNS, Bad, Message, PredictionColumns, PredictionDecoder, read_arrow
+from schemas.codecs import PREDICTION_COLUMNS, Bad, Messages, PredictionColumns, PredictionDecoder, read_arrow
 from schemas.contracts import ModelContract, ModelRecord, Reference
 from schemas.errors import Halted, StateCorrupt
 from schemas.events import (
@@ -30,8 +29,9 @@ from schemas.events import (
     DeadLetter,
     Tick,
 )
-from schemas.ids import KeyHashes, RowId, key_hashes
-from schemas.labels import LabelColumns, decode_labels
+from schemas.hashing import KeyHashes, key_hashes
+from schemas.ids import RowId
+from schemas.labels import LabelColumns, LabelDecoder
 from streams.core.counting import Members, Segments
 from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
 from streams.core.join import Arrivals, JoinIndex, LabelRows, ModelCounts, drain
@@ -83,6 +83,7 @@ class JoinCore:
         self._contracts: dict[str, ModelContract] = {}
         self._references: dict[str, dict[str, Reference]] = {}
         self._decoder = PredictionDecoder(())
+        self._label_decoder = LabelDecoder({})
         self._windows = Windows(context.partition)
         limits = context.settings.monitor
         # A worker may come to own every partition.
@@ -114,6 +115,7 @@ class JoinCore:
                 versions[record.version.version] = record.version.reference
         if changed:
             self._decoder = PredictionDecoder(self._contracts.values())
+            self._label_decoder = LabelDecoder(self._contracts)
 
     # -- input ----------------------------------------------------------------------------------------------------
 
@@ -143,11 +145,10 @@ class JoinCore:
         else:
             self._labels(records)
 
-    def _messages(self, records: RecordBatch) -> list[Message]:
-        arrow = {at for at, held in records.headers.items() if held.get(HEADER_FORMAT) == FORMAT_ARROW}
-        if not arrow:
-            return list(zip(records.keys, records.values, itertools.repeat(False)))
-        return [(key, records.values[at], at in arrow) for at, key in enumerate(records.keys)]
+    def _messages(self, records: RecordBatch) -> Messages:
+        arrow = np.zeros(len(records), np.bool_)
+        arrow[[at for at, held in records.headers.items() if held.get(HEADER_FORMAT) == FORMAT_ARROW]] = True
+        return Messages(records.keys, records.values, arrow)
 
     def _predictions(self, records: RecordBatch) -> None:
         time_ms = None if self._meta.prediction_ms == BEGINNING_MS else self._meta.prediction_ms
@@ -160,7 +161,6 @@ class JoinCore:
         self,
         records: RecordBatch,
         rows: PredictionColumns | LabelColumns,
-        keys: list[bytes],
         hashes: KeyHashes,
     ) -> NDArray[np.bool_]:
         """Which rows are taken in here: of this partition, or sent here before; the others are sent on."""
@@ -171,7 +171,7 @@ class JoinCore:
             if HEADER_ORIGIN in record.headers:
                 stays[at] = True
             else:
-                self._send_on(record, int(rows.row[at]), keys[at], int(where[at]))
+                self._send_on(record, int(rows.row[at]), rows.keys[at] or b"", int(where[at]))
         return stays
 
     def _send_on(self, record: Record, row: int, key: bytes, partition: int) -> None:
@@ -199,11 +199,10 @@ class JoinCore:
     def _take(self, records: RecordBatch, columns: PredictionColumns) -> None:
         """Count what is new, put it into the index and on the way to the detectors."""
         contract = columns.contract
-        keys = [i.encode() for i in columns.ids]
-        hashes = key_hashes(keys)
+        hashes = key_hashes(columns.keys)
         window_ms = contract.monitoring.pane_ms
         starts = columns.event_time_ms // window_ms * window_ms
-        stays = self._stays(records, columns, keys, hashes)
+        stays = self._stays(records, columns, hashes)
         in_time = starts + window_ms > self._meta.floor_ms.get(contract.model, BEGINNING_MS)
         if too_late := int((stays & ~in_time).sum()):
             self._measured.too_late[contract.model] = (
@@ -238,20 +237,16 @@ class JoinCore:
         self._settle(contract, outcomes)
 
     def _labels(self, records: RecordBatch) -> None:
-        labels, bad = decode_labels(self._messages(records), self._contracts)
+        labels, bad = self._label_decoder.decode(self._messages(records))
         self._reject(records, bad, len(labels) + len(bad))
-        keys = [label.prediction_id.encode() for label in labels.labels]
-        hashes = key_hashes(keys)
-        of_model: dict[str, list[int]] = {}
-        for at in np.flatnonzero(self._stays(records, labels, keys, hashes)).tolist():
-            of_model.setdefault(labels.labels[at].model, []).append(at)
+        hashes = key_hashes(labels.keys)
+        stays = self._stays(records, labels, hashes)
         oldest_ms = self._oldest_waiting_ms()
-        for model, places in of_model.items():
-            contract = self._contracts[model]
-            rows = LabelRows(
-                [labels.labels[at] for at in places], hashes.identity[places], hashes.check[places]
-            )
-            outcomes = self._index.label(rows, oldest_ms[model], contract.monitoring.label_horizon)
+        for code in np.unique(labels.model[stays]).tolist():
+            contract = self._contracts[labels.models[code]]
+            at = np.flatnonzero(stays & (labels.model == code))
+            rows = LabelRows(labels.take(at), hashes.identity[at], hashes.check[at])
+            outcomes = self._index.label(rows, oldest_ms[contract.model], contract.monitoring.label_horizon)
             self._settle(contract, outcomes)
 
     def _oldest_waiting_ms(self) -> dict[str, int]:

@@ -8,6 +8,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.spans import Spans
+
 _NO_HEADERS: Mapping[str, bytes] = {}
 
 
@@ -33,10 +35,10 @@ class RecordBatch:
         topic: str,
         partition: int,
         offsets: NDArray[np.int64],
-        keys: Sequence[bytes | None],
-        values: Sequence[bytes | None],
+        keys: Spans,
+        values: Spans,
         headers: Mapping[int, Mapping[str, bytes]],
-        timestamps_ms: Sequence[int],
+        timestamps_ms: NDArray[np.int64],
     ) -> None:
         self.topic = topic
         self.partition = partition
@@ -53,14 +55,14 @@ class RecordBatch:
             records[0].topic,
             records[0].partition,
             np.array([r.offset for r in records], np.int64),
-            [r.key for r in records],
-            [r.value for r in records],
+            Spans.of([r.key for r in records]),
+            Spans.of([r.value for r in records]),
             {at: r.headers for at, r in enumerate(records) if r.headers},
-            [r.timestamp_ms for r in records],
+            np.array([r.timestamp_ms for r in records], np.int64),
         )
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.offsets)
 
     def __getitem__(self, at: int) -> Record:
         return Record(
@@ -70,11 +72,17 @@ class RecordBatch:
             self.keys[at],
             self.values[at],
             self.headers.get(at, _NO_HEADERS),
-            self.timestamps_ms[at],
+            int(self.timestamps_ms[at]),
         )
 
     def __iter__(self) -> Iterator[Record]:
         return (self[at] for at in range(len(self)))
+
+    def named(self, topic: str) -> RecordBatch:
+        """The same under another topic's name."""
+        return RecordBatch(
+            topic, self.partition, self.offsets, self.keys, self.values, self.headers, self.timestamps_ms
+        )
 
     def part(self, start: int, end: int) -> RecordBatch:
         """Those from place ``start`` on and before ``end``."""

@@ -19,11 +19,12 @@ from deploy.local.kafka import LocalKafka
 from deploy.local.warehouse import LocalWarehouse
 from schemas import migrations
 from schemas.control import Because, Decision, Deployment, Phase
-from schemas.ids import key_hashes
+from schemas.hashing import key_hashes
 from schemas.record import POLICY, Head, head_of, link
 from schemas.rows import TABLES
 from schemas.settings import ClickHouseSettings, KafkaSettings
 from schemas.signing import Signer
+from schemas.spans import Spans
 from schemas.verdicts import Evidence, Family, SignalChanged, State, Verdict, Worst
 from streams.core.archive import log_rows
 from streams.core.records import Record
@@ -199,7 +200,7 @@ def test_what_a_stranger_writes_to_the_topic_is_found(log: Log, wire: Wire, tmp_
 def test_from_a_prediction_to_its_decision_and_back(log: Log) -> None:
     """By the trace id a caller knows; and from a decision to how many predictions, which span, which were the worst."""
     ids = [f"flight-{at}" for at in range(50)]
-    hashes = key_hashes([i.encode() for i in ids]).identity.tolist()
+    hashes = key_hashes(Spans.of([i.encode() for i in ids])).identity.tolist()
     evidence = Evidence(
         rows=30, since_ms=T0 + 10 * HOUR, worst=(Worst(identity=hashes[17], time_ms=T0, score=9.0),)
     )

@@ -14,9 +14,11 @@ import pytest
 
 from deploy.local.warehouse import LocalWarehouse
 from schemas import migrations
-from schemas.ids import key_hashes, partition_of
+from schemas.hashing import key_hashes
+from schemas.ids import partition_of
 from schemas.rows import TABLES
 from schemas.settings import ClickHouseSettings
+from schemas.spans import Spans
 from schemas.verdicts import Evidence, Family, SignalChanged, State, Verdict, Worst
 from streams.core import oracle
 from streams.core.archive import log_rows
@@ -273,7 +275,7 @@ def test_a_signals_worst_events_are_found_in_the_log(settings: ClickHouseSetting
     """By the identity that detectors know: every one of 500 ids, its highest bits set or not, and nothing else."""
     ids = [f"flight-{at}-\u00e9" for at in range(500)]
     keys = [name.encode() for name in ids]
-    hashes = key_hashes(keys).identity.tolist()
+    hashes = key_hashes(Spans.of(keys)).identity.tolist()
     assert len({identity >> 63 for identity in hashes}) == 2
     worst = tuple(
         Worst(identity=i, time_ms=T0 + at, score=float(at)) for at, i in enumerate(hashes) if at % 100 == 7

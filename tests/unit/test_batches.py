@@ -2,48 +2,117 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
+import pytest
 from aiokafka.consumer import fetcher
+from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from faust.types import TP
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from streams.batches import _BareRecords, chunk_scheduler, share_out
-from streams.core.records import Record
+from streams.batches import _PartitionRecords, _Response, chunk_scheduler, share_out
+from streams.core.records import Record, RecordBatch
+from streams.record_batches import read
 
 
-def _fetched(offset: int) -> SimpleNamespace:
-    headers = (("h", b"v"),) if offset % 2 else ()
-    return SimpleNamespace(offset=offset, key=b"k", value=b"v", headers=headers, timestamp=5)
+def _raw(records: list[Record], kind: int = 0, **header: int) -> bytes:
+    """One record batch as a broker sends it; ``kind``: how it is compressed."""
+    transactional, producer = header.get("transactional", 0), header.get("producer", -1)
+    builder = DefaultRecordBatchBuilder(2, kind, transactional, producer, 0, 0, 1 << 20)
+    base = records[0].offset
+    for one in records:
+        assert builder.append(
+            one.offset - base, one.timestamp_ms, one.key, one.value, list(one.headers.items())
+        )
+    raw = bytearray(builder.build())
+    raw[:8] = base.to_bytes(8, "big")
+    raw[22] |= header.get("control", 0) << 5
+    return bytes(raw)
+
+
+def _record(offset: int) -> Record:
+    headers = {"h": b"v", "": b""} if offset % 2 else {}
+    return Record(
+        "a", 0, offset, b"k" * offset, None if offset % 5 == 4 else b"v" * offset, headers, 5 + offset
+    )
 
 
 def test_one_fetch_becomes_chunks_that_hold_every_record_in_order_with_headers() -> None:
     """Nothing is lost at the cuts, and partitions take turns."""
     first, second = TP("a", 0), TP("a", 1)
-    fetched = {first: [_fetched(i) for i in range(5)], second: [_fetched(i) for i in range(10, 12)]}
+    fetched = {
+        first: [RecordBatch.of([_record(i) for i in range(5)])],
+        second: [RecordBatch.of([replace(_record(i), partition=1) for i in range(10, 12)])],
+    }
     chunks = list(chunk_scheduler(2)().iterate(fetched))
     assert [(tp.partition, chunk.end_offset) for tp, chunk in chunks] == [(0, 2), (1, 12), (0, 4), (0, 5)]
     records = [r for tp, chunk in chunks if tp == first for r in chunk.to_batch("logical")]
-    assert [r.offset for r in records] == [0, 1, 2, 3, 4]
-    assert records[1] == Record("logical", 0, 1, b"k", b"v", {"h": b"v"}, 5)
-    assert records[0].headers == {}
+    assert records == [replace(_record(i), topic="logical") for i in range(5)]
 
 
-def test_records_are_handed_out_as_the_parser_made_them() -> None:
-    """aiokafka still makes records through the one method that is replaced, and they have what a chunk reads."""
-    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
-    builder.append(0, 7, b"k", b"v", [("h", b"w")])
-    builder.append(1, 8, None, None, [])
-    parsed = _BareRecords(TP("a", 0), MemoryRecords(bytes(builder.build())), [], 0, None, None, True, 1)
-    ((_, chunk),) = chunk_scheduler(9)().iterate({TP("a", 0): list(parsed)})
-    assert list(chunk.to_batch("logical")) == [
-        Record("logical", 0, 0, b"k", b"v", {"h": b"w"}, 7),
-        Record("logical", 0, 1, None, None, {}, 8),
+@pytest.mark.parametrize("kind", range(5))
+def test_a_response_is_read_as_aiokafka_reads_it(kind: int) -> None:
+    """Whatever its compression; from the middle of a batch on; what is cut off at the end is left for the next fetch."""
+    parts = [
+        [_record(i) for i in range(3)],
+        [_record(i) for i in (3, 5, 9)],
+        [_record(i) for i in range(40, 300)],
     ]
-    assert fetcher.PartitionRecords._consumer_record is not _BareRecords._consumer_record
+    raw = b"".join(_raw(part, kind if at else 0) for at, part in enumerate(parts))
+    theirs = MemoryRecords(raw)
+    expected = []
+    while theirs.has_next():
+        expected += [
+            Record("a", 0, r.offset, r.key, r.value, dict(r.headers), r.timestamp)
+            for r in theirs.next_batch()
+        ]
+    batch, end = read("a", 0, raw + raw[:-1][: len(_raw(parts[0])) - 1], [], 2)
+    assert (list(batch), end) == (expected[2:], 300)
+    assert expected == [one for part in parts for one in part]
+
+
+def test_what_an_aborted_transaction_wrote_is_not_handed_out() -> None:
+    """Nor are markers; the next fetch begins after them. Two producers, one of which comes back after its abort."""
+    abort, commit = b"\0\0\0\0", b"\0\0\0\1"
+
+    def marker(offset: int, key: bytes, producer: int) -> bytes:
+        record = Record("a", 0, offset, key, b"")
+        return _raw([record], transactional=1, producer=producer, control=1)
+
+    def data(offset: int, producer: int) -> bytes:
+        return _raw([_record(offset)], transactional=1, producer=producer)
+
+    raw = b"".join((
+        data(0, 7), data(1, 8), marker(2, abort, 7), data(3, 7), marker(4, commit, 8), marker(5, commit, 7), data(6, 7),
+        marker(7, abort, 7),
+    ))  # fmt: skip
+    batch, end = read("a", 0, raw, [(7, 6), (7, 0)], 0)
+    assert ([record.offset for record in batch], end) == ([1, 3], 8)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_broken_response_is_refused_and_never_read_past_its_end(data: st.DataObject) -> None:
+    """The bytes may be anything: records or an error."""
+    raw = bytearray(_raw([_record(i) for i in range(6)], data.draw(st.sampled_from([0, 0, 3]))))
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        batch, _ = read("a", 0, bytes(raw), [], 0)
+    except CorruptRecordException:
+        return
+    assert sum(len(record.value or b"") + len(record.key or b"") for record in batch) <= 256 * len(raw)
+
+
+def test_aiokafka_still_asks_for_what_is_replaced() -> None:
+    """Its fetcher has no other seam: the names and signatures are those of the pinned version."""
+    records = _PartitionRecords(TP("a", 0), _Response(_raw([_record(3)])), None, 3, None, None, False, 1)
+    assert [one.offset for batch in records for one in batch] == [3]
+    assert records.next_fetch_offset == 4
+    assert {"MemoryRecords", "PartitionRecords"} <= set(vars(fetcher))
+    assert _Response(b"").has_next() is False
 
 
 tasks = st.integers(1, 12).map(lambda n: [(stage, p) for p in range(n) for stage in ("join", "detect")])

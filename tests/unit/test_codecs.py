@@ -16,7 +16,8 @@ from schemas.arrow import encode_arrow_predictions
 from schemas.codecs import PredictionDecoder, encode_prediction
 from schemas.events import GroundTruth, PredictionMade
 from schemas.ids import partition_of
-from schemas.labels import decode_labels, encode_label
+from schemas.labels import LabelDecoder, encode_label
+from schemas.messages import Messages
 from tests.support_join import CONTRACT, T0, prediction, truth
 
 DECODER = PredictionDecoder([CONTRACT, CONTRACT.model_copy(update={"model": "other"})])
@@ -33,7 +34,7 @@ scalars = (
 
 
 def _decoded(event: dict[str, Any]) -> bool:
-    columns, bad = DECODER.decode([(None, json.dumps(event).encode(), False)])
+    columns, bad = DECODER.decode(Messages.of([(None, json.dumps(event).encode(), False)]))
     assert len(columns) + len(bad) == 1
     return not bad
 
@@ -82,7 +83,9 @@ def test_decoder_and_public_model_agree_on_every_field(changes: dict[str, Any]) 
 def test_label_decoder_and_public_model_agree(changes: dict[str, Any]) -> None:
     """The same for ground truth; a well-formed name of a model nobody knows is refused by the stream alone."""
     event = truth(**changes)
-    _, bad = decode_labels([(None, json.dumps(event).encode(), False)], {"flights": CONTRACT})
+    _, bad = LabelDecoder({"flights": CONTRACT}).decode(
+        Messages.of([(None, json.dumps(event).encode(), False)])
+    )
     try:
         GroundTruth.model_validate_json(json.dumps(event), strict=True)
     except ValidationError:
@@ -101,7 +104,7 @@ def test_columns_hold_what_the_events_said() -> None:
         prediction("c", model="other", latency_ms=7.25, version="v2"),
     ]
     values = [json.dumps(event).encode() for event in events]
-    columns, bad = DECODER.decode([(None, value, False) for value in values])
+    columns, bad = DECODER.decode(Messages.of([(None, value, False) for value in values]))
     assert not bad
     flights, other = columns
     assert (flights.ids, flights.versions, flights.version.tolist()) == (["a", "b"], ("v1",), [0, 0])
@@ -116,11 +119,11 @@ def test_columns_hold_what_the_events_said() -> None:
 def test_what_the_encoders_write_the_decoders_read() -> None:
     """For a client in Python: the model, its bytes, its columns."""
     key, value = encode_prediction(PredictionMade.model_validate(prediction("a")))
-    columns, bad = DECODER.decode([(key, value, False)])
+    columns, bad = DECODER.decode(Messages.of([(key, value, False)]))
     assert (columns[0].ids, bad) == (["a"], [])
     key, value = encode_label(GroundTruth.model_validate(truth("a", revision=2)))
-    good, bad = decode_labels([(key, value, False)], {"flights": CONTRACT})
-    assert [(label.prediction_id, label.revision) for label in good.labels] == [("a", 2)]
+    good, bad = LabelDecoder({"flights": CONTRACT}).decode(Messages.of([(key, value, False)]))
+    assert [(good[0].prediction_id, good[0].revision)] == [("a", 2)]
     assert bad == []
 
 
@@ -151,7 +154,7 @@ def test_an_arrow_batch_is_cut_by_partition_and_decodes_to_the_same_columns_as_j
     decoder = PredictionDecoder([contract])
     seen = []
     for partition, value in batches.items():
-        (arrow,), bad = decoder.decode([(None, value, True)])
+        (arrow,), bad = decoder.decode(Messages.of([(None, value, True)]))
         assert not bad
         assert {partition_of(i.encode(), 4) for i in arrow.ids} == {partition}
         events = [
@@ -170,7 +173,7 @@ def test_an_arrow_batch_is_cut_by_partition_and_decodes_to_the_same_columns_as_j
             )
             for i in arrow.ids
         ]
-        (plain,), _ = decoder.decode([(None, json.dumps(e).encode(), False) for e in events])
+        (plain,), _ = decoder.decode(Messages.of([(None, json.dumps(e).encode(), False) for e in events]))
         for name in ("role", "event_time_ms", "score", "latency_ms", "status", "features"):
             np.testing.assert_array_equal(getattr(arrow, name), getattr(plain, name), name)
         seen += arrow.ids
@@ -187,7 +190,7 @@ def test_an_arrow_batch_is_cut_by_partition_and_decodes_to_the_same_columns_as_j
 @pytest.mark.parametrize("arrow", [False, True])
 def test_no_bytes_make_a_decoder_raise(arrow: bool, value: bytes) -> None:
     """Whatever comes is columns or a reason."""
-    _, bad = DECODER.decode([(None, value, arrow)], T0)
+    _, bad = DECODER.decode(Messages.of([(None, value, arrow)]), T0)
     assert len(bad) == 1
-    _, bad = decode_labels([(None, value, arrow)], {"flights": CONTRACT})
+    _, bad = LabelDecoder({"flights": CONTRACT}).decode(Messages.of([(None, value, arrow)]))
     assert len(bad) == 1

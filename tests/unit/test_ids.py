@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.ids import RowId, key_hashes, murmur2, murmur2_many, partition_of, partitions_of, stable_unit
+from schemas.hashing import key_hashes
+from schemas.ids import RowId, murmur2, murmur2_many, partition_of, partitions_of, stable_unit
+from schemas.spans import Spans
 
 #: From the tests of Kafka's own Java client (UtilsTest.testMurmur2), as unsigned numbers.
 KAFKA = {
@@ -23,6 +25,10 @@ KAFKA = {
 def test_murmur2_is_that_of_kafkas_java_client(key: bytes, signed: int) -> None:
     """The values Kafka's own tests state."""
     assert murmur2(key) == signed & 0xFFFFFFFF
+
+
+#: Of the first keys below.
+CHECKS = [0, 3701811082, 3110171281, 1817899299]
 
 
 @given(st.lists(st.binary(max_size=40)))
@@ -61,12 +67,14 @@ def test_a_callers_side_of_a_split_is_stable_and_spread_evenly() -> None:
 def test_hashes_of_many_keys_are_those_of_each_alone() -> None:
     """Neighbours of other lengths change nothing; equal keys are equal, others differ in all three."""
     keys = [b"", b"a", b"a\0", b"abcd", b"abcdefg", b"abcdefgh", b"abcdefghi", bytes(41), bytes(42), b"a"]
-    together = key_hashes(keys)
-    alone = [key_hashes([key]) for key in keys]
+    together = key_hashes(Spans.of(keys))
+    alone = [key_hashes(Spans.of([key])) for key in keys]
     assert together.murmur.tolist() == [murmur2(key) for key in keys]
     assert together.identity.tolist() == [murmur2(key) << 32 | murmur2(key + b"\x01") for key in keys]
     assert together.check.tolist() == [int(one.check[0]) for one in alone]
+    # Stored with every prediction that waits for its label: never to change.
+    assert together.check[:4].tolist() == CHECKS
     assert together.partitions(7).tolist() == [partition_of(key, 7) for key in keys]
     for hashes in together:
         assert len(set(hashes.tolist())) == len(set(keys))
-    assert len(key_hashes([]).identity) == 0
+    assert len(key_hashes(Spans.of([])).identity) == 0

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from schemas.errors import StateCorrupt
-from schemas.ids import key_hashes
+from schemas.hashing import key_hashes
 from schemas.labels import Label
-from streams.core.join import Arrivals, JoinIndex, LabelRows, ModelCounts
+from schemas.spans import Spans
+from streams.core.join import Arrivals, JoinIndex, ModelCounts
 from streams.core.join_pieces import MERGE_FAN, JoinPieces
 from streams.core.join_rows import DTYPES, ROW_BYTES
 from streams.core.join_state import Kind, WindowKey
@@ -23,6 +24,7 @@ from tests.support_join import (
     T0,
     WINDOW,
     OneByOne,
+    label_rows,
 )  # fmt: skip
 
 # -- the index ---------------------------------------------------------------------------------------------------------
@@ -170,12 +172,12 @@ def _joined(steps: list[tuple[Any, ...]], batch: int) -> tuple[Any, ...]:
                 index.expire({"m": some[-1][1]}, {"m": some[-1][1] - HOUR})
                 index.pack()
                 continue
-            hashes = key_hashes([one[1].encode() for one in some])
+            hashes = key_hashes(Spans.of([one[1].encode() for one in some]))
             if kind == "label":
                 labels = [
                     Label(name, "m", value, at_ms, revision) for _, name, revision, value, at_ms in some
                 ]
-                rows = index.label(LabelRows(labels, hashes.identity, hashes.check), 0, HOUR)
+                rows = index.label(label_rows(labels), 0, HOUR)
             else:
                 zeros, codes = np.zeros(len(some), np.int64), np.arange(len(some))
                 arrivals = Arrivals(
@@ -303,7 +305,7 @@ def test_bytes_held_is_about_what_is_taken() -> None:
         tracemalloc.start()
         for start in range(0, size, 1_000):
             numbers = np.arange(start, start + 1_000)
-            hashes = key_hashes([b"%36d" % n for n in numbers.tolist()])
+            hashes = key_hashes(Spans.of([b"%36d" % n for n in numbers.tolist()]))
             zeros = np.zeros(1_000, np.int64)
             arrivals = Arrivals(
                 kind, zeros, hashes.identity, hashes.check, numbers, numbers / 7, zeros.astype(np.int8), zeros,

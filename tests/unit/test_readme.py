@@ -25,7 +25,8 @@ from schemas import codecs
 from schemas.codecs import PredictionDecoder
 from schemas.contracts import ModelContract
 from schemas.events import HEADER_FORMAT
-from schemas.labels import decode_labels
+from schemas.labels import LabelDecoder
+from schemas.messages import Messages
 from schemas.migrations import apply
 from schemas.settings import OTHER_KEYS, SERVICES, ClickHouseSettings
 
@@ -140,8 +141,8 @@ def usable(sent: list[tuple[str, str, str]]) -> tuple[int, int]:
     messages: dict[str, list[tuple[bytes, bytes, bool]]] = {"predictions": [], "feedback": []}
     for topic, key, value in sent:
         messages[topic].append((key.encode(), value.encode(), False))
-    taken, bad = PredictionDecoder([CONTRACT]).decode(messages["predictions"])
-    labels, worse = decode_labels(messages["feedback"], {CONTRACT.model: CONTRACT})
+    taken, bad = PredictionDecoder([CONTRACT]).decode(Messages.of(messages["predictions"]))
+    labels, worse = LabelDecoder({CONTRACT.model: CONTRACT}).decode(Messages.of(messages["feedback"]))
     assert not bad
     assert not worse
     return sum(len(columns) for columns in taken), len(labels)

@@ -24,6 +24,7 @@ from schemas.contracts import (
 )
 from schemas.events import HEADER_KIND, KIND_TICK
 from schemas.settings import MonitorSettings
+from schemas.spans import Spans
 from streams.core import detect, pipeline
 from streams.core.delivery import StageContext
 from streams.core.join_rows import ROW_BYTES
@@ -118,10 +119,10 @@ def measured(shape: Shape) -> Cost:
             "observations",
             0,
             offsets,
-            [o.key for o in observed],
-            [o.value for o in observed],
+            Spans.of([o.key for o in observed]),
+            Spans.of([o.value for o in observed]),
             headers,
-            [0] * len(observed),
+            np.zeros(len(observed), np.int64),
         )
         at_s = time.process_time()
         detector.apply([given], 0)
@@ -200,6 +201,6 @@ def _rounds(shape: Shape) -> Iterator[RecordBatch]:
         )
         first = number * (ROUND_EVENTS + 1)
         yield RecordBatch(
-            "predictions", 0, np.arange(first, first + ROUND_EVENTS + 1), [*(k.encode() for k in keys), None],
-            [*values, tick], {ROUND_EVENTS: {HEADER_KIND: KIND_TICK}}, [0] * (ROUND_EVENTS + 1),
+            "predictions", 0, np.arange(first, first + ROUND_EVENTS + 1), Spans.of([*(k.encode() for k in keys), None]),
+            Spans.of([*values, tick]), {ROUND_EVENTS: {HEADER_KIND: KIND_TICK}}, np.zeros(ROUND_EVENTS + 1, np.int64),
         )  # fmt: skip

@@ -1,0 +1,79 @@
+"""Many byte strings as one buffer and two columns: what keys and values of records are, before anybody looks inside.
+
+A list of a million ``bytes`` costs more to make than all that is done with it later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Length of what is not there.
+NULL = -1
+
+
+class Spans(Sequence[bytes | None]):
+    """``n`` byte strings, or None: ``buffer`` (bytes, uint8), ``start (n,)`` and ``length (n,)``, -1 for None."""
+
+    __slots__ = ("buffer", "length", "start")
+
+    def __init__(
+        self, buffer: NDArray[np.uint8], start: NDArray[np.int64], length: NDArray[np.int64]
+    ) -> None:
+        self.buffer = buffer
+        self.start = start
+        self.length = length
+
+    @classmethod
+    def of(cls, values: Sequence[bytes | None]) -> Spans:
+        """A copy of what is in a list."""
+        if isinstance(values, Spans):
+            return values
+        length = np.array([NULL if value is None else len(value) for value in values], np.int64)
+        end = np.cumsum(np.maximum(length, 0))
+        joined = b"".join([value for value in values if value])
+        return cls(np.frombuffer(joined, np.uint8), end - np.maximum(length, 0), length)
+
+    @classmethod
+    def concat(cls, parts: Sequence[Spans]) -> Spans:
+        """One after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        shift = np.cumsum([0] + [len(part.buffer) for part in parts])
+        return cls(
+            np.concatenate([part.buffer for part in parts]),
+            np.concatenate([part.start + at for part, at in zip(parts, shift, strict=False)]),
+            np.concatenate([part.length for part in parts]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @overload
+    def __getitem__(self, at: int) -> bytes | None: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Spans: ...
+
+    def __getitem__(self, at: int | slice) -> bytes | Spans | None:
+        if isinstance(at, slice):
+            return Spans(self.buffer, self.start[at], self.length[at])
+        start, length = int(self.start[at]), int(self.length[at])
+        return None if length == NULL else self.buffer[start : start + length].tobytes()
+
+    def __iter__(self) -> Iterator[bytes | None]:
+        whole = memoryview(self.buffer.data)
+        for start, length in zip(self.start.tolist(), self.length.tolist(), strict=True):
+            yield None if length == NULL else bytes(whole[start : start + length])
+
+    def take(self, places: NDArray[np.int64]) -> Spans:
+        """Those at ``places``."""
+        return Spans(self.buffer, self.start[places], self.length[places])
+
+    @property
+    def size(self) -> int:
+        """How many bytes they are together."""
+        return int(np.maximum(self.length, 0).sum())
