@@ -191,6 +191,9 @@ class ScorerReport(Command):
     golden: dict[str, bool] = Field(
         default_factory=dict, description="Version to: outputs equal those on record."
     )
+    awaiting: dict[str, str] | None = Field(
+        default=None, description="Version to why the registry cannot be asked for it; None: nothing new."
+    )
 
 
 class CanaryAnalysis(Message):

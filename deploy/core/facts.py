@@ -16,6 +16,8 @@ RUNBOOKS = {
     "under a new name only.",
     "sick": "Nothing is rolled back onto this version until its golden set is proven or somebody overrides with a reason. "
     "Look at the scorer's log for why it cannot be loaded or run.",
+    "awaited": "The store that versions are kept in does not answer this scorer, or refuses it; its log says why. It serves "
+    "what it has loaded, the fallback where that is nothing, and loads the rest by itself when the store is back.",
     "fallback": "No healthy version is left: the fallback score answers. Deploy a version or ask for a retrain.",
     "rollback-impossible": "The version on the traffic is in breach and there is none to go back to. Deploy another.",
 }

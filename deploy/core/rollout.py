@@ -21,7 +21,7 @@ from typing import Any, assert_never
 from deploy.core import moves, strategies
 from deploy.core.facts import RUNBOOKS
 from deploy.core.gates import complete, configured, counted, gate_id, marker, person
-from deploy.core.machine import DISTRUSTED, Away, Machine, Reply, Step, World, short
+from deploy.core.machine import DISTRUSTED, Away, Machine, Reply, Step, World, short, versions
 from deploy.core.stages import hold, measured, needs_time, tick
 from schemas.control import (
     AnyCommand,
@@ -384,6 +384,8 @@ def _report(machine: Machine, message: ScorerReport) -> None:
                 key, Severity.PAGE, version, f"{machine.now.model}: the rollback is not proven", detail,
                 message.event_time_ms, runbook=RUNBOOKS["rollback-unproven"],
             )  # fmt: skip
+    if message.awaiting is not None:
+        _tell_of_awaited(machine, message.instance, message.awaiting, message.event_time_ms)
     now = machine.now
     if now.stable is not None and now.stable in message.failed:
         _fall_ill(machine, now.stable)
@@ -394,6 +396,21 @@ def _report(machine: Machine, message: ScorerReport) -> None:
     if now.candidate is not None and now.candidate in message.failed:
         why = f"{message.instance} cannot serve it: {message.failed[now.candidate]}"
         moves.drop(machine, message, Phase.FAILED, why)
+
+
+def _tell_of_awaited(machine: Machine, instance: str, awaiting: dict[str, str], at_ms: int) -> None:
+    """A scorer lacks what it should serve, for no fault of the version's: somebody must know, and nobody is sick."""
+    now = machine.now
+    for key in now.alerting:
+        kind, version, *who = key.split("/", 2)
+        if (kind, who) == ("awaited", [instance]) and version not in awaiting:
+            machine.resolve(key, version, at_ms, f"{instance} has loaded v{version}")
+    for version in versions(now.stable, now.candidate):
+        if version in awaiting:
+            machine.alert(
+                f"awaited/{version}/{instance}", Severity.TICKET, version, f"{now.model}: a scorer waits for v{version}",
+                f"{instance}: {awaiting[version]}", at_ms, runbook=RUNBOOKS["awaited"],
+            )  # fmt: skip
 
 
 def _fall_ill(machine: Machine, version: str) -> None:

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 class Listener:
     """Feeds ``core`` and ``engine`` from `models`, `deployments` and `control`.
 
-    ``report(model, revision, failed=..., golden=..., tripped=...)`` publishes a scorer's fact.
+    ``report(model, revision, failed=..., golden=..., tripped=..., awaiting=...)`` publishes a scorer's fact.
     """
 
     def __init__(
@@ -273,17 +273,21 @@ class Listener:
             self._load(name)
 
     def _say_what_waits(self, name: str, awaited: dict[str, str]) -> None:
-        """The registry's absence is no version's fault: it is said here and not reported to the controller."""
+        """The registry's absence is no version's fault, and is told as what it is."""
         self._metrics.set("driftline_awaited_versions", len(awaited), model=name)
         before = self._awaited.pop(name, frozenset())
         if awaited:
             self._awaited[name] = frozenset(awaited)
-        if awaited.keys() - before:
+        if awaited.keys() == before:
+            return
+        newest = self._waiting.get(name) or self._core.model(name).routes.newest
+        self._report(name, newest.revision if newest else 0, awaiting=awaited)
+        if awaited:
             log.warning(
                 "the registry is away: what is loaded goes on answering, %s will be loaded when it is back: %s",
                 ", ".join(sorted(awaited)), next(iter(awaited.values())), extra={"model": name},
             )  # fmt: skip
-        elif before and not awaited:
+        else:
             log.info("the registry is back", extra={"model": name})
 
     def _warm(self, name: str, version: str, sha256: str) -> Callable[[], None]:

@@ -41,12 +41,13 @@ class Reports:
         tripped: tuple[str, ...] = (),
         failed: dict[str, str] | None = None,
         golden: dict[str, bool] | None = None,
+        awaiting: dict[str, str] | None = None,
         about: str = "",
     ) -> None:
-        """Publish a fact. The id repeats when the same fact is told again."""
+        """Publish a fact. The id repeats when the same fact is told again. ``awaiting``: all that now is, if that is new."""
         routes, now_ms = self._core.model(model).routes, self._event_time_ms()
         newest = routes.newest
-        parts = (self._instance, model, revision, about, sorted(tripped), failed, golden)
+        parts = (self._instance, model, revision, about, sorted(tripped), failed, golden, awaiting)
         fact = ScorerReport(
             request_id=f"scorer-{content_hash(repr(parts).encode())[:24]}",
             model=model,
@@ -59,6 +60,7 @@ class Reports:
             tripped=tripped,
             failed=failed or {},
             golden=golden or {},
+            awaiting=awaiting,
             serving=dict(newest.traffic_in(routes.region)[0]) if newest else {},
         )
         if self._signer is not None:

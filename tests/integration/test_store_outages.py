@@ -89,7 +89,9 @@ def test_a_scorer_sits_out_the_absence_of_its_registry(
             deploy(wire, 2, stable="2", weights={"2": 1.0})
             wire.wait("control", lambda _: waits(1))
             assert traffic.answered_by() == {"1"}
+            wire.wait("control", lambda found: any(b'"awaiting":{"2":' in value for value in found))
         traffic.until("2")
+        wire.wait("control", lambda found: any(b'"awaiting":{}' in value for value in found))
         assert waits(0)
     with server.away(), running(settings):
         assert traffic.answered_by() == {"2"}

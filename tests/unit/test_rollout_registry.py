@@ -16,6 +16,7 @@ from schemas.control import (
     PromoteRequested,
     ResumeRequested,
     RollbackRequested,
+    Severity,
 )
 from tests.support_rollout import DAY, DEADLINE, Play, canary, promoted
 
@@ -139,3 +140,28 @@ def test_a_candidate_with_traffic_keeps_it() -> None:
     play.unfit["2"] = AWAY
     play.tick(1)
     assert play.now.weights == {"1": 0.95, "2": 0.05}
+
+
+def test_a_scorer_that_waits_is_a_ticket_and_nobody_is_sick() -> None:
+    """Told once, taken back when it has loaded the version; a report about something else takes nothing back."""
+    play = promoted()
+    play.report(1, awaiting={"2": "the bucket does not answer", "9": "not routed"})
+    play.report(2, awaiting={"2": "the bucket does not answer"})
+    play.report(3, golden={"2": True})
+    assert (play.now.sick, play.now.stable, play.now.alerting) == ((), "2", ("awaited/2/scorer-0",))
+    play.report(4, instance="scorer-1", awaiting={})
+    assert play.now.alerting == ("awaited/2/scorer-0",)
+    play.report(5, awaiting={})
+    assert [(alert.status, alert.severity) for alert in play.alerts if "awaited" in alert.dedup_key] == [
+        ("trigger", Severity.TICKET),
+        ("resolve", Severity.INFO),
+    ]
+    assert play.now.alerting == ()
+
+
+def test_a_candidate_is_not_dropped_for_a_scorer_that_waits() -> None:
+    """It keeps its share where it is loaded."""
+    play = canary()
+    play.report(1, awaiting={"2": "the bucket does not answer"})
+    assert (play.now.candidate, play.now.weights) == ("2", {"1": 0.95, "2": 0.05})
+    assert play.now.alerting == ("awaited/2/scorer-0",)
