@@ -120,9 +120,14 @@ class S3Store:
             name = entry.key.removeprefix(f"{prefix}/").partition("/")[0]
             if not whole.get(name, True):
                 newest[name] = max(newest.get(name, 0), entry.modified_ms)
-        gone = sorted(name for name, at_ms in newest.items() if at_ms < before_ms)
-        for name in gone:
-            self.delete(f"{prefix}/{name}")
+        gone = []
+        for name in sorted(name for name, at_ms in newest.items() if at_ms < before_ms):
+            try:
+                # A list may be behind; what is deleted is gone, so it is asked for by name.
+                self.get(f"{prefix}/{name}/{MANIFEST}")
+            except Absent:
+                self.delete(f"{prefix}/{name}")
+                gone.append(name)
         return gone
 
     def _create(self, key: str, data: bytes) -> None:

@@ -67,7 +67,10 @@ def test_a_number_is_the_double_nearest_to_its_text_or_none(value: float, style:
 def test_hardly_a_number_is_left() -> None:
     """What services send: a double as its shortest text, prices, counts."""
     rng = np.random.default_rng(1)
-    drawn = [*map(repr, rng.normal(size=5_000).tolist()), *map(str, rng.integers(-(10**17), 10**17, 1_000).tolist())]
+    drawn = [
+        *map(repr, rng.normal(size=5_000).tolist()),
+        *map(str, rng.integers(-(10**17), 10**17, 1_000).tolist()),
+    ]
     drawn += [f"{x:.{k % 7}f}" for k, x in enumerate((rng.normal(size=2_000) * 1e6).tolist())]
     assert [text for text in drawn if _read(text.encode())[0] != len(text)] in ([], ["-0"])
 
