@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support_s3 import BUCKET, S3Server
 from support_scorer import deploy, requests, running
 
+from deploy.controller.service import Controller
 from deploy.local.kafka import LocalKafka
 from deploy.models import publish_records
 from deploy.registry import Lineage, Registry
 from deploy.store.address import open_store
 from schemas.contracts import ModelRecord
+from schemas.control import (
+    Command,
+    ControlTick,
+    Deployment,
+    DeployRequested,
+    PauseReason,
+    Phase,
+    PromoteRequested,
+    RollbackRequested,
+)
 from schemas.events import Score
 from schemas.observability import Metrics
-from schemas.settings import KafkaSettings, ScorerSection, ScorerSettings
+from schemas.settings import (
+    ControllerSection,
+    ControllerSettings,
+    KafkaSettings,
+    ScorerSection,
+    ScorerSettings,
+)
 from tests.support_deploy import CONTRACT, Wire, artifact
 
 pytestmark = pytest.mark.integration
@@ -105,3 +125,66 @@ def test_a_scorer_sits_out_the_absence_of_its_registry(
             traffic.until("2")
     assert not any(b'"failed":{"' in value for value in wire.read("control"))
     wire.close()
+
+
+def test_a_rollout_waits_for_the_registry_and_nothing_else_does(
+    settings: ScorerSettings, server: S3Server
+) -> None:
+    """Paused for the typed reason, then begun; the controller's turns stay short, and what was read before is enough to
+    roll back."""
+    wire = Wire(settings.kafka)
+    registry = Registry(open_store(settings.scorer.registry, server.settings()))
+    records = [ModelRecord(version=registry.record("delay", version)) for version in ("1", "2")]
+    publish_records(settings.kafka, [ModelRecord(contract=CONTRACT), *records])
+    controller = Controller(
+        ControllerSettings(
+            kafka=settings.kafka,
+            s3=settings.s3,
+            controller=ControllerSection(registry=settings.scorer.registry, api_port=0),
+        ),
+        Metrics(),
+    )
+    controller.open()
+    numbers, longest_s = itertools.count(1), 0.0
+
+    def until(reached: Callable[[Deployment], bool], command: Command | None = None) -> Deployment:
+        """Let time pass, and ``command`` be obeyed, until a deployment is as wished."""
+        nonlocal longest_s
+        if command is not None:
+            wire.send("control", [("delay", command.model_dump_json().encode())])
+        for _ in range(400):
+            at = next(numbers)
+            ticks = [ControlTick(event_time_ms=at, source=f"policy/{p}") for p in range(2)]
+            wire.send("control", [("delay", tick.model_dump_json().encode()) for tick in ticks])
+            started = time.perf_counter()
+            controller.turn()
+            longest_s = max(longest_s, time.perf_counter() - started)
+            now = controller.view.deployments().get("delay")
+            if now is not None and reached(now):
+                return now
+        pytest.fail(f"never reached; the last one is {now}")
+
+    def asked(kind: type[Any], version: str) -> Command:
+        made: Command = kind(
+            request_id=f"{kind.__name__}-{version}", model="delay", version=version, cause="c", event_time_ms=0,
+            expires_ms=2**52, issued_by="p",
+        )  # fmt: skip
+        return made
+
+    try:
+        until(lambda now: now.stable == "1", asked(DeployRequested, "1"))
+        with server.away():
+            now = until(lambda now: now.candidate == "2", asked(DeployRequested, "2"))
+            assert (now.phase, now.pause, now.weights) == (Phase.PAUSED, PauseReason.REGISTRY, {"1": 1.0})
+            for _ in range(3):
+                assert until(lambda _: True).revision == now.revision
+        began = until(lambda now: now.rollout_since_ms is not None)
+        assert (began.phase, began.pause) == (Phase.PROGRESSING, None)
+        until(lambda now: now.stable == "2", asked(PromoteRequested, "2"))
+        with server.away():
+            longest_s = 0.0
+            until(lambda now: now.stable == "1", asked(RollbackRequested, "2"))
+            assert longest_s < 1
+    finally:
+        controller.close()
+        wire.close()
