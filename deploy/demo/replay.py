@@ -262,3 +262,4 @@ class Replay:
 
     def stop(self) -> None:
         self._answers.stop()
+        self._producer.close()

@@ -176,7 +176,8 @@ def said_of(command: AnyCommand, contracts: dict[str, ModelContract]) -> str | N
             low, high = reading.interval or (float("nan"), float("nan"))
             value = float("nan") if reading.value is None else reading.value
             said.append(
-                f"{m.metric}: {reading.standing} on {m.rows:,} pairs, {value:+.4f} [{low:+.4f}, {high:+.4f}]"
+                f"{m.metric}: {reading.standing} on {m.rows:,} pairs that count for {m.counts_for or m.rows:,}, "
+                f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
                 f"{' better' if reading.better else ''} {reading.detail or m.error}".rstrip()
             )
         return "; ".join(said)
