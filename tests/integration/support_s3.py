@@ -52,18 +52,19 @@ class S3Server:
         #: The same in TLS, with a certificate nobody knows.
         self.secure_endpoint = ""
         self.ca_file = directory / "api.pem"
+        self._ports: tuple[int, ...] = ()
 
     def start(self) -> None:
         """Bring it up and make the bucket: about three seconds."""
         (self._directory / "data").mkdir(parents=True)
         (self._directory / "identities.json").write_text(json.dumps(_IDENTITIES))
         log = self._directory / "server.log"
-        ports = [free_port(), free_port()]
         pair(self._directory)
-        arguments = [str(self._directory), *map(str, ports)]
+        options = self._options()
+        self.endpoint = f"http://{HOST}:{options['s3.port']}"
+        self.secure_endpoint = f"https://{HOST}:{options['s3.port.https']}"
+        arguments = [f"-{name}={value}" for name, value in options.items()]
         self._child = spawn_module("tests.integration.support_s3", arguments, log=log)
-        self.endpoint = f"http://{HOST}:{ports[0]}"
-        self.secure_endpoint = f"https://{HOST}:{ports[1]}"
         wait_until(self._answers, self._child, name="SeaweedFS", log=log, timeout_s=60)
         files = fs.S3FileSystem(
             access_key=KEY, secret_key=SECRET, endpoint_override=self.endpoint, allow_bucket_creation=True
@@ -73,7 +74,7 @@ class S3Server:
     def settings(self, **changes: object) -> S3Settings:
         """Settings of somebody who may do everything."""
         given = {
-            "endpoint": self.endpoint, "access_key": KEY, "secret_key": SECRET, "timeout": "20s", "retries_max": 0,
+            "endpoint": self.endpoint, "access_key": KEY, "secret_key": SECRET, "timeout": "60s", "retries_max": 0,
         }  # fmt: skip
         return S3Settings.model_validate(given | changes)
 
@@ -82,6 +83,8 @@ class S3Server:
         """While it lasts the store takes connections and answers nothing."""
         assert self._child is not None
         self._child.send_signal(signal.SIGSTOP)
+        # Its threads stop one after the other; until the last has, it may still answer.
+        os.waitid(os.P_PID, self._child.pid, os.WSTOPPED)
         try:
             yield
         finally:
@@ -92,6 +95,26 @@ class S3Server:
         if self._child is not None:
             self._child.kill()
             stop_child(self._child, timeout_s=5)
+        for port in self._ports:
+            # Where its parts speak to each other; no option says where that is.
+            for socket in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
+                socket.unlink(missing_ok=True)
+
+    def _options(self) -> dict[str, object]:
+        """One master, one volume, one filer and the S3 gateway, on ports of their own."""
+        roles = ("master", "volume", "filer", "s3")
+        names = [f"{role}.port{kind}" for role in roles for kind in ("", ".grpc")]
+        ports = {name: free_port() for name in (*names, "s3.port.https")}
+        self._ports = tuple(ports.values())
+        here = self._directory
+        return {
+            "dir": here / "data", "ip": HOST, "ip.bind": HOST, "master.telemetry": "false",
+            "master.volumeSizeLimitMB": 64, "volume.max": 20, "volume.preStopSeconds": 0,
+            "filer.localSocket": here / "f.sock", "s3.localSocket": here / "s.sock",
+            "s3.cert.file": here / "api.pem", "s3.key.file": here / "api.key",
+            "s3.config": here / "identities.json", "s3.iam": "false",
+            "s3.autoCreateBucket": "false", "s3.port.iceberg": 0, "s3.port.lance": 0, **ports,
+        }  # fmt: skip
 
     def _answers(self) -> bool:
         try:
@@ -102,28 +125,13 @@ class S3Server:
 
 
 def main() -> None:
-    """Become the server: one master, one volume, one filer and the S3 gateway, on ports of their own."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("port", type=int)
-    parser.add_argument("secure_port", type=int)
+    """Become the server, with whatever options it was given."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--parent-pid", type=int, required=True)
-    given = parser.parse_args()
+    given, options = parser.parse_known_args()
     bind_to_parent(given.parent_pid)
-    directory: Path = given.directory
-    options = {
-        "dir": directory / "data", "ip": HOST, "ip.bind": HOST, "master.telemetry": "false",
-        "master.volumeSizeLimitMB": 64, "volume.max": 20, "volume.preStopSeconds": 0,
-        "filer.localSocket": directory / "f.sock", "s3.localSocket": directory / "s.sock",
-        "s3.port.https": given.secure_port, "s3.cert.file": directory / "api.pem", "s3.key.file": directory / "api.key",
-        "s3.port": given.port, "s3.config": directory / "identities.json", "s3.iam": "false",
-        "s3.autoCreateBucket": "false", "s3.port.iceberg": 0, "s3.port.lance": 0,
-    }  # fmt: skip
-    for role in ("master.port", "volume.port", "filer.port"):
-        options |= {role: free_port(), f"{role}.grpc": free_port()}
-    options["s3.port.grpc"] = free_port()
     weed = str(Path(sys.executable).with_name("weed"))
-    os.execv(weed, [weed, "server", "-s3", *(f"-{name}={value}" for name, value in options.items())])
+    os.execv(weed, [weed, "server", "-s3", *options])
 
 
 if __name__ == "__main__":

@@ -82,7 +82,8 @@ class Traffic:
 
     def until(self, version: str) -> None:
         """Ask until ``version`` answers."""
-        for _ in range(400):
+        ends = time.monotonic() + 60
+        while time.monotonic() < ends:
             if self.answered_by() == {version}:
                 return
         pytest.fail(f"version {version} never answered")
@@ -152,7 +153,8 @@ def test_a_rollout_waits_for_the_registry_and_nothing_else_does(
         nonlocal longest_s
         if command is not None:
             wire.send("control", [("delay", command.model_dump_json().encode())])
-        for _ in range(400):
+        ends = time.monotonic() + 60
+        while time.monotonic() < ends:
             at = next(numbers)
             ticks = [ControlTick(event_time_ms=at, source=f"policy/{p}") for p in range(2)]
             wire.send("control", [("delay", tick.model_dump_json().encode()) for tick in ticks])
