@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from schemas.errors import PlatformError
+from schemas.errors import BrokerError
 from schemas.settings import KafkaSettings
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,12 @@ class Broadcast:
         self._timeout_s = timeout_s
         self._consumer = Consumer(kafka.consumer(None, **{"enable.partition.eof": True}))
         self._open: set[tuple[str, int]] = set()
-        for topic in topics:
-            self.add(topic)
+        try:
+            for topic in topics:
+                self.add(topic)
+        except BrokerError:
+            self._consumer.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -36,7 +40,7 @@ class Broadcast:
         self.close()
 
     def add(self, topic: str, offsets: Mapping[int, int] | None = None) -> None:
-        """Read ``topic`` too: each partition from ``offsets``, or from its beginning. Raises PlatformError when it is not
+        """Read ``topic`` too: each partition from ``offsets``, or from its beginning. Raises BrokerError when it is not
         there within the time limit."""
         name = self._kafka.topic(topic)
         starts = offsets or {}
@@ -49,14 +53,14 @@ class Broadcast:
     def read_to_end(self) -> list[Message]:
         """Everything up to the end of every assigned partition, in the order of each partition. Blocks until it is there.
 
-        Raises PlatformError when the end is not reached within the time limit.
+        Raises BrokerError when the end is not reached within the time limit.
         """
         found: list[Message] = []
         deadline = time.monotonic() + self._timeout_s
         while self._open:
             found += self.poll(0.1)
             if self._open and time.monotonic() > deadline:
-                raise PlatformError(
+                raise BrokerError(
                     f"{sorted(self._open)} could not be read to the end within {self._timeout_s:g} s: is the broker up, "
                     "and does an aborted writer hold a transaction open?"
                 )
@@ -86,7 +90,7 @@ class Broadcast:
         if error.code() == KafkaError._PARTITION_EOF:
             self._open.discard((str(record.topic()), int(record.partition() or 0)))
         elif error.fatal():
-            raise PlatformError(f"broadcast of {record.topic()}: {error}")
+            raise BrokerError(f"broadcast of {record.topic()}: {error}")
         else:
             log.warning("broadcast: %s", error)
         return False
@@ -102,7 +106,7 @@ class Broadcast:
             if metadata is not None and metadata.error is None and metadata.partitions:
                 return len(metadata.partitions)
             if time.monotonic() > deadline:
-                raise PlatformError(
+                raise BrokerError(
                     f"topic {name} is not there after {self._timeout_s:g} s: create the topics first"
                 )
             time.sleep(0.1)

@@ -9,12 +9,12 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from deploy.broadcast import Broadcast
 from schemas.contracts import ModelContract, ModelRecord, ModelVersion
-from schemas.errors import ConfigurationError, PlatformError
+from schemas.errors import BrokerError, ConfigurationError
 from schemas.settings import KafkaSettings
 
 
 def publish_records(kafka: KafkaSettings, records: Sequence[ModelRecord], timeout_s: float = 30.0) -> None:
-    """Write ``records`` to ``models`` and wait until the broker has them. Raises PlatformError if it does not."""
+    """Write ``records`` to ``models`` and wait until the broker has them. Raises BrokerError if it does not."""
     failed: list[str] = []
 
     def delivered(error: KafkaError | None, _message: Message) -> None:
@@ -31,13 +31,11 @@ def publish_records(kafka: KafkaSettings, records: Sequence[ModelRecord], timeou
         )
     left = producer.flush(timeout_s)
     if failed or left:
-        raise PlatformError(
-            f"could not publish to {kafka.topic('models')}: {failed or f'{left} still unsent'}"
-        )
+        raise BrokerError(f"could not publish to {kafka.topic('models')}: {failed or f'{left} still unsent'}")
 
 
 def read_model(kafka: KafkaSettings, model: str) -> tuple[ModelContract, dict[str, ModelVersion]]:
-    """The contract of ``model`` and its registered versions by name. Raises PlatformError when it cannot be read, and
+    """The contract of ``model`` and its registered versions by name. Raises BrokerError when it cannot be read, and
     ConfigurationError, listing the models there are, when nobody published a contract for it."""
     contracts: dict[str, ModelContract] = {}
     versions: dict[str, ModelVersion] = {}

@@ -19,6 +19,10 @@ class PlatformError(DriftlineError):
     """The local Kafka, warehouse or a service process could not be started or died."""
 
 
+class BrokerError(PlatformError):
+    """No Kafka broker answered in time, or none took what it was given. Services sit it out (``deploy.outage``)."""
+
+
 class BadMessage(DriftlineError):
     """A message that cannot be used. It goes to ``dead-letters`` with its address and this reason; never an outage.
 

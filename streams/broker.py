@@ -7,7 +7,6 @@ does anybody answer at all?
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -15,52 +14,14 @@ from collections.abc import Iterable
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from schemas.errors import DeliveryError
+from schemas.presence import ASK_TIMEOUT_S, Absence, answers
 from schemas.settings import KafkaSettings
 
-log = logging.getLogger(__name__)
-ASK_TIMEOUT_S = 5.0
 #: How long a broker may say that it knows nothing of a partition: just after a topic was made or moved, it may.
 ANSWER_TIMEOUT_S = 10.0
 PAUSE_S = 0.1
 _AWAY_PAUSE_S = 0.5
 _AWAY = frozenset({KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
-
-
-def answers(consumer: Consumer, topic: str) -> bool:
-    """Whether a broker answers at all, asked about ``topic`` (which the question does not create)."""
-    try:
-        consumer.list_topics(topic, timeout=ASK_TIMEOUT_S)
-    except KafkaException:
-        return False
-    return True
-
-
-class Absence:
-    """Says once that nobody answers, and once that somebody does again."""
-
-    def __init__(self, who: str) -> None:
-        self._who = who
-        self._since_s: float | None = None
-
-    def note(self, present: bool, detail: object = "") -> None:
-        """One more look."""
-        now_s = time.monotonic()
-        if not present and self._since_s is None:
-            self._since_s = now_s
-            log.warning(
-                "no broker answers; waiting",
-                extra={"event": "broker-away", "who": self._who, "detail": str(detail)[:500]},
-            )
-        elif present and self._since_s is not None:
-            log.warning(
-                "a broker answers again",
-                extra={
-                    "event": "broker-back",
-                    "who": self._who,
-                    "seconds": round(now_s - self._since_s, 1),
-                },
-            )
-            self._since_s = None
 
 
 def log_bounds(

@@ -18,9 +18,10 @@ from typing import Any
 
 from schemas.errors import DeliveryError
 from schemas.observability import Metrics
+from schemas.presence import Absence
 from schemas.settings import MonitorSettings
 from streams.app import MonitorApp, TaskSet, wire
-from streams.broker import Absence, Ends
+from streams.broker import Ends
 from streams.sink import Sink, SinkWriter
 from streams.stages import MONITOR_STAGES, Stage
 from streams.ticker import Ticker

@@ -15,9 +15,10 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from schemas.errors import DeliveryError, Fenced
 from schemas.failpoints import failpoint
+from schemas.presence import ASK_TIMEOUT_S, Absence, answers
 from schemas.settings import KafkaSettings
 from schemas.topics import state_partition
-from streams.broker import ASK_TIMEOUT_S, Absence, answers, log_bounds
+from streams.broker import log_bounds
 from streams.core.delivery import Out, Transaction, newest_of
 
 log = logging.getLogger(__name__)

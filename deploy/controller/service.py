@@ -23,6 +23,7 @@ from deploy.controller.webhooks import Webhooks
 from deploy.core.ledger import Ledger
 from deploy.core.rollout import Step, World, decide, needs_time
 from deploy.http.server import ApiServer
+from deploy.outage import FENCED, Outages
 from deploy.process import serve_metrics, stop_event, wall_ms
 from deploy.registry import Registry
 from deploy.store.address import open_cache, open_store
@@ -38,7 +39,7 @@ from schemas.control import (
     Deployment,
     Measured,
 )
-from schemas.errors import DriftlineError, Fenced, PlatformError, SignatureError
+from schemas.errors import BrokerError, DriftlineError, Fenced, SignatureError
 from schemas.events import HEADER_KIND, HEADER_TRACE, KIND_TICK
 from schemas.failpoints import failpoint
 from schemas.observability import Metrics, configure_logs
@@ -49,13 +50,14 @@ from schemas.verdicts import SignalChanged
 
 log = logging.getLogger(__name__)
 _LOOK_S = 0.05
+#: What is not on `control` after so long is refused, and does not come later.
+_SUBMIT_MS = 8_000
 _TRANSACTION_S = 30.0
 #: How long a decision may wait for a registry in a bucket; what takes longer is found at a later tick.
 REGISTRY_WAIT_S = 2.0
 #: So many records of `control` after its last revision a model gets one that changes nothing but where to read on from: a
 #: restart never reads more, however long a model has been left in peace.
 CHECKPOINT_RECORDS = 100_000
-_FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
 
 
 def run(
@@ -68,15 +70,20 @@ def run(
     serve_metrics(metrics, settings)
     controller = Controller(settings, metrics)
     api: ApiServer | None = None
+    outages = Outages(settings.kafka, "controller", metrics, stop)
     try:
         if settings.controller.api_port:
             api = ApiServer(settings.controller, controller.view, controller.submit)
-        controller.open()
-        if api is not None:
-            api.start()
-        log.info("controller is ready", extra={"event": "ready", "api_port": settings.controller.api_port})
-        while not stop.is_set():
-            controller.turn()
+        with outages:
+            outages.through(controller.open)
+            if stop.is_set():
+                return 0
+            if api is not None:
+                api.start()
+            log.info(
+                "controller is ready", extra={"event": "ready", "api_port": settings.controller.api_port}
+            )
+            serve(controller, outages, stop)
     except Fenced as error:
         log.error("another controller has taken over: %s", error)
         return 3
@@ -90,11 +97,25 @@ def run(
     return 0
 
 
-class Controller:
-    """Reads, decides, publishes. One thread calls ``turn``; ``view`` may be read by others."""
+def serve(controller: Controller, outages: Outages, stop: threading.Event) -> None:
+    """Turn after turn until told to stop; after an outage from what is on record, as after a restart."""
+    while not stop.is_set():
+        try:
+            controller.turn()
+        except BrokerError as error:
+            outages.sit_out(error)
+            outages.through(controller.open)
 
-    def __init__(self, settings: ControllerSettings, metrics: Metrics) -> None:
+
+class Controller:
+    """Reads, decides, publishes. One thread calls ``turn``; ``view`` may be read by others. ``call_s``: time limit of each
+    call to the broker about a transaction."""
+
+    def __init__(
+        self, settings: ControllerSettings, metrics: Metrics, call_s: float = _TRANSACTION_S
+    ) -> None:
         self.view = View()
+        self._call_s = call_s
         self._settings = settings
         self._kafka = settings.kafka
         self._metrics = metrics
@@ -114,7 +135,8 @@ class Controller:
         self._time_ms = -1
         self._offsets: dict[int, int] = {}
         self._producer: Producer | None = None
-        self._commands = Producer(self._kafka.producer())
+        self._unsettled = False
+        self._commands = Producer(self._kafka.producer(**{"message.timeout.ms": _SUBMIT_MS}))
         self._input: Broadcast | None = None
         self._looked_ms = -1
         self._measurer = Measurer(
@@ -130,17 +152,23 @@ class Controller:
         )
 
     def open(self) -> None:
-        """Fence a predecessor, learn where things stand, and where to read on."""
-        producer = Producer(
+        """Fence a predecessor, learn where things stand, and where to read on. Again after an outage: what was decided and
+        not written is decided anew. Raises BrokerError."""
+        self._settle()
+        self._let_go()
+        self._states, self._ledger = {}, Ledger()
+        self._sources, self._offsets = {}, {}
+        self._time_ms = self._looked_ms = -1
+        self.view.begin()
+        producer = self._producer = Producer(
             self._kafka.producer(
                 **{"transactional.id": f"{self._kafka.topic_prefix}controller", "linger.ms": 0}
             )
         )
         try:
-            producer.init_transactions(_TRANSACTION_S)
+            producer.init_transactions(self._call_s)
         except KafkaException as error:
-            raise PlatformError(f"the controller's transactions could not be initialised: {error}") from error
-        self._producer = producer
+            raise BrokerError(f"the controller's transactions could not be initialised: {error}") from error
         with Broadcast(self._kafka, ["deployments"]) as history:
             for message in history.read_to_end():
                 self._hear("deployments", message)
@@ -330,6 +358,7 @@ class Controller:
         head = head_of(decisions[-1]) if decisions else self._ledger.head(model)
         producer = self._producer
         assert producer is not None
+        self._unsettled = True
         try:
             producer.begin_transaction()
             for decision in decisions:
@@ -352,11 +381,12 @@ class Controller:
                         producer, "alerts", alert.incident, alert.model_dump_json().encode(), alert.trace_id
                     )
             failpoint("controller.produced")
-            producer.commit_transaction(_TRANSACTION_S)
+            producer.commit_transaction(self._call_s)
         except KafkaException as error:
-            if error.args[0].code() in _FENCED:
+            if error.args[0].code() in FENCED:
                 raise Fenced(str(error)) from error
-            raise PlatformError(f"a decision about {model} could not be written: {error}") from error
+            raise BrokerError(f"a decision about {model} could not be written: {error}") from error
+        self._unsettled = False
         failpoint("controller.committed")
         for decision in decisions:
             self._ledger.learn(decision)
@@ -392,19 +422,39 @@ class Controller:
         producer.produce(self._kafka.topic(topic), value, key.encode(), 0, headers=headers)
 
     def submit(self, command: Command) -> None:
-        """Put a command or a fact on ``control``, signed with this service's key; any thread may. Raises PlatformError."""
+        """Put a command or a fact on ``control``, signed with this service's key; any thread may. Raises BrokerError."""
         signed = command if self._signer is None else self._signer.sign(command)
+        said: list[KafkaError | None] = []
         self._commands.produce(
-            self._kafka.topic("control"), signed.model_dump_json().encode(), signed.model.encode(), 0
-        )
-        if self._commands.flush(10):
-            raise PlatformError("the command could not be written to `control`: is the broker up?")
+            self._kafka.topic("control"), signed.model_dump_json().encode(), signed.model.encode(), 0,
+            on_delivery=lambda error, _message: said.append(error),
+        )  # fmt: skip
+        self._commands.flush(2 * _SUBMIT_MS / 1_000)
+        if said != [None]:
+            raise BrokerError(f"the command could not be written to `control`: is the broker up? {said}")
 
     def close(self) -> None:
         self._measurer.close()
         self._webhooks.close()
         self._commands.close()
-        if self._producer is not None:
+        self._let_go()
+
+    def _settle(self) -> None:
+        """End a transaction whose end was not heard of: it is there whole or not at all, and what follows reads which. Raises
+        BrokerError while it cannot be ended."""
+        if self._producer is None or not self._unsettled:
+            return
+        try:
+            self._producer.commit_transaction(self._call_s)
+        except KafkaException as error:
+            if error.args[0].retriable():
+                raise BrokerError(f"the controller's last transaction is not settled yet: {error}") from error
+        self._unsettled = False
+
+    def _let_go(self) -> None:
+        # In the middle of a call to it, the client cannot be closed: it is left to the process's end.
+        if self._producer is not None and not self._unsettled:
             self._producer.close()
         if self._input is not None:
             self._input.close()
+        self._producer = self._input = None

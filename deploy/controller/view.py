@@ -26,6 +26,13 @@ class View:
         self._histories: defaultdict[str, History] = defaultdict(History)
         self._time_ms: int | None = None
 
+    def begin(self) -> None:
+        """The topics are read from their beginnings again: what would be there twice is forgotten."""
+        with self._lock:
+            self._decisions.clear()
+            self._alerts.clear()
+            self._histories.clear()
+
     def record(self, record: ModelRecord) -> None:
         with self._lock:
             if record.contract is not None:

@@ -17,6 +17,7 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, Producer, TopicPartition
 
 from deploy.core.microbatch import MicroBatch
+from deploy.outage import Outages
 from deploy.process import serve_metrics, stop_event, wall_ms
 from deploy.registry import Registry
 from deploy.scoring.core import ScoringCore
@@ -27,7 +28,7 @@ from deploy.scoring.reports import Reports
 from deploy.scoring.shadow import Shadows
 from deploy.scoring.writer import Job, State, Writer
 from deploy.store.address import open_cache, open_store
-from schemas.errors import DeliveryError, DriftlineError, Fenced
+from schemas.errors import BrokerError, DeliveryError, DriftlineError, Fenced
 from schemas.failpoints import failpoint
 from schemas.observability import Metrics, configure_logs
 from schemas.settings import KafkaSettings, ScorerSettings
@@ -63,12 +64,15 @@ def run(settings: ScorerSettings, stop: threading.Event | None = None, metrics: 
     metrics = metrics or Metrics()
     serve_metrics(metrics, settings)
     status = 0
+    hung = False
     try:
-        scorer = Scorer(settings, metrics)
-        try:
-            scorer.run(stop)
-        finally:
-            hung = not scorer.close()
+        with Outages(settings.kafka, settings.scorer.instance, metrics, stop) as outages:
+            scorer = outages.through(lambda: _started(settings, metrics))
+            if scorer is not None:
+                try:
+                    scorer.run(stop)
+                finally:
+                    hung = not scorer.close()
     except (DriftlineError, KafkaException):
         log.exception("the scorer cannot go on; requests it had not answered are still in the topic")
         return EXIT_UNEXPECTED
@@ -77,6 +81,17 @@ def run(settings: ScorerSettings, stop: threading.Event | None = None, metrics: 
         logging.shutdown()
         os._exit(status)
     return status
+
+
+def _started(settings: ScorerSettings, metrics: Metrics) -> Scorer:
+    """A scorer that knows the present. Raises BrokerError."""
+    scorer = Scorer(settings, metrics)
+    try:
+        scorer.start()
+    except BrokerError:
+        scorer.close()
+        raise
+    return scorer
 
 
 def check(settings: ScorerSettings) -> str:
@@ -139,9 +154,12 @@ class Scorer:
         member = {"group.instance.id": self._name, "queued.max.messages.kbytes": 65_536}
         self._consumer = Consumer(kafka.consumer(GROUP, **member))
 
+    def start(self) -> None:
+        """Know the present before the first request. Raises BrokerError."""
+        self._listener.start()
+
     def run(self, stop: threading.Event) -> None:
         """The loop: hear, gather, score. Raises Fenced when another process took this instance's name."""
-        self._listener.start()
         writer = self._writer = self._new_writer()
         moved = {"on_assign": self._on_moved, "on_revoke": self._on_revoked, "on_lost": self._on_moved}
         self._consumer.subscribe([self._topics["scoring-requests"]], **moved)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
+from deploy.outage import FENCED
 from schemas.base import Message
 from schemas.control import Alert
-from schemas.errors import PlatformError
+from schemas.errors import BrokerError, Fenced
 from schemas.settings import KafkaSettings
 
 _TIMEOUT_S = 30.0
@@ -20,7 +21,8 @@ _TRANSACTION_TIMEOUT_MS = 5_000
 
 
 class Outbox:
-    """A transactional producer. Every method raises PlatformError when the broker does not take what it is given."""
+    """A transactional producer. Every method raises BrokerError when the broker does not take what it is given,
+    Fenced when another trainer has taken over."""
 
     def __init__(self, kafka: KafkaSettings) -> None:
         self._kafka = kafka
@@ -65,7 +67,8 @@ class Outbox:
         try:
             act()
         except (KafkaException, BufferError) as error:
-            raise PlatformError(
-                f"what the trainer has to say could not be written: {error}; is the broker up, and does another trainer "
-                "run with the same topic prefix?"
+            if error.args and isinstance(error.args[0], KafkaError) and error.args[0].code() in FENCED:
+                raise Fenced(f"another trainer runs with the same topic prefix: {error}") from error
+            raise BrokerError(
+                f"what the trainer has to say could not be written: {error}; is the broker up?"
             ) from error

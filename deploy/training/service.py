@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from deploy.broadcast import Broadcast
 from deploy.models import publish_records
+from deploy.outage import Outages
 from deploy.process import serve_metrics, stop_event
 from deploy.registry import Registry
 from deploy.store.address import open_store
@@ -30,7 +31,7 @@ from deploy.training.runner import Result, Runner
 from deploy.training.trainers import Cancelled
 from schemas.contracts import ModelContract, ModelRecord
 from schemas.control import COMMANDS, Alert, ControlTick, Deployment, RetrainRequested, TrainingFinished
-from schemas.errors import DriftlineError, SignatureError
+from schemas.errors import BrokerError, DriftlineError, Fenced, SignatureError
 from schemas.failpoints import failpoint
 from schemas.observability import Metrics, configure_logs
 from schemas.settings import TrainerSettings
@@ -52,8 +53,19 @@ def run(
         stop = stop_event()
     metrics = metrics or Metrics()
     serve_metrics(metrics, settings)
+    outages = Outages(settings.kafka, "trainer", metrics, stop)
+
+    def serve() -> None:
+        try:
+            TrainerProcess(settings, metrics, stop).run()
+        except Fenced as error:
+            if not outages.lately:
+                raise
+            raise BrokerError(f"a transaction did not outlive the broker's absence: {error}") from error
+
     try:
-        TrainerProcess(settings, metrics, stop).run()
+        with outages:
+            outages.through(serve)
     except Cancelled:
         log.info("told to stop; the open retrain request is taken up again at the next start")
     except (DriftlineError, KafkaException):

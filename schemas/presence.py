@@ -1,0 +1,49 @@
+"""Whether a Kafka broker is there at all: what every process asks before it takes a failure for its own.
+
+An outage that is sat out is not a crash with a restart on top; but a broker that is there and says no is an answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from confluent_kafka import Consumer, KafkaException
+
+log = logging.getLogger(__name__)
+ASK_TIMEOUT_S = 5.0
+
+
+def answers(consumer: Consumer, topic: str) -> bool:
+    """Whether a broker answers at all, asked about ``topic`` (which the question does not create)."""
+    try:
+        consumer.list_topics(topic, timeout=ASK_TIMEOUT_S)
+    except KafkaException:
+        return False
+    return True
+
+
+class Absence:
+    """Says once that nobody answers, and once that somebody does again. Any thread may note what it saw."""
+
+    def __init__(self, who: str) -> None:
+        self._who = who
+        self._since_s: float | None = None
+        self._lock = threading.Lock()
+
+    def note(self, present: bool, detail: object = "") -> None:
+        """One more look."""
+        now_s = time.monotonic()
+        with self._lock:
+            since_s, self._since_s = self._since_s, None if present else self._since_s or now_s
+        if not present and since_s is None:
+            log.warning(
+                "no broker answers; waiting",
+                extra={"event": "broker-away", "who": self._who, "detail": str(detail)[:500]},
+            )
+        elif present and since_s is not None:
+            log.warning(
+                "a broker answers again",
+                extra={"event": "broker-back", "who": self._who, "seconds": round(now_s - since_s, 1)},
+            )
