@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -38,15 +38,15 @@ class DirectoryStore:
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, draft = tempfile.mkstemp(prefix=DRAFT, dir=path.parent)
+            draft = _draft(path.parent)
             try:
-                with os.fdopen(descriptor, "wb") as file:
+                with draft.open("xb") as file:
                     _write(file.fileno(), data)
                 # A link, unlike a rename, never replaces.
                 os.link(draft, path)
                 _settle(path.parent)
             finally:
-                Path(draft).unlink()
+                draft.unlink(missing_ok=True)
         except FileExistsError:
             return self.get(key) == data
         except OSError as error:
@@ -57,7 +57,8 @@ class DirectoryStore:
         target = self._path(group)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=target.parent))
+            draft = _draft(target.parent)
+            draft.mkdir()
             try:
                 for name, data in files.items():
                     with (draft / name).open("wb") as file:
@@ -123,6 +124,11 @@ class DirectoryStore:
 
     def _path(self, key: str) -> Path:
         return self._root / checked(key)
+
+
+def _draft(directory: Path) -> Path:
+    """A name of one's own. What is made under it has the rights that the process's umask gives: readers may be others."""
+    return directory / f"{DRAFT}{secrets.token_hex(8)}"
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -257,3 +257,17 @@ def test_a_card_says_how_a_version_was_made() -> None:
     assert "rows weighted: recent 14d" in text
     assert "- Judged: against version 1: better" in text
     assert "How it was made" not in model_report.card(record, None, ())
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    """A scorer that runs as another user reads versions and approvals that the controller's user wrote."""
+    before = os.umask(0o022)
+    try:
+        registry = Registry(tmp_path, Signer.create(tmp_path / "key.pem"))
+        registry.register(CONTRACT, _artifact(), Lineage())
+        registry.approve("delay", "1", "ann", 1)
+    finally:
+        os.umask(before)
+    version = tmp_path / "delay" / "1"
+    assert oct(version.stat().st_mode & 0o777) == "0o755"
+    assert {oct(path.stat().st_mode & 0o777) for path in version.rglob("*.json")} == {"0o644"}
