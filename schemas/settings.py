@@ -285,7 +285,7 @@ class MonitorSection(Section):
     hot_index_bytes_max: int = Field(default=1_073_741_824, ge=1_000_000)
     early_labels_max: int = Field(default=1_000_000, ge=0)
     ready_timeout: DurationMs = 60_000
-    queue_batches_max: int = Field(default=16, ge=1)
+    queue_batches_max: int = Field(default=4, ge=1)
     warehouse: bool = Field(default=True, description="Write aggregates to ClickHouse.")
     seed: int = 7
 

@@ -53,10 +53,12 @@ class OffsetsOwner(Protocol):
 class Chunk:
     """Some consecutive records of one partition, as they were fetched. ``number`` counts from 0 in each ``seek``."""
 
-    __slots__ = ("number", "records", "seek")
+    __slots__ = ("log_end", "number", "records", "seek")
 
-    def __init__(self, records: RecordBatch) -> None:
+    def __init__(self, records: RecordBatch, log_end: int = 0) -> None:
         self.records = records
+        #: Where the log ended, as far as was known when this was handed over.
+        self.log_end = log_end
         self.seek = 0
         self.number = 0
 
@@ -74,6 +76,13 @@ class Chunk:
     def end_offset(self) -> int:
         """The offset after the last record."""
         return int(self.records.offsets[-1]) + 1
+
+    def cut(self, count: int) -> tuple[Chunk, Chunk]:
+        """The first ``count`` records, and the others."""
+        records = self.records
+        return Chunk(records.part(0, count), self.log_end), Chunk(
+            records.part(count, len(records)), self.log_end
+        )
 
     def to_batch(self, topic: str) -> RecordBatch:
         """As the core takes it, under the logical name ``topic``."""
@@ -249,6 +258,7 @@ class _Consumer(driver.Consumer):
 
     def _to_message(self, tp: TP, record: Chunk) -> ConsumerMessage:
         record.seek = self._seeks
+        record.log_end = self._log_end(tp)
         record.number = self._numbers[tp]
         self._numbers[tp] += 1
         value: Any = record  # Faust says bytes; RawSchema hands through whatever it is
@@ -256,6 +266,13 @@ class _Consumer(driver.Consumer):
             record.topic, record.partition, record.end_offset - 1, int(record.records.timestamps_ms[-1]) / 1000, 0,
             None, None, value, None, 0, 0, tp, generation_id=self.app.consumer_generation_id,
         )  # fmt: skip
+
+    def _log_end(self, tp: TP) -> int:
+        """0 when it is not known: a rebalance may be under way."""
+        try:
+            return self._thread.highwater(tp) or 0
+        except (AssertionError, AttributeError):
+            return 0
 
     async def _wait_next_records(self, timeout: float) -> Any:  # noqa: ASYNC109  # Faust's signature
         """Faust sleeps a whole second when every partition's buffer is full; they are emptied in milliseconds."""

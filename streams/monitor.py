@@ -163,6 +163,7 @@ async def _read(
             end = found.get((kafka.topic(topic), partition))
             if end is not None:
                 total += max(0, end - at)
+            if end is not None and topic not in task.held:
                 readings[topic, partition] = Reading(taken.get((topic, partition), at), at, end)
         labels = {"stage": task.context.stage, "partition": str(task.context.partition)}
         tasks.metrics.set("driftline_lag_records", total, **labels)

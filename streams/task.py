@@ -25,6 +25,7 @@ from streams.broadcast import Broadcast, model_records
 from streams.core.delivery import Out, StageContext, TaskCore, TopicPartition, Transaction, Upsert, assembled
 from streams.core.ledger import Ledger
 from streams.core.records import Input, Record, RecordBatch
+from streams.inbox import Inbox
 from streams.store import TaskStore, log_starts
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,9 @@ class Task:
         self._kafka = context.settings.kafka
         self._limits = context.settings.monitor
         self._store = TaskStore(self._kafka, context.stage, context.partition)
-        self._queue: asyncio.Queue[Chunk | None] = asyncio.Queue(self._limits.queue_batches_max)
+        self._inbox = Inbox(
+            inputs, self._limits.queue_batches_max, self._limits.commit_rows_max, time.monotonic
+        )
         self._runner: asyncio.Task[None] | None = None
         self._stopping = False
         self._labels = {"stage": context.stage, "partition": str(context.partition)}
@@ -129,9 +132,7 @@ class Task:
         self.wake()
         if self._runner is not None:
             await asyncio.wait([self._runner])
-        while not self._queue.empty():  # whoever waits in ``put`` must not wait for ever
-            self._queue.get_nowait()
-            await asyncio.sleep(0)
+        self._inbox.close()
         self.ready = False
         self._shared.metrics.set("driftline_task_ready", 0, **self._labels)
         await self._io(self._store.close)
@@ -155,19 +156,23 @@ class Task:
                 "due: records were lost on the way from the consumer"
             )
         self._numbers[tp] += 1
-        await self._queue.put(chunk)
+        await self._inbox.put(topic, chunk)
         if chunk.seek == self._seek:
             self._received[tp] = max(self._received[tp], chunk.end_offset)
 
     def wake(self) -> None:
         """Make the loop look around: something other than a chunk has come."""
-        if self._queue.empty():
-            self._queue.put_nowait(None)
+        self._inbox.wake()
 
     def confirm(self, sent: list[Upsert]) -> None:
         """The warehouse has these rows."""
         self._ledger.confirmed(sent)
         self._report_dirty()
+
+    @property
+    def held(self) -> frozenset[str]:
+        """Inputs (logical topics) that wait for another one of this task to be caught up with."""
+        return self._inbox.held
 
     @property
     def outbox(self) -> Mapping[tuple[str, tuple[Any, ...]], Upsert]:
@@ -194,7 +199,7 @@ class Task:
     async def _run(self) -> None:
         try:
             while not self._stopping:
-                chunks = await self._take()
+                chunks = await self._inbox.take(self._wait_s())
                 if any(_has_rows(chunk) for chunk in chunks):
                     await self._io(self._shared.broadcast.refresh, "models")
                 await self._cpu(self._apply, chunks)
@@ -204,23 +209,6 @@ class Task:
                 await self._commit()
         except Exception as error:  # noqa: BLE001  # whatever it is, the process must not go on
             self._shared.on_failed(self, error)
-
-    async def _take(self) -> list[Chunk]:
-        """At least one chunk, or none when it is time to commit or something else has come."""
-        try:
-            async with asyncio.timeout(self._wait_s()):
-                first = await self._queue.get()
-        except TimeoutError:
-            return []
-        chunks, rows = [], 0
-        chunk: Chunk | None = first
-        while True:
-            if chunk is not None:
-                chunks.append(chunk)
-                rows += len(chunk.records)
-            if rows >= self._limits.commit_rows_max or self._queue.empty():
-                return chunks
-            chunk = self._queue.get_nowait()
 
     def _wait_s(self) -> float | None:
         if self._since_s is None or self._ledger.rereading:

@@ -44,6 +44,7 @@ class Load:
     labels: int
     event_bytes: float
     end_ms: int
+    first: int = 0
 
 
 def contract() -> ModelContract:
@@ -73,8 +74,14 @@ def records() -> list[ModelRecord]:
     return [ModelRecord(contract=declared), ModelRecord(version=version)]
 
 
-def write(kafka: KafkaSettings, events: int, seed: int = 7, arrow: bool = False, first: int = 0) -> Load:
-    """Write the load to ``predictions`` and ``feedback``; everything is on the broker when this returns."""
+def write(
+    kafka: KafkaSettings, events: int, *, after: Load | None = None, seed: int = 7, arrow: bool = False
+) -> Load:
+    """Write the load to ``predictions`` and ``feedback``; everything is on the broker when this returns.
+
+    ``after``: a load before it, which it follows in numbers and in time.
+    """
+    first, start_ms = (0, START_MS) if after is None else (after.first + after.events, after.end_ms)
     rng = np.random.default_rng(seed)
     producer = Producer(kafka.producer(**{"linger.ms": 50, "queue.buffering.max.messages": 2_000_000, "acks": "1",
                                           "enable.idempotence": False}))  # fmt: skip
@@ -85,7 +92,7 @@ def write(kafka: KafkaSettings, events: int, seed: int = 7, arrow: bool = False,
         ids = [f"{first + written + i:08d}-bench-5a1e-4a1b-prediction-identifier" for i in range(count)]
         where = partitions_of([i.encode() for i in ids], kafka.input_partitions).tolist()
         times = (
-            np.sort(rng.integers(tick * SPAN_MS // TICKS, (tick + 1) * SPAN_MS // TICKS, count)) + START_MS
+            np.sort(rng.integers(tick * SPAN_MS // TICKS, (tick + 1) * SPAN_MS // TICKS, count)) + start_ms
         )
         values = rng.normal(size=(count, 9)).tolist()
         scores = rng.uniform(0.01, 0.99, count)
@@ -123,9 +130,9 @@ def write(kafka: KafkaSettings, events: int, seed: int = 7, arrow: bool = False,
                 _send(producer, kafka.topic("feedback"), body, identity.encode(), where[at])
                 labels += 1
         written += count
-        _tick(producer, kafka, START_MS + (tick + 1) * SPAN_MS // TICKS - 1)
+        _tick(producer, kafka, start_ms + (tick + 1) * SPAN_MS // TICKS - 1)
     producer.flush(120)
-    return Load(events, labels, total / events, START_MS + SPAN_MS)
+    return Load(events, labels, total / events, start_ms + SPAN_MS, first)
 
 
 def _write_batches(

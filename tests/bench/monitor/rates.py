@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import clickhouse_connect
@@ -11,6 +12,8 @@ from schemas.contracts import ModelRecord
 from tests.bench.figures import say
 from tests.bench.monitor import load, peers
 from tests.bench.monitor.worker import Size, platform_with, process_of, used_s, wait_for
+
+WARM_UP_EVENTS = 50_000
 
 
 def run(size: Size) -> None:
@@ -29,11 +32,10 @@ def _without_detectors(record: ModelRecord) -> ModelRecord:
 
 def _json(events: int) -> None:
     with platform_with(load.records()) as platform:
-        written = load.write(platform.kafka, events)
+        written = _written(platform, events)
         others = dict(peers.measure(platform.kafka, written))
         for name, rate in others.items():
             say(f"{name}.events_per_s", rate, "events/CPU-s")
-        platform.add("monitor")
         value, more = _measured(platform, written)
         say(
             "monitor.json.events_per_s",
@@ -61,17 +63,34 @@ def _json(events: int) -> None:
 
 def _arrow(figure: str, records: list[ModelRecord], events: int) -> None:
     with platform_with(records) as platform:
-        written = load.write(platform.kafka, events, arrow=True)
-        platform.add("monitor")
+        written = _written(platform, events, arrow=True)
         value, more = _measured(platform, written)
         say(figure, value, "events/CPU-s", **more)
 
 
+def _written(platform: Platform, events: int, arrow: bool = False) -> load.Load:
+    """The load, behind a little of it from which the worker has built the detectors, as it does once in a version's life.
+
+    Nobody reads meanwhile: the worker is stopped, and the next one begins with everything before it.
+    """
+    few = load.write(platform.kafka, WARM_UP_EVENTS, arrow=arrow)
+    platform.add("monitor")
+    wait_for(platform, few.events)
+    platform.kill("monitor", signal.SIGSTOP)
+    return load.write(platform.kafka, events, after=few, arrow=arrow)
+
+
 def _measured(platform: Platform, written: load.Load) -> tuple[float, dict[str, object]]:
+    """From the moment at which the worker is ready, as the peers are from their first event on."""
+    platform.kill("monitor")
+    while not (platform.restarted.get("monitor") and platform.ready("monitor")):
+        if platform.failure:
+            raise SystemExit(f"the monitor did not come back: {platform.failure}")
+        time.sleep(0.01)
     worker = process_of(platform)
     others = {name: process_of(platform, name) for name in ("kafka", "warehouse")}
     before, before_others = used_s(worker), {name: used_s(p) for name, p in others.items()}
-    wall_s = wait_for(platform, written.events)
+    wall_s = wait_for(platform, WARM_UP_EVENTS + written.events)
     cpu_s = used_s(worker) - before
     beside = {f"{name}_cpu_s": round(used_s(p) - before_others[name], 2) for name, p in others.items()}
     return written.events / cpu_s, {
@@ -90,8 +109,11 @@ def _archived(platform: Platform, written: load.Load) -> float:
     worker = process_of(platform, "archive")
     before = used_s(worker)
     with clickhouse_connect.get_client(**platform.clickhouse.client()) as client:
-        while int(client.query("SELECT count() FROM prediction_log").result_rows[0][0]) < written.events:
+        while (
+            int(client.query("SELECT count() FROM prediction_log").result_rows[0][0])
+            < WARM_UP_EVENTS + written.events
+        ):
             if platform.failure:
                 raise SystemExit(f"the archive did not finish: {platform.failure}")
             time.sleep(0.2)
-    return written.events / (used_s(worker) - before)
+    return (WARM_UP_EVENTS + written.events) / (used_s(worker) - before)

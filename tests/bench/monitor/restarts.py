@@ -16,13 +16,13 @@ def run(size: Size) -> None:
     """The service is started again by the platform; caught up: an event sent after the kill is in an aggregate."""
     for held in (20_000,) if size.quick else (20_000, 100_000, 500_000):
         with platform_with(load.records()) as platform:
-            load.write(platform.kafka, held)
+            before_it = load.write(platform.kafka, held)
             platform.add("monitor")
             wait_for(platform, held)
             before = process_of(platform).pid
             began = time.perf_counter()
             psutil.Process(before).kill()
-            load.write(platform.kafka, 1_000, seed=8, first=held)
+            load.write(platform.kafka, 1_000, seed=8, after=before_it)
             with clickhouse_connect.get_client(**platform.clickhouse.client()) as client:
                 while counted(client) < held + 1_000:
                     if time.perf_counter() - began > 300 or platform.failure:

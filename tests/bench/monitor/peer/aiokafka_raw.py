@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
 from meter import Meter
 
 
 async def consume(bootstrap: str, topic: str, meter: Meter) -> None:
     consumer = AIOKafkaConsumer(
+        topic,
         bootstrap_servers=bootstrap, auto_offset_reset="earliest", max_poll_records=20_000, fetch_max_bytes=8 << 20,
         max_partition_fetch_bytes=4 << 20, enable_auto_commit=False,
     )  # fmt: skip
     await consumer.start()
     try:
-        while not (partitions := consumer.partitions_for_topic(topic)):
-            await consumer.topics()
-        consumer.assign([TopicPartition(topic, p) for p in partitions])
-        await consumer.seek_to_beginning()
         while True:
             got = await consumer.getmany(timeout_ms=1_000)
             if got and meter.add(sum(map(len, got.values()))):

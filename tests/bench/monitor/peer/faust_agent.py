@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import uuid
 
 import faust
@@ -11,7 +12,7 @@ from meter import Meter
 
 meter = Meter(int(sys.argv[3]))
 app = faust.App(
-    f"peer-{uuid.uuid4().hex}", broker=f"kafka://{sys.argv[1]}", store="memory://", web_enabled=False,
+    f"peer-{uuid.uuid4().hex}", broker=f"kafka://{sys.argv[1]}", store="memory://", datadir=tempfile.mkdtemp(), web_enabled=False,
     topic_allow_declare=False, topic_disable_leader=True, value_serializer="json",
     consumer_auto_offset_reset="earliest", broker_max_poll_records=20_000,
 )  # fmt: skip
