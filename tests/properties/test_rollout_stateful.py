@@ -254,7 +254,7 @@ class Controller(RuleBasedStateMachine):
         self._drain()
 
     @precondition(lambda self: self.now is not None and self.now.candidate is not None)
-    @rule(long=st.integers(1, 12))
+    @rule(long=st.integers(1, 20))
     def all_goes_well(self, long: int) -> None:
         """For a while whoever is asked says yes and whatever is measured is good: how a rollout gets anywhere."""
         for _ in range(long):
@@ -403,8 +403,11 @@ class ByRegions(Controller):
     """The same where every rollout goes through regions."""
 
     given: ClassVar[dict[str, Any]] = {
-        "strategy": "canary", "labels_min": 0, "regions": (Region(name="eu", bake=4), Region(name="us", bake=0)),
-    }  # fmt: skip
+        "strategy": "canary",
+        "labels_min": 0,
+        "unproven": "promote",
+        "regions": (Region(name="eu", bake=9), Region(name="us", bake=3)),
+    }
 
 
 TestController, TestByRegions = Controller.TestCase, ByRegions.TestCase
