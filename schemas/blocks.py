@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from schemas.errors import BadMessage
 
-BLOCK_SCHEMA = 2
-#: Blocks of schema 1 had no segments; they are read as blocks whose segments nobody knows.
-_READABLE = (1, 2)
+BLOCK_SCHEMA = 3
+#: Blocks of schema 1 had no segments; they are read as blocks whose segments nobody knows. Blocks before 3 had neither
+#: checks nor revisions, which no detector reads.
+_READABLE = (1, 2, 3)
 #: Code of a segment whose value is null.
 SEGMENT_NULL = -1
 #: Column name to its dtype on the wire. Every column has shape ``(n,)`` but ``features``, ``(n, k)``, and ``segments``,
@@ -40,6 +41,8 @@ DTYPES: dict[str, str] = {
     "loss": "<f8",
     "sign": "|i1",
     "segments": "<i4",
+    "check": "<u4",
+    "revision": "<i4",
 }
 Kind = Literal["predictions", "outcomes"]
 
@@ -57,6 +60,8 @@ class ObservationBlock:
     ``segments``: for each of the contract's ``monitoring.segments``, the index of the row's category as in ``features``
     (unknown, and those beyond ``segments_max``: ``len(categories)``), ``SEGMENT_NULL`` for null; outcomes carry no
     features, but these. ``(0, 0)``: not known.
+    ``check`` of predictions, ``revision`` (the label's) of outcomes: for whoever looks labels up by them later
+    (``streams.core.label_index``); empty ``(0,)`` in the other kind.
     ``row addresses`` are (predictions topic, partition, offset, row). ``contract_hash`` says how features were coded.
     """
 
@@ -80,6 +85,8 @@ class ObservationBlock:
     loss: NDArray[np.float64]
     sign: NDArray[np.int8]
     segments: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 0), np.int32))
+    check: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
+    revision: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
 
     def __len__(self) -> int:
         return len(self.event_time_ms)
@@ -125,6 +132,9 @@ def decode_block(data: bytes) -> ObservationBlock:
         if head["schema"] == 1:
             head |= {"segments": b"", "segment_width": 0}
         rows, width = head["rows"], head["width"]
+        if head["schema"] < 3:
+            own = "check" if head["kind"] == "predictions" else "revision"
+            head |= {"check": b"", "revision": b""} | {own: bytes(4 * rows)}
         known_rows = 0 if head["schema"] == 1 else rows
         columns: dict[str, Any] = {name: np.frombuffer(head[name], dtype) for name, dtype in DTYPES.items()}
         columns["features"] = columns["features"].reshape(-1, width) if width else np.empty((0, 0))

@@ -129,7 +129,15 @@ class Monitoring(Document):
         description="Distance between the starts of two windows, a whole part of ``window``; without it, ``window``.",
     )
     allowed_lateness: DurationMs = 600_000
-    label_horizon: DurationMs = 7 * 86_400_000
+    label_horizon: DurationMs = Field(
+        default=7 * 86_400_000,
+        description="How long after a window's end labels are waited for: then the window is final, and leaves memory.",
+    )
+    late_label_horizon: DurationMs = Field(
+        default=0,
+        description="How long after a window's end labels still count, by their own time. Where this is longer than "
+        "``label_horizon``, those that come between the two are looked up in the warehouse and correct a final window.",
+    )
     event_age_max: DurationMs = 30 * 86_400_000
     event_ahead_max: DurationMs = 600_000
     segments: tuple[str, ...] = Field(
@@ -144,6 +152,11 @@ class Monitoring(Document):
     bad_share_max: float = Field(
         default=0.5, gt=0, le=1, description="Above it the consumer halts and alerts."
     )
+
+    @property
+    def last_label(self) -> int:
+        """Milliseconds after a window's end beyond which a label does not count."""
+        return max(self.label_horizon, self.late_label_horizon)
 
     @field_validator("detectors", mode="before")
     @classmethod

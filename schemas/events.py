@@ -19,9 +19,11 @@ from schemas.ids import Role
 HEADER_FORMAT = "driftline-format"
 FORMAT_JSON = b"json"
 FORMAT_ARROW = b"arrow"
-#: Header of a record that carries time or another instruction to the stream instead of an event. Value: ``tick``.
+#: Header of a record that carries time or another instruction to the stream instead of an event. Values: ``tick``; on
+#: `observations` ``labels``: outcomes of predictions without a score, for the label index and not for detectors.
 HEADER_KIND = "driftline-kind"
 KIND_TICK = b"tick"
+KIND_LABELS = b"labels"
 #: Header of a row that was found on the wrong partition and sent on once: its first address, ``RowId`` as text.
 HEADER_ORIGIN = "driftline-origin"
 #: Header with the W3C trace id (32 hex digits) that leads from a request to the decision it fed.
@@ -168,6 +170,7 @@ Rejection = Literal[
     "bad-arrow",
     "invalid-value",
     "empty",
+    "no-room",
 ]
 #: The closed list of reasons a message may be dead-lettered for.
 REJECTIONS: tuple[str, ...] = Rejection.__args__  # type: ignore[attr-defined]

@@ -40,6 +40,8 @@ METRICS: dict[str, Metric] = {
         Metric("driftline_unlabelled_predictions", "gauge", "Predictions whose window was settled before a label came; exact, in the state.", ("partition", "model")),
         Metric("driftline_evicted_predictions", "gauge", "Predictions that had to leave the hot join index unlabelled; exact, in the state.", ("partition", "model")),
         Metric("driftline_labels_total", "counter", "Labels by what became of them.", ("outcome",)),
+        Metric("driftline_pending_label_lookups", "gauge", "Predictions that labels look for in ClickHouse.", ("partition",)),
+        Metric("driftline_label_lookups_total", "counter", "Predictions that labels have looked for in ClickHouse, found or unknown there.", ("outcome",)),
         Metric("driftline_late_rows_total", "counter", "Rows later than their window's allowed lateness.", ("model",)),
         Metric("driftline_too_late_rows_total", "counter", "Rows of windows that are settled: in the log, in no figure.", ("model",)),
         Metric("driftline_open_windows", "gauge", "Windows held in state.", ("partition",)),

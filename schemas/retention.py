@@ -14,10 +14,12 @@ from schemas.rows import TABLES
 
 #: Tables with an age, and the column that says it.
 TIME_COLUMNS: dict[str, str] = {
-    name: next(column for column in ("window_start", "event_time", "label_time", "kafka_time") if column in table.names)
+    name: next(column for column in ("window_start", "copied_time", "event_time", "label_time", "kafka_time") if column in table.names)
     for name, table in TABLES.items()
-    if name != "archive_progress"
+    if name not in ("archive_progress", "label_index_progress")
 }  # fmt: skip
+#: Of tables that would grow for nothing.
+DEFAULT_MS = {"label_index": 100 * 86_400_000, "label_states": 100 * 86_400_000}
 #: A shorter life is a slip of the pen: rows would go before their window is over.
 RETENTION_MS_MIN = 3_600_000
 _TTL = re.compile(r"\bTTL (.+?)(?= SETTINGS |$)", re.DOTALL)
@@ -39,7 +41,8 @@ def apply(client: CommandClient, retention: Mapping[str, int]) -> dict[str, str]
     engines = {str(name): str(engine) for name, engine in rows}
     changed = {}
     for table in TIME_COLUMNS:
-        wanted, match = clause(table, retention.get(table, 0)), _TTL.search(engines[table])
+        life_ms = retention.get(table, DEFAULT_MS.get(table, 0))
+        wanted, match = clause(table, life_ms), _TTL.search(engines[table])
         if wanted == (match[1].strip() if match else ""):
             continue
         client.command(f"ALTER TABLE {table} {f'MODIFY TTL {wanted}' if wanted else 'REMOVE TTL'}")

@@ -5,11 +5,17 @@ The numbered migrations in ``schemas/clickhouse`` create these tables; a test co
 Aggregates are cumulative values of ONE source partition's log prefix; ``version`` is the sequence of the manifest they
 belong to. A replay writes the same key with the same or a higher version, so a reader takes the row of the highest
 version for each key and then merges over partitions. Logs are keyed by the address of the row they copy.
+
+Part 0 of a row of ``window_outcomes`` is the window as it was when its state left the monitor's memory. Each further part
+says what a batch of labels that came later has changed, and may be negative where a revision took something back; it is
+written once. Views add parts up as they add up partitions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,7 @@ class TableRows:
 _TEXT = "LowCardinality(String)"
 _TIME = "DateTime64(3, 'UTC')"
 _COUNTS = "Array(UInt64)"
+_CHANGES = "Array(Int64)"
 _DELAYS = "Map(Int16, UInt64)"
 
 _WINDOW: tuple[tuple[str, str], ...] = (
@@ -121,20 +128,21 @@ TABLES: dict[str, TableRows] = {
             "window_outcomes",
             _WINDOW
             + (
+                ("part", "UInt64"),
                 ("predictions", "UInt64"),
                 ("labelled", "UInt64"),
                 ("revisions", "UInt64"),
-                ("true_positive", "UInt64"),
-                ("false_positive", "UInt64"),
-                ("true_negative", "UInt64"),
-                ("false_negative", "UInt64"),
+                ("true_positive", "Int64"),
+                ("false_positive", "Int64"),
+                ("true_negative", "Int64"),
+                ("false_negative", "Int64"),
                 ("log_loss_nano", "Int64"),
                 ("brier_nano", "Int64"),
-                ("positive_scores", _COUNTS),
-                ("negative_scores", _COUNTS),
-                ("calibration_counts", _COUNTS),
-                ("calibration_score_nano", "Array(Int64)"),
-                ("calibration_positives", _COUNTS),
+                ("positive_scores", _CHANGES),
+                ("negative_scores", _CHANGES),
+                ("calibration_counts", _CHANGES),
+                ("calibration_score_nano", _CHANGES),
+                ("calibration_positives", _CHANGES),
                 ("positive_log_loss_nano", "Int64"),
                 ("positive_brier_nano", "Int64"),
                 ("positive_delays", _DELAYS),
@@ -147,7 +155,7 @@ TABLES: dict[str, TableRows] = {
                 ("final", "UInt8"),
             )
             + _VERSION,
-            _WINDOW_KEY,
+            (*_WINDOW_KEY, "part"),
         ),
         _log(
             "prediction_log",
@@ -269,6 +277,46 @@ TABLES: dict[str, TableRows] = {
             ),
         ),
         TableRows(
+            "label_index",
+            (
+                ("identity", "UInt64"),
+                ("model", _TEXT),
+                *_SOURCE,
+                ("check", "UInt32"),
+                ("model_version", _TEXT),
+                ("role", "Int8"),
+                ("event_time_ms", "Int64"),
+                ("score", "Float64"),
+                ("status", "Int8"),
+                ("segments", "Array(Int32)"),
+                ("contract_hash", _TEXT),
+                ("copied_time", _TIME),
+            ),
+            ("identity", "model", *(n for n, _ in _SOURCE)),
+        ),
+        TableRows(
+            "label_states",
+            (
+                ("identity", "UInt64"),
+                ("model", _TEXT),
+                *_SOURCE,
+                ("revision", "Int32"),
+                ("label", "Float64"),
+                ("label_time_ms", "Int64"),
+                ("copied_time", _TIME),
+            ),
+            ("identity", "model", *(n for n, _ in _SOURCE), "revision"),
+        ),
+        TableRows(
+            "label_index_progress",
+            (
+                ("partition", "UInt16"),
+                ("source", _TEXT),
+                ("position", "Int64"),
+            ),
+            ("partition", "source"),
+        ),
+        TableRows(
             "archive_progress",
             (
                 ("topic", _TEXT),
@@ -280,3 +328,34 @@ TABLES: dict[str, TableRows] = {
         ),
     )
 }
+
+
+def whole_outcomes(rows: Iterable[Sequence[Any]]) -> dict[tuple[Any, ...], list[Any]]:
+    """Rows of ``window_outcomes`` without their version, parts put together as the views do it: key without the part to the
+    values behind it."""
+    names = TABLES["window_outcomes"].names[len(_WINDOW_KEY) + 1 : -1]
+    found: dict[tuple[Any, ...], list[Any]] = {}
+    for row in rows:
+        key, values = tuple(row[: len(_WINDOW_KEY)]), list(row[len(_WINDOW_KEY) + 1 :])
+        held = found.get(key)
+        found[key] = (
+            values if held is None else [_put(*three) for three in zip(names, held, values, strict=True)]
+        )
+    return found
+
+
+def _put(name: str, one: Any, other: Any) -> Any:
+    """Two parts' values as one."""
+    if isinstance(one, Mapping):
+        return {at: one.get(at, 0) + other.get(at, 0) for at in sorted({*one, *other})}
+    if isinstance(one, Sequence):
+        return [a + b for a, b in zip(one, other, strict=True)]
+    match name:
+        case "final":
+            return min(one, other)
+        case "first_label_ms":
+            return min(filter(None, (one, other)), default=0)
+        case "last_label_ms" | "final_ms" | "settled_ms" | "span_ms":
+            return max(one, other)
+        case _:
+            return one + other

@@ -133,8 +133,9 @@ class ClickHouseSettings(Section):
     timeout: DurationMs = 30_000
     retention: dict[str, DurationMs] = Field(
         default={},
-        description="By table, how long its rows are kept (by event time; 0 or not named: for ever). `driftline migrate` "
-        "applies it.",
+        description="By table, how long its rows are kept (by event time; 0 or not named: for ever, but label_index and "
+        "label_states: 100 days from when they were copied; longer than the longest late_label_horizon). `driftline "
+        "migrate` applies it.",
     )
 
     @field_validator("retention")
@@ -283,7 +284,18 @@ class MonitorSection(Section):
     tick_interval: DurationMs = 1_000
     tick_delay: DurationMs = Field(default=2_000, description="How far behind the clock a tick's time is.")
     hot_index_bytes_max: int = Field(default=1_073_741_824, ge=1_000_000)
-    early_labels_max: int = Field(default=1_000_000, ge=0)
+    early_labels_max: int = Field(
+        default=1_000_000,
+        ge=0,
+        description="Labels of one partition that wait: for their prediction, or to be looked up. Further ones are dead-lettered.",
+    )
+    label_lookup_interval: DurationMs = Field(
+        default=1_000,
+        description="How often labels whose prediction has left memory are looked up in ClickHouse; 0: never.",
+    )
+    label_lookup_rows_max: int = Field(
+        default=4_000, ge=1, le=10_000, description="Labels of one partition looked up at once."
+    )
     ready_timeout: DurationMs = 60_000
     queue_batches_max: int = Field(default=4, ge=1)
     warehouse: bool = Field(default=True, description="Write aggregates to ClickHouse.")
@@ -299,6 +311,10 @@ class ArchiveSection(Section):
     )
     batch_rows_max: int = Field(default=50_000, ge=1)
     flush_interval: DurationMs = 500
+    label_index: bool = Field(
+        default=True,
+        description="Keep the index in which labels find predictions that have left the monitor's memory.",
+    )
 
 
 class RateLimit(Section):

@@ -34,15 +34,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _monitor() -> int:
+    from streams.lookup import LabelIndex
     from streams.monitor import run_monitor
     from streams.sink import ClickHouseSink
 
     settings = MonitorSettings.load()
     _configure(settings)
     sink = ClickHouseSink(settings.clickhouse) if settings.monitor.warehouse else None
+    index = LabelIndex(ClickHouseSink(settings.clickhouse)) if settings.monitor.warehouse else None
     gc.freeze()
     gc.set_threshold(GC_OBJECTS, 5, 2)
-    return asyncio.run(run_monitor(settings, sink=sink))
+    return asyncio.run(run_monitor(settings, sink=sink, index=index))
 
 
 def _archive() -> int:

@@ -1,4 +1,5 @@
-"""The archive process: copies logs into the warehouse on its own consumer group, and publishes how far it is.
+"""The archive process: copies logs into the warehouse on its own consumer group, and publishes how far it is; beside them, on
+another group, `observations` into the label index.
 
 Delivery: offsets are committed after ClickHouse has confirmed the rows. Killed in between, the same rows are written
 again; their key is the address of the record they copy, so the table keeps one. Nothing that acts waits for it.
@@ -11,24 +12,45 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as TopicPartitionAt
 
+from schemas.clock import wall_ms
 from schemas.errors import BadMessage, DeliveryError, WarehouseError
 from schemas.failpoints import failpoint
 from schemas.observability import Metrics
 from schemas.settings import ArchiveSettings
 from streams.core.archive import ARCHIVED, PartitionTime, Row, log_rows, sources_of
 from streams.core.delivery import TopicPartition
+from streams.core.label_index import PROGRESS, index_rows
 from streams.core.records import Record
 from streams.sink import BACKOFF_S_MAX, BACKOFF_S_MIN, ClickHouseSink, Sink
 
 log = logging.getLogger(__name__)
-GROUP = "driftline-archive"
 Progress = dict[TopicPartition, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What one consumer group copies. ``rows``: (table, rows) of a record, at the clock's time. ``last``: the table that says
+    what the others hold, of which only the newest rows count. ``messages_max``: in one batch; blocks are large.
+    ``queued_kb_max``: of a partition, read ahead."""
+
+    group: str
+    topics: tuple[str, ...]
+    rows: Callable[[Record, int], tuple[str, list[Row]]]
+    messages_max: int = 50_000
+    queued_kb_max: int = 65_536
+    last: str = ""
+
+
+LOGS = Copy("driftline-archive", ARCHIVED, lambda record, now_ms: log_rows(record))
+LABEL_INDEX = Copy("driftline-label-index", ("observations",), index_rows, 32, 16_384, PROGRESS)
 
 
 class Archive:
@@ -41,8 +63,10 @@ class Archive:
         metrics: Metrics,
         progress: Progress,
         stop: threading.Event,
+        copy: Copy = LOGS,
     ) -> None:
         self._settings = settings
+        self._copies = copy
         self._kafka = settings.kafka
         self._sink = sink
         self._metrics = metrics
@@ -53,8 +77,10 @@ class Archive:
             self._times[tp] = PartitionTime(event_time_ms)
             self._next[tp] = next_offset
         instance = settings.archive.instance
-        static = {"group.instance.id": f"{self._kafka.topic_prefix}{instance}"} if instance else {}
-        self._consumer = Consumer(self._kafka.consumer(GROUP, **static))
+        own: dict[str, Any] = {"queued.max.messages.kbytes": copy.queued_kb_max}
+        if instance:
+            own["group.instance.id"] = f"{self._kafka.topic_prefix}{instance}"
+        self._consumer = Consumer(self._kafka.consumer(copy.group, **own))
         self._pausing = False
         #: Read while waiting for the warehouse, although nothing should come then.
         self._kept: list[Message] = []
@@ -62,12 +88,13 @@ class Archive:
 
     def run(self) -> None:
         """Copy until ``stop`` is set. Raises DeliveryError when Kafka cannot be read."""
-        names = [self._kafka.topic(topic) for topic in ARCHIVED]
+        names = [self._kafka.topic(topic) for topic in self._copies.topics]
         self._consumer.subscribe(names, on_assign=self._on_assign)
         try:
             while not self._stop.is_set():
                 wait_s = self._settings.archive.flush_interval / 1000
-                messages = self._consumer.consume(self._settings.archive.batch_rows_max, wait_s)
+                most = min(self._settings.archive.batch_rows_max, self._copies.messages_max)
+                messages = self._consumer.consume(most, wait_s)
                 kept, self._kept = self._kept, []
                 if kept or messages:
                     self._copy(kept + messages)
@@ -85,12 +112,13 @@ class Archive:
     def _copy(self, messages: list[Message]) -> None:
         batch: dict[str, list[Row]] = defaultdict(list)
         ends: dict[TopicPartition, int] = {}
+        now_ms = wall_ms()
         for record in self._records(messages):
             tp = (record.topic, record.partition)
             ends[tp] = record.offset + 1
             self._times[tp].take(record, sources_of(record.topic, self._kafka.input_partitions))
             try:
-                table, rows = log_rows(record)
+                table, rows = self._copies.rows(record, now_ms)
             except BadMessage as error:
                 log.debug("left out", extra={"event": "bad-message", "detail": str(error)})
                 continue
@@ -99,8 +127,10 @@ class Archive:
             return
         for tp, end in ends.items():
             self._next[tp] = max(end, self._next.get(tp, 0))
+        newest = {row[:-1]: row for row in batch.pop(self._copies.last, [])}
         for table, rows in batch.items():
             self._insist(table, rows)
+        self._insist(self._copies.last, list(newest.values()))
         failpoint("archive.before-progress")
         self._insist(
             "archive_progress",
@@ -198,7 +228,10 @@ def run_archive(settings: ArchiveSettings) -> int:
     try:
         progress = _until(lambda: read_progress(sink), stop)
         archive = Archive(settings, sink, metrics, progress, stop)
-        archive.run()
+        with _beside(settings, metrics, progress, stop) as failed:
+            archive.run()
+        if failed:
+            raise failed[0]
     except WarehouseError:
         if not stop.is_set():
             raise
@@ -209,6 +242,34 @@ def run_archive(settings: ArchiveSettings) -> int:
         sink.close()
     log.info("stopped", extra={"event": "stopped", "exit_code": 0})
     return 0
+
+
+@contextmanager
+def _beside(
+    settings: ArchiveSettings, metrics: Metrics, progress: Progress, stop: threading.Event
+) -> Iterator[list[BaseException]]:
+    """Keep the label index in a thread of its own; what ends it ends the process, and is in the list."""
+    failed: list[BaseException] = []
+    sink = ClickHouseSink(settings.clickhouse)
+
+    def copy() -> None:
+        try:
+            Archive(settings, sink, metrics, progress, stop, LABEL_INDEX).run()
+        except BaseException as error:  # noqa: BLE001  # whatever it is, the process must not go on
+            if not (isinstance(error, WarehouseError) and stop.is_set()):
+                failed.append(error)
+            stop.set()
+
+    thread = threading.Thread(target=copy, name="label-index")
+    if settings.archive.label_index:
+        thread.start()
+    try:
+        yield failed
+    finally:
+        stop.set()
+        if settings.archive.label_index:
+            thread.join()
+        sink.close()
 
 
 def _until(ask: Callable[[], Progress], stop: threading.Event) -> Progress:

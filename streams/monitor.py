@@ -22,6 +22,7 @@ from schemas.presence import Absence
 from schemas.settings import MonitorSettings
 from streams.app import MonitorApp, TaskSet, wire
 from streams.broker import Ends
+from streams.lookup import LabelIndex, Lookup
 from streams.sink import Sink, SinkWriter
 from streams.stages import MONITOR_STAGES, Stage
 from streams.ticker import Ticker
@@ -38,9 +39,13 @@ OnFatal = Callable[[BaseException], None]
 
 
 async def run_monitor(
-    settings: MonitorSettings, stages: Sequence[Stage] = MONITOR_STAGES, sink: Sink | None = None
+    settings: MonitorSettings,
+    stages: Sequence[Stage] = MONITOR_STAGES,
+    sink: Sink | None = None,
+    index: LabelIndex | None = None,
 ) -> int:
-    """Run until told to stop; the process's exit code. ``sink`` None: aggregates stay in the tasks' outboxes."""
+    """Run until told to stop; the process's exit code. ``sink`` None: aggregates stay in the tasks' outboxes. ``index`` None:
+    labels that find nobody wait for ever."""
     loop = asyncio.get_running_loop()
     end: asyncio.Future[int] = loop.create_future()
 
@@ -72,6 +77,10 @@ async def run_monitor(
             stack.callback(sink.close)
             writer = SinkWriter(sink, lambda: tasks.tasks, tasks.dirty, metrics)
             stack.callback(_attend(writer.run(), "sink", on_fatal))
+        if index is not None and (interval_ms := settings.monitor.label_lookup_interval):
+            stack.callback(index.close)
+            lookup = Lookup(index, lambda: tasks.tasks, interval_ms / 1000, metrics)
+            stack.callback(_attend(lookup.run(), "lookup", on_fatal))
         stack.callback(_attend(_watch(settings, app, tasks, ticker), "watch", on_fatal))
         starting = asyncio.create_task(_start(app, tasks), name="start")
         starting.add_done_callback(_told(on_fatal))

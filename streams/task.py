@@ -22,10 +22,12 @@ from schemas.failpoints import failpoint
 from schemas.observability import Metrics
 from streams.batches import Chunk
 from streams.broadcast import Broadcast, model_records
+from streams.core.cold import Question
 from streams.core.delivery import Out, StageContext, TaskCore, TopicPartition, Transaction, Upsert, assembled
 from streams.core.ledger import Ledger
 from streams.core.records import Input, Record, RecordBatch
 from streams.inbox import Inbox
+from streams.lookup import Asking
 from streams.store import TaskStore, log_starts
 
 log = logging.getLogger(__name__)
@@ -82,6 +84,9 @@ class Task:
         self._stopping = False
         self._labels = {"stage": context.stage, "partition": str(context.partition)}
         self._ledger = Ledger(self.name, core)
+        #: What the core would have looked up, as of the last commit; and what was found.
+        self.questions: list[Question] = []
+        self._answers: list[Record] = []
         self._received: dict[tuple[str, int], int] = {}
         self._seek = -1
         self._numbers: dict[tuple[str, int], int] = {}
@@ -100,6 +105,8 @@ class Task:
         # learnt ends the process in native code.
         await self._cpu(self._restore, newest, starts)
         self._offer(await self._cpu(self.core.upserts))
+        if isinstance(self.core, Asking):
+            self.questions = await self._cpu(self.core.questions)
         self.ready = True
         self._shared.metrics.set("driftline_task_ready", 1, **self._labels)
 
@@ -164,6 +171,12 @@ class Task:
         """Make the loop look around: something other than a chunk has come."""
         self._inbox.wake()
 
+    def take_answer(self, record: Record) -> None:
+        """An answer to a question has come. Of a task that works on what it knows no further ones are taken."""
+        self.questions = []
+        self._answers.append(record)
+        self.wake()
+
     def confirm(self, sent: list[Upsert]) -> None:
         """The warehouse has these rows."""
         self._ledger.confirmed(sent)
@@ -227,7 +240,8 @@ class Task:
         self._activate()
         now_ms = time.time_ns() // 1_000_000
         before = self.core.watermarks()
-        records: list[Input] = [record for topic in self._follows for record in self._followed(topic)]
+        answers, self._answers = self._answers, []
+        records: list[Input] = [*answers, *(r for topic in self._follows for r in self._followed(topic))]
         rows = len(records)
         for chunk in chunks:
             topic = chunk.topic.removeprefix(self._kafka.topic_prefix)
@@ -270,8 +284,13 @@ class Task:
         confirmed = self._ledger.take_confirmed()
         transaction = await self._cpu(self._plan, confirmed)
         await self._io(self._store.commit, transaction)
-        self._offer(await self._cpu(self._ledger.committed, transaction))
+        self._offer(await self._cpu(self._committed, transaction))
         self._report(transaction, time.monotonic() - started_s)
+
+    def _committed(self, transaction: Transaction) -> list[Upsert]:
+        upserts = self._ledger.committed(transaction)
+        self.questions = self.core.questions() if isinstance(self.core, Asking) else []
+        return upserts
 
     def _plan(self, confirmed: list[Upsert]) -> Transaction:
         self._rows, self._since_s, self._moved = 0, None, False

@@ -21,7 +21,7 @@ from deploy.chaos.load import HEADER_BAD
 from schemas.arrow import read_arrow
 from schemas.blocks import decode_block
 from schemas.control import ControlTick
-from schemas.events import FORMAT_ARROW, HEADER_FORMAT, HEADER_KIND, HEADER_ORIGIN, KIND_TICK
+from schemas.events import FORMAT_ARROW, HEADER_FORMAT, HEADER_KIND, HEADER_ORIGIN
 from schemas.hashing import key_hashes
 from schemas.ids import ROLES, RowId, partition_of
 from schemas.rows import TABLES
@@ -149,7 +149,7 @@ def _observations(checked: Checked, expected: Mapping[str, Any], messages: Seque
     rows: list[Address] = []
     net: Counter[tuple[Any, ...]] = Counter()
     for message in messages:
-        if message.headers.get(HEADER_KIND) == KIND_TICK:
+        if HEADER_KIND in message.headers:
             continue
         block = decode_block(message.value)
         if block.kind == "predictions":

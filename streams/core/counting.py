@@ -56,6 +56,11 @@ class Segments:
                 | {f"{name}={OTHER}": len(categories), f"{name}={NULL}": SEGMENT_NULL}
             )
 
+    @property
+    def decoding(self) -> list[dict[int, str]]:
+        """For each segment feature, what the codes of ``categories`` stand for."""
+        return [{code: label for label, code in of.items()} for of in self._category]
+
     def codes(self, features: NDArray[np.float64]) -> list[Ints]:
         """For each segment feature, the place in its ``labels`` of every row of ``features`` (n, k)."""
         found = []

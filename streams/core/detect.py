@@ -21,7 +21,7 @@ from schemas.blocks import ObservationBlock, decode_block
 from schemas.codecs import STATUSES
 from schemas.contracts import DetectorConfig, ModelContract, ModelRecord, ModelVersion
 from schemas.errors import BadMessage, ConfigurationError, SnapshotError
-from schemas.events import HEADER_KIND, KIND_TICK, Tick
+from schemas.events import HEADER_KIND, KIND_LABELS, KIND_TICK, Tick
 from schemas.ids import ROLES
 from schemas.verdicts import Evidence, Family, State, Verdict
 from streams.core.building import build, signal_of, written
@@ -162,7 +162,7 @@ class DetectCore:
     # -- input ----------------------------------------------------------------------------------------------------
 
     def apply(self, records: Sequence[Input], now_ms: int) -> None:
-        for record in one_by_one(records):
+        for record in (r for r in one_by_one(records) if r.headers.get(HEADER_KIND) != KIND_LABELS):
             if record.headers.get(HEADER_KIND) == KIND_TICK:
                 self._tick(record)
                 continue

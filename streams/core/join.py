@@ -5,7 +5,9 @@ prediction, and a higher revision replaces a lower one. Batches are worked on as
 role, a revision, a label that was there first) is taken one by one, in its order.
 
 Memory is bounded in bytes: what came first goes first, and of an evicted prediction a fingerprint of eight bytes stays
-until its window is settled, so that its duplicate is still no second prediction. Its label finds nobody.
+until its window is settled, so that its duplicate is still no second prediction. A prediction is here with all its roles
+or with none: where one is evicted the others are too, and a role that comes later does not enter. So a label that finds
+nobody here is early, or has to be looked up (``asks``, see ``streams.core.cold``).
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ from numpy.typing import NDArray
 from schemas.hashing import key_hashes
 from schemas.labels import Label, LabelColumns
 from schemas.spans import Spans
-from streams.core.evicted import FINGERPRINT_BYTES, Fingerprints, Marks
+from streams.core.asks import Asks
+from streams.core.evicted import FINGERPRINT_BYTES, Marks
+from streams.core.gone import Gone
+from streams.core.join_commit import Commit, Wait
 from streams.core.join_counts import JoinCounts, ModelCounts, drain
-from streams.core.join_kinds import Kinds, hash64
+from streams.core.join_kinds import Kinds, Salts
 from streams.core.join_rows import NO_REVISION, ROW_BYTES, JoinRows
 from streams.core.join_state import Kind, Told, WindowKey
 from streams.core.outcomes import OutcomeRows, joined
-from streams.core.waiting import Key, WaitingLabels
+from streams.core.waiting import Key, WaitingLabels, repeats, rising
 
 __all__ = ["Arrivals", "JoinIndex", "Kind", "LabelRows", "ModelCounts", "WindowKey", "drain"]
 
@@ -33,8 +38,8 @@ BYTES_MAX = 2**62
 #: Positions of rows that have left are used again when they are more than the rows that are left, and more than this.
 DEAD_MIN = 4_096
 Positions = NDArray[np.int64]
-#: Position of a row, the label it had (NaN: none), the one it has now, and that one's time.
-Given = tuple[int, float, float, int]
+#: Position of a row, the label it had (NaN: none), the one it has now, that one's time and revision.
+Given = tuple[int, float, float, int, int]
 
 
 @dataclass(slots=True)
@@ -64,17 +69,6 @@ class LabelRows:
 
 
 @dataclass(slots=True)
-class Commit:
-    """What changed since the last commit: numbers of rows added, from ``first`` on; of rows that got a label; labels that
-    wait; fingerprints of evicted rows."""
-
-    first: int
-    settled: list[Positions] = field(default_factory=list)
-    waits: list[tuple[Key, Label]] = field(default_factory=list)
-    gone: dict[WindowKey, Fingerprints] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
 class Held:
     """A window's rows: their kinds, and between which numbers they lie."""
 
@@ -89,6 +83,9 @@ class JoinIndex:
     def __init__(self, early_max: int, bytes_max: int = BYTES_MAX) -> None:
         self.early_max = early_max
         self.bytes_max = bytes_max
+        self.asks = Asks()
+        #: Labels of the last call of ``label`` for which there was no room, by their place in it.
+        self.refused: list[int] = []
         self.counts = JoinCounts()
         #: By model, exact: stored by whoever stores the index.
         self.totals: dict[str, ModelCounts] = {}
@@ -102,12 +99,11 @@ class JoinIndex:
         #: what detectors see does not depend on which input was read first.
         self.earlier: dict[int, list[Told]] = {}
         self.windows: dict[WindowKey, Held] = {}
-        self.gone: dict[WindowKey, Fingerprints] = {}
-        self.gone_count = 0
         self.commit = Commit(0)
         self.size = 0
         self.kinds = Kinds()
-        self._salts: dict[str, tuple[np.uint64, np.uint32]] = {}
+        self.gone = Gone(self.kinds)
+        self.salts = Salts()
 
     def __len__(self) -> int:
         return self.size
@@ -121,7 +117,7 @@ class JoinIndex:
     def bytes_held(self) -> int:
         """About how much memory rows and fingerprints take. Labels that wait are bounded by their number: if they drove
         rows out, the labels of those would wait too and drive out more."""
-        return self.size * ROW_BYTES + self.gone_count * FINGERPRINT_BYTES
+        return self.size * ROW_BYTES + self.gone.count * FINGERPRINT_BYTES
 
     @property
     def oldest_ms(self) -> int | None:
@@ -138,8 +134,7 @@ class JoinIndex:
     def key_of(self, label: Label) -> Key:
         """By what the label's prediction is known."""
         hashes = key_hashes(Spans.of([label.prediction_id.encode()]))
-        key, check = self._salted(label.model, hashes.identity, hashes.check)
-        return Key(int(key[0]), int(check[0]))
+        return self.salts.one(label.model, int(hashes.identity[0]), int(hashes.check[0]))
 
     # -- predictions ----------------------------------------------------------------------------------------------
 
@@ -152,7 +147,7 @@ class JoinIndex:
         model, n = arrivals.kinds[0].window.model, len(arrivals.identity)
         self._make_room(n)
         codes = self.kinds.codes(arrivals.kinds)[arrivals.kind]
-        key, check = self._salted(model, arrivals.identity, arrivals.check)
+        key, check = self.salts.many(model, arrivals.identity, arrivals.check)
         rows, first = self.rows, self.next_number
         at = rows.append(
             n, number=np.arange(first, first + n), key=key, check=check, kind=codes, event_time_ms=arrivals.event_time_ms,
@@ -160,9 +155,9 @@ class JoinIndex:
             row=arrivals.row, revision=NO_REVISION, link=-1,
         )  # fmt: skip
         self.next_number += n
-        new = ~self._was_evicted(key, check, codes)
+        new, cold = self._not_evicted(key, check, codes)
         given: list[Given] = []
-        enter = np.flatnonzero(new)
+        enter = np.flatnonzero(new & ~cold)
         other = rows.enter(at[enter])
         if len(self.waiting):
             waits = self.waiting.keys
@@ -176,7 +171,7 @@ class JoinIndex:
             else:
                 new[i] = False
         self.counts.duplicate_predictions += n - int(np.count_nonzero(new))
-        self.size += int(np.count_nonzero(new))
+        self.size += int(np.count_nonzero(new & ~cold))
         self.remember(codes[new], first)
         return new, self._outcomes(model, given)
 
@@ -191,7 +186,9 @@ class JoinIndex:
         return True
 
     def _tell_early(self, position: int, horizon_ms: int) -> list[Given]:
-        labels = self.waiting.take(Key(int(self.rows.key[position]), int(self.rows.check[position])))
+        key = Key(int(self.rows.key[position]), int(self.rows.check[position]))
+        labels = rising(self.waiting.take(key))
+        self.asks.drop(key)
         last_ms = self.kind(position).window.end_ms + horizon_ms
         in_time = [label for label in labels if label.label_time_ms <= last_ms]
         self.counts.joined += int(bool(in_time))
@@ -206,7 +203,7 @@ class JoinIndex:
             self.earlier[int(rows.number[position])] = self._told(position)
         rows.revision[position], rows.label[position], rows.label_time_ms[position] = told
         self.commit.settled.append(rows.number[position : position + 1].copy())
-        return position, old, told[1], told[2]
+        return position, old, told[1], told[2], told[0]
 
     def _told(self, position: int) -> list[Told]:
         """All labels so far, oldest first."""
@@ -216,18 +213,24 @@ class JoinIndex:
         last = (int(rows.revision[position]), float(rows.label[position]), int(rows.label_time_ms[position]))
         return [*self.earlier.get(int(rows.number[position]), ()), last]
 
-    def _was_evicted(
+    def _not_evicted(
         self, key: NDArray[np.uint64], check: NDArray[np.uint32], codes: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
-        found = np.zeros(len(key), bool)
-        if self.gone_count:
-            marks = self.kinds.marks(key, check, codes)
-            for code in np.unique(codes).tolist():
-                held = self.gone.get(self.kinds[code].window)
-                if held is not None:
-                    mine = codes == code
-                    found[mine] = held.contains(marks[mine])
-        return found
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which are new, and which of these are roles of a prediction that has left: they leave at once."""
+        same, cold = self.gone.were_here(key, check, codes)
+        for i in np.flatnonzero(cold).tolist():
+            one = slice(i, i + 1)
+            kind = self.kinds[int(codes[i])]
+            marks = self.kinds.marks(key[one], check[one], codes[one])
+            if self.gone[kind.window].contains(marks)[0]:
+                same[i], cold[i] = True, False  # twice in this batch
+                continue
+            self.commit.mark(kind.window, marks)
+            self.mark(kind.window, marks)
+            self.total(kind.window.model).evicted += 1
+            self.counts.evicted += 1
+            self.asks.put_role(kind.window.model, Key(int(key[i]), int(check[i])))
+        return ~same, cold
 
     def remember(self, codes: NDArray[np.int64], first: int) -> None:
         """The windows of these rows hold rows from number ``first`` on."""
@@ -248,7 +251,7 @@ class JoinIndex:
         """
         labels, rows = arrived.labels, self.rows
         model = labels.models[labels.model[0]]
-        key, check = self._salted(model, arrived.identity, arrived.check)
+        key, check = self.salts.many(model, arrived.identity, arrived.check)
         at = rows.find(key, check)
         time_ms = labels.label_time_ms
         simple = at >= 0
@@ -259,9 +262,13 @@ class JoinIndex:
             simple &= times[which] == 1
         settled = self._settle(model, at[simple], labels.take(np.flatnonzero(simple)))
         given: list[Given] = []
+        self.refused = []
+        nobody = np.flatnonzero(at < 0)
+        left = dict(zip(nobody.tolist(), self._may_have_left(model, key[nobody], check[nobody]), strict=True))
         for i in np.flatnonzero(~simple).tolist():
             if at[i] < 0:
-                self._wait(Key(int(key[i]), int(check[i])), labels[i], oldest_ms)
+                if not self._wait(Key(int(key[i]), int(check[i])), labels[i], oldest_ms, asked=left[i]):
+                    self.refused.append(i)
             else:
                 given += self._apply(int(at[i]), labels[i], horizon_ms)
         return joined([settled, self._outcomes(model, given)]) if given else settled
@@ -274,7 +281,7 @@ class JoinIndex:
         if len(at):
             self.commit.settled.append(rows.number[at])
         self.counts.joined += len(at)
-        return self._outcome_rows(model, at, np.full(len(at), np.nan), values, times)
+        return self._outcome_rows(model, at, np.full(len(at), np.nan), values, times, rows.revision[at])
 
     def _apply(self, head: int, label: Label, horizon_ms: int) -> list[Given]:
         rows = self.rows
@@ -298,29 +305,44 @@ class JoinIndex:
         told = (label.revision, label.label, label.label_time_ms)
         return [self._give(position, told) for position in chain]
 
-    def _wait(self, key: Key, label: Label, oldest_ms: int) -> None:
+    def _may_have_left(self, model: str, key: NDArray[np.uint64], check: NDArray[np.uint32]) -> list[bool]:
+        """Of labels that find nobody: whether their prediction may have been here."""
+        if model in self.asks.late:
+            return [True] * len(key)
+        if not self.asks.enabled or not self.gone.count:
+            return [False] * len(key)
+        return list(self.gone.of_model(model, key, check).tolist())
+
+    def _wait(self, key: Key, label: Label, oldest_ms: int, *, asked: bool) -> bool:
+        """False when there is no room for it."""
         held = self.waiting.of(key)
-        if held and held[-1].revision >= label.revision:
+        if repeats(label, held, asked):
             self.counts.duplicate += 1
-        elif label.label_time_ms < oldest_ms:
+        elif not asked and (label.label_time_ms < oldest_ms or key in self.asks):
+            # Asked for by labels that came before the window was settled: this one came after.
             self.counts.unmatched += 1
         elif len(self.waiting) >= self.early_max:
             self.counts.dropped += 1
+            return False
         else:
             self.counts.early += 1
             self.waiting.keep(key, label)
-            self.commit.waits.append((key, label))
+            self.commit.waits.append(Wait(key, label, asked))
+            if asked:
+                self.asks.put(label.model, key)
+        return True
 
     # -- outcomes -------------------------------------------------------------------------------------------------
 
     def _outcomes(self, model: str, given: list[Given]) -> OutcomeRows:
-        at, old, label, time_ms = zip(*given, strict=True) if given else ((), (), (), ())
+        at, old, label, time_ms, revision = zip(*given, strict=True) if given else ((), (), (), (), ())
         return self._outcome_rows(
             model,
             np.array(at, np.int64),
             np.array(old, np.float64),
             np.array(label, np.float64),
             np.array(time_ms, np.int64),
+            np.array(revision, np.int32),
         )
 
     def _outcome_rows(
@@ -330,9 +352,10 @@ class JoinIndex:
         old: NDArray[np.float64],
         label: NDArray[np.float64],
         time_ms: NDArray[np.int64],
+        revision: NDArray[np.int32],
     ) -> OutcomeRows:
         rows = self.rows
-        scored = ~np.isnan(rows.score[at])
+        scored = self.asks.enabled | ~np.isnan(rows.score[at])
         replaces = ~np.isnan(old)
         # One row for each outcome, two where there was one before.
         which = np.repeat(np.arange(len(at)), np.where(scored, 1 + replaces, 0))
@@ -343,7 +366,7 @@ class JoinIndex:
         return OutcomeRows(
             kinds=[self.kinds[code] for code in codes.tolist()],
             kind=kind,
-            identity=rows.key[at] ^ self._salt(model)[0],
+            identity=rows.key[at] ^ self.salts.of(model)[0],
             event_time_ms=rows.event_time_ms[at],
             score=rows.score[at],
             status=rows.status[at],
@@ -352,6 +375,7 @@ class JoinIndex:
             row=rows.row[at],
             label=np.where(back, old[which], label[which]),
             label_time_ms=time_ms[which],
+            revision=revision[which].astype(np.int64),
             sign=np.where(back, -1, 1),
             replaces=(replaces & ~back).astype(np.int64),
         )
@@ -365,38 +389,41 @@ class JoinIndex:
         if excess <= 0:
             return
         living = np.flatnonzero(self.rows.alive[: self.rows.size])
-        leaving = living[: -(-excess // (ROW_BYTES - FINGERPRINT_BYTES))]
+        leaves = FINGERPRINT_BYTES * (2 if self.asks.enabled else 1)
+        leaving = living[: -(-excess // (ROW_BYTES - leaves))]
         if len(leaving):
             self.first_number = int(self.rows.number[leaving[-1]]) + 1
+            if self.asks.enabled:
+                leaving = self._with_roles(leaving)
             self._leave_marks(leaving)
             for model, labelled, unlabelled in self._release(leaving):
-                total = self._total(model)
+                total = self.total(model)
                 total.evicted += unlabelled
                 total.labelled += labelled
                 self.counts.evicted += labelled + unlabelled
         for window in sorted(self.gone, key=lambda key: key.end_ms):
             if self.bytes_held <= self.bytes_max:
                 return
-            self.counts.forgotten += self._forget(window)
+            self.counts.forgotten += self.gone.forget(window)
+
+    def _with_roles(self, at: Positions) -> Positions:
+        """Rows and all others of their predictions."""
+        rows = self.rows
+        head = rows.find(rows.key[at], rows.check[at])
+        several = np.unique(head[rows.link[head] >= 0]).tolist()
+        others = [position for one in several for position in rows.chain(one)]
+        return np.union1d(at, np.array(others, np.int64))
 
     def _leave_marks(self, at: Positions) -> None:
         rows = self.rows
-        marks = self.kinds.marks(rows.key[at], rows.check[at], rows.kind[at])
-        for window, own in self.kinds.by_window(rows.kind[at]):
-            self.commit.gone.setdefault(window, Fingerprints()).add(marks[own])
-            self.mark(window, marks[own])
+        for window, marks in self.gone.marks(rows.key[at], rows.check[at], rows.kind[at]):
+            self.commit.mark(window, marks)
+            self.mark(window, marks)
 
     def mark(self, window: WindowKey, marks: Marks) -> None:
         """Know evicted rows of a window by these."""
         self.windows.setdefault(window, Held(0))
-        self.gone_count += self.gone.setdefault(window, Fingerprints()).add(marks)
-
-    def _forget(self, window: WindowKey) -> int:
-        held = self.gone.pop(window, None)
-        if held is None:
-            return 0
-        self.gone_count -= len(held)
-        return len(held)
+        self.gone.mark(window, marks)
 
     def expire(self, floor_ms: Mapping[str, int], oldest_ms: Mapping[str, int]) -> None:
         """Let go of what time has passed. ``floor_ms``: by model, windows that end by then are settled.
@@ -408,12 +435,12 @@ class JoinIndex:
             living = self.rows.living(held.first, held.end)
             leaving = living[np.isin(self.rows.kind[living], list(held.kinds))]
             for model, labelled, unlabelled in self._release(leaving):
-                total = self._total(model)
+                total = self.total(model)
                 total.unlabelled += unlabelled
                 total.labelled += labelled
                 self.counts.unlabelled += unlabelled
-            self._forget(window)
-        self.counts.unmatched += self.waiting.expire(oldest_ms)
+            self.gone.forget(window)
+        self.counts.unmatched += self.waiting.expire(oldest_ms, self.asks)
 
     def _release(self, at: Positions) -> list[tuple[str, int, int]]:
         """Rows leave; (model, how many had a label, how many had not)."""
@@ -431,7 +458,8 @@ class JoinIndex:
             found.append((model, int(np.count_nonzero(own)) - without, without))
         return found
 
-    def _total(self, model: str) -> ModelCounts:
+    def total(self, model: str) -> ModelCounts:
+        """What became of a model's predictions."""
         total = self.totals.get(model)
         if total is None:
             total = self.totals[model] = ModelCounts()
@@ -454,17 +482,3 @@ class JoinIndex:
         for held in self.windows.values():
             held.kinds = {moved[code] for code in held.kinds if code in moved}
         own.index(rows)
-
-    def _salted(
-        self, model: str, identity: NDArray[np.uint64], check: NDArray[np.uint32]
-    ) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-        """Keys under which predictions of all models stand in one table."""
-        wide, narrow = self._salt(model)
-        return identity ^ wide, check ^ narrow
-
-    def _salt(self, model: str) -> tuple[np.uint64, np.uint32]:
-        found = self._salts.get(model)
-        if found is None:
-            name = hash64(model)
-            found = self._salts[model] = (np.uint64(name), np.uint32(hash64(f"{model}\0") & 0xFFFFFFFF))
-        return found

@@ -29,11 +29,13 @@ class JoinCounts:
 
 class ModelCounts(msgspec.Struct, array_like=True):
     """Since the task's first start, of one model. ``unlabelled``: predictions whose window was settled before a label
-    came. ``evicted``: those that had to leave without one; ``labelled``: that had one when they left or were settled."""
+    came. ``evicted``: those that had to leave without one; ``labelled``: that had one when they left or were settled.
+    ``looked_up``: of the unlabelled and the evicted, those that have a score and whose label was found a prediction later."""
 
     unlabelled: int = 0
     evicted: int = 0
     labelled: int = 0
+    looked_up: int = 0
 
 
 def drain(counts: JoinCounts) -> Iterable[tuple[str, int]]:

@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 
 from streams.core.evicted import Marks
 from streams.core.join_state import Kind, WindowKey
+from streams.core.waiting import Key
 
 T = TypeVar("T")
+#: In the place of a version and a role.
+_ANY = np.uint64(0x6A09E667F3BCC908)
 
 
 class Kinds:
@@ -68,6 +71,38 @@ class Kinds:
         """Fingerprints of rows: two of a million in one window are alike once in thirty million windows."""
         marks: Marks = (key ^ self._mark[codes]) * np.uint64(0x9E3779B97F4A7C15)
         return marks ^ check.astype(np.uint64)
+
+
+class Salts:
+    """What makes of hashes of prediction ids the keys under which predictions of all models stand in one table, and back."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, tuple[np.uint64, np.uint32]] = {}
+
+    def of(self, model: str) -> tuple[np.uint64, np.uint32]:
+        """A model's own, for identities and for checks."""
+        found = self._of.get(model)
+        if found is None:
+            narrow = np.uint32(hash64(f"{model}\0") & 0xFFFFFFFF)
+            found = self._of[model] = (np.uint64(hash64(model)), narrow)
+        return found
+
+    def many(
+        self, model: str, identity: NDArray[np.uint64], check: NDArray[np.uint32]
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+        """Keys of hashes, or hashes of keys."""
+        wide, narrow = self.of(model)
+        return identity ^ wide, check ^ narrow
+
+    def one(self, model: str, identity: int, check: int) -> Key:
+        """The same of one."""
+        wide, narrow = self.of(model)
+        return Key(identity ^ int(wide), check ^ int(narrow))
+
+
+def key_marks(key: NDArray[np.uint64], check: NDArray[np.uint32]) -> Marks:
+    """Fingerprints of prediction ids, whatever the role."""
+    return (key ^ _ANY) * np.uint64(0x9E3779B97F4A7C15) ^ check.astype(np.uint64)
 
 
 def hash64(text: str) -> int:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.labels import Label
 from streams.core.evicted import Fingerprints
-from streams.core.join import Commit, JoinIndex
+from streams.core.join import JoinIndex
+from streams.core.join_commit import Commit, Wait
 from streams.core.join_rows import NO_REVISION
 from streams.core.join_state import (
     ADDED,
@@ -27,7 +27,7 @@ from streams.core.join_state import (
     decode_piece,
     encode_piece,
 )
-from streams.core.waiting import Key
+from streams.core.waiting import Key, repeats
 
 PREFIX = "join/rows/"
 #: This many neighbouring pieces of one level become one of the next.
@@ -43,7 +43,7 @@ class _Piece:
     first: int
     end: int
     settled: NDArray[np.int64]
-    waits: list[tuple[Key, Label]] = field(default_factory=list)
+    waits: list[Wait] = field(default_factory=list)
     gone: dict[WindowKey, Fingerprints] = field(default_factory=dict)
 
 
@@ -105,9 +105,8 @@ class JoinPieces:
         piece.waits = [wait for wait in piece.waits if self._waits(wait)]
         return bool(piece.waits) or bool((index.rows.position_of(piece.settled) >= 0).any())
 
-    def _waits(self, wait: tuple[Key, Label]) -> bool:
-        key, label = wait
-        return any(held is label for held in self._index.waiting.of(key))
+    def _waits(self, wait: Wait) -> bool:
+        return any(held is wait.label for held in self._index.waiting.of(wait.key))
 
     def _encode(self, piece: _Piece) -> bytes:
         index, rows = self._index, self._index.rows
@@ -134,7 +133,7 @@ class JoinPieces:
             columns,
             {name: getattr(rows, name)[settled] for name in SETTLED},
             earlier,
-            [label for _, label in piece.waits],
+            [(wait.label, wait.asked) for wait in piece.waits],
             {window: marks.all() for window, marks in piece.gone.items()},
         )
 
@@ -157,13 +156,15 @@ class JoinPieces:
             self._restore_rows(body.kinds, added, floor_ms)
             told = self._restore_labels(settled, dict(body.earlier))
             piece = _Piece(body.level, *body.added_between, told)
-            for label in body.waits:
+            for label, asked in body.waits:
                 key = index.key_of(label)
                 known = index.waiting.of(key)
-                late = label.label_time_ms < oldest_ms.get(label.model, label.label_time_ms)
-                if not late and (not known or known[-1].revision < label.revision):
+                late = label.label_time_ms < oldest_ms.get(label.model, label.label_time_ms) and not asked
+                if not late and not repeats(label, known, asked):
                     index.waiting.keep(key, label)
-                piece.waits.append((key, label))
+                    if asked:
+                        index.asks.put(label.model, key)
+                piece.waits.append(Wait(key, label, asked))
             for window, data in body.gone:
                 if window.end_ms > floor_ms.get(window.model, window.start_ms):
                     marks = np.frombuffer(data, np.uint64)
@@ -200,9 +201,26 @@ class JoinPieces:
     def _restored(self) -> None:
         index = self._index
         index.commit = Commit(index.next_number)
+        self._without_evicted_roles()
         index.rows.index()
         # A label is in its row: a piece written before that came still shows it waiting.
         waits, rows = index.waiting.keys, index.rows
         for position, key in enumerate(rows.key[: rows.size].tolist()) if waits else ():
             if key in waits:
                 index.waiting.take(Key(key, int(rows.check[position])))
+                index.asks.drop(Key(key, int(rows.check[position])))
+
+    def _without_evicted_roles(self) -> None:
+        """Rows that left with another role of theirs have higher numbers than the evicted, and are known by their marks."""
+        index, rows = self._index, self._index.rows
+        living = np.flatnonzero(rows.alive[: rows.size])
+        if not index.gone.count or not len(living):
+            return
+        marks = index.kinds.marks(rows.key[living], rows.check[living], rows.kind[living])
+        for window, own in index.kinds.by_window(rows.kind[living]):
+            if window in index.gone:
+                left = living[own][index.gone[window].contains(marks[own])]
+                rows.alive[left] = False
+                index.size -= len(left)
+        if index.size < len(living):
+            rows.pack()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from schemas.errors import StateCorrupt
 from schemas.labels import Label
 
-JOIN_SCHEMA = 6
+JOIN_SCHEMA = 7
 
 #: Revision, label, label time of one label.
 Told = tuple[int, float, int]
@@ -61,7 +61,7 @@ class _Column(msgspec.Struct, array_like=True):
 class Body(msgspec.Struct, array_like=True):
     """A piece as stored. ``numbers``: of the next row to come; below which rows are evicted, of this piece or one before.
     ``settled``: the last label of each row that got one. ``earlier``: (number, labels that were replaced). ``waits``:
-    labels that wait. ``gone``: fingerprints of evicted rows by window."""
+    labels that wait, and whether they are looked up. ``gone``: fingerprints of evicted rows by window."""
 
     schema: int
     numbers: tuple[int, int]
@@ -72,7 +72,7 @@ class Body(msgspec.Struct, array_like=True):
     added: list[_Column]
     settled: list[_Column]
     earlier: list[tuple[int, list[Told]]]
-    waits: list[Label]
+    waits: list[tuple[Label, bool]]
     gone: list[tuple[WindowKey, bytes]]
 
     def columns(self) -> tuple[Columns, Columns]:
@@ -110,7 +110,7 @@ def encode_piece(
     added: Columns,
     settled: Columns,
     earlier: list[tuple[int, list[Told]]],
-    waits: list[Label],
+    waits: list[tuple[Label, bool]],
     gone: Mapping[WindowKey, NDArray[np.uint64]],
 ) -> bytes:
     """A piece as bytes."""

@@ -63,6 +63,7 @@ def prediction_block(
         status=columns.status,
         features=columns.features,
         segments=segments,
+        check=addresses.check,
         **nothing,
     )
 
@@ -95,10 +96,11 @@ def outcome_block(
         loss=losses_nano / NANO,
         sign=outcomes.sign.astype(np.int8),
         segments=segments.categories_of([kind.segments for kind in outcomes.kinds])[outcomes.kind],
+        revision=outcomes.revision.astype(np.int32),
     )
 
 
-_LABEL_COLUMNS = ("label", "label_time_ms", "loss", "sign")
+_LABEL_COLUMNS = ("label", "label_time_ms", "loss", "sign", "revision")
 
 
 def cut(blocks: Sequence[ObservationBlock]) -> Iterator[ObservationBlock]:

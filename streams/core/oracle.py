@@ -89,7 +89,10 @@ def expected(
         )
 
     def in_horizon(label: Event, p: Prediction) -> bool:
-        return bool(label["label_time_ms"] <= p.start_ms + monitoring.pane_ms + monitoring.label_horizon)
+        last_ms = max(monitoring.label_horizon, monitoring.late_label_horizon)
+        return bool(label["label_time_ms"] <= p.start_ms + monitoring.pane_ms + last_ms)
+
+    corrects_settled = monitoring.late_label_horizon > monitoring.label_horizon
 
     for step in steps:
         event = step.event
@@ -116,7 +119,8 @@ def expected(
                 counted.append(one)
                 of_id.setdefault(event["prediction_id"], []).append(one)
         else:
-            same = [p for p in of_id.get(event["prediction_id"], []) if not settled(p.start_ms)]
+            known = of_id.get(event["prediction_id"], [])
+            same = known if corrects_settled else [p for p in known if not settled(p.start_ms)]
             held = waiting.get(event["prediction_id"], [])
             for p in same:
                 if in_horizon(event, p) and (not p.labels or event["revision"] > p.labels[-1]["revision"]):

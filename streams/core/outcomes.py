@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,9 @@ Floats = NDArray[np.float64]
 class OutcomeRows:
     """``n`` outcomes of one model; what a revision takes back stands in front of what it puts in its place.
 
-    ``kind``: index into ``kinds``. ``sign``: -1 for one that is taken back. ``replaces``: 1 for one that replaces another.
-    Predictions without a score have no outcome.
+    ``kind``: index into ``kinds``. ``revision``: the label's that did it. ``sign``: -1 for one that is taken back. ``replaces``: 1 for one that replaces another.
+    Predictions without a score have no outcome; where labels are looked up they are here all the same, so that their labels
+    are known (score NaN).
     """
 
     kinds: list[Kind]
@@ -34,11 +36,20 @@ class OutcomeRows:
     row: NDArray[np.int32]
     label: Floats
     label_time_ms: Ints
+    revision: Ints
     sign: Ints
     replaces: Ints
 
     def __len__(self) -> int:
         return len(self.label)
+
+    def take(self, index: NDArray[Any]) -> OutcomeRows:
+        """The rows selected by ``index`` (positions or mask), and the kinds that they have."""
+        codes, kind = np.unique(self.kind[index], return_inverse=True)
+        columns = {
+            f.name: getattr(self, f.name)[index] for f in fields(self) if f.name not in ("kinds", "kind")
+        }
+        return OutcomeRows(kinds=[self.kinds[code] for code in codes.tolist()], kind=kind, **columns)
 
     def log_loss_nano(self) -> Ints:
         """Log loss in 1e-9 nats, the score kept ``PROBABILITY_MIN`` away from 0 and 1.

@@ -32,6 +32,7 @@ from schemas.events import (
 from schemas.hashing import KeyHashes, key_hashes
 from schemas.ids import RowId
 from schemas.labels import LabelColumns, LabelDecoder
+from streams.core.cold import ANSWERS, ColdLabels, Question, known_labels
 from streams.core.counting import Members, Segments
 from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
 from streams.core.join import Arrivals, JoinIndex, LabelRows, ModelCounts, drain
@@ -41,7 +42,11 @@ from streams.core.outcomes import OutcomeRows
 from streams.core.records import Input, Record, RecordBatch, batches
 from streams.core.windows import Windows
 
-META_SCHEMA = 4
+META_SCHEMA = 5
+NO_ROOM = (
+    "monitor.early_labels_max labels of this partition wait already, for their prediction or for ClickHouse to be looked up "
+    "in: send it again when there is room, or raise the limit"
+)
 DEAD_LETTER_BYTES_MAX = 262_144
 #: The share of bad messages is judged over at least this many.
 BAD_WINDOW_ROWS = 1_000
@@ -88,6 +93,13 @@ class JoinCore:
         limits = context.settings.monitor
         # A worker may come to own every partition.
         self._index = JoinIndex(limits.early_labels_max, limits.hot_index_bytes_max // context.partitions)
+        self._cold = ColdLabels(
+            self._index,
+            context.partition,
+            context.partitions,
+            limits.warehouse and limits.label_lookup_interval > 0,
+            limits.label_lookup_rows_max,
+        )
         self._pieces = JoinPieces(self._index)
         self._meta = _Meta()
         self._meta_changed = True
@@ -107,8 +119,10 @@ class JoinCore:
         changed = False
         for record in records:
             if record.contract is not None:
-                self._contracts[record.contract.model] = record.contract
-                self._segments[record.contract.model] = Segments(record.contract)
+                model = record.contract.model
+                self._cold.activate(record.contract, self._contracts.get(model), self._segments.get(model))
+                self._contracts[model] = record.contract
+                self._segments[model] = Segments(record.contract)
                 changed = True
             elif record.version is not None:
                 versions = self._references.setdefault(record.version.model, {})
@@ -142,6 +156,11 @@ class JoinCore:
             return
         if records.topic == "predictions":
             self._predictions(records)
+        elif records.topic == ANSWERS:
+            for contract, outcomes in self._cold.take(
+                records, self._contracts, self._oldest_waiting_ms(), self._segments
+            ):
+                self._settle(contract, outcomes, cold=True)
         else:
             self._labels(records)
 
@@ -223,7 +242,7 @@ class JoinCore:
                 members.kinds(), members.of_row, addresses.identity, addresses.check, columns.event_time_ms,
                 columns.score, columns.status, addresses.partition, addresses.offset, addresses.row,
             ),
-            contract.monitoring.label_horizon,
+            contract.monitoring.last_label,
         )  # fmt: skip
         if not new.all():
             at = np.flatnonzero(new)
@@ -246,8 +265,11 @@ class JoinCore:
             contract = self._contracts[labels.models[code]]
             at = np.flatnonzero(stays & (labels.model == code))
             rows = LabelRows(labels.take(at), hashes.identity[at], hashes.check[at])
-            outcomes = self._index.label(rows, oldest_ms[contract.model], contract.monitoring.label_horizon)
+            outcomes = self._index.label(rows, oldest_ms[contract.model], contract.monitoring.last_label)
             self._settle(contract, outcomes)
+            for one in at[self._index.refused].tolist():
+                message, row = int(labels.message[one]), int(labels.row[one])
+                self._dead_letter(records[message], Bad(message, row, "no-room", NO_ROOM))
 
     def _oldest_waiting_ms(self) -> dict[str, int]:
         """By model: a label older than this no longer waits for its prediction.
@@ -261,11 +283,18 @@ class JoinCore:
             for model, contract in self._contracts.items()
         }
 
-    def _settle(self, contract: ModelContract, outcomes: OutcomeRows) -> None:
+    def _settle(self, contract: ModelContract, outcomes: OutcomeRows, *, cold: bool = False) -> None:
         """Put outcomes into their cells and on the way to the detectors."""
+        if len(outcomes) and (unscored := np.isnan(outcomes.score)).any():
+            self._outs.append(known_labels(contract, outcomes.take(unscored), self._segments[contract.model]))
+            outcomes = outcomes.take(~unscored)
         if len(outcomes):
             losses = outcomes.log_loss_nano()
-            self._windows.settle(outcomes, losses, contract.threshold)
+            if cold:
+                floor_ms = self._meta.floor_ms.get(contract.model, BEGINNING_MS)
+                self._cold.settle(outcomes, losses, contract, floor_ms, self._windows)
+            else:
+                self._windows.settle(outcomes, losses, contract.threshold)
             self._observed(outcome_block(contract, outcomes, losses, self._segments[contract.model]))
 
     # -- time -----------------------------------------------------------------------------------------------------
@@ -286,6 +315,7 @@ class JoinCore:
         if not moved:
             return
         self._meta_changed = True
+        self._cold.asks.position = meta.prediction_ms + meta.feedback_ms
         self._flush_blocks()
         for model, contract in self._contracts.items():
             monitoring = contract.monitoring
@@ -375,7 +405,7 @@ class JoinCore:
     # -- state ----------------------------------------------------------------------------------------------------
 
     def changed_pieces(self) -> dict[str, bytes | None]:
-        pieces = self._windows.changed_pieces() | self._pieces.changed()
+        pieces = self._windows.changed_pieces() | self._pieces.changed() | self._cold.changed_pieces()
         if self._meta_changed:
             m = self._meta
             values = [m.prediction_ms, m.feedback_ms, m.judged, m.bad, m.floor_ms]
@@ -396,6 +426,8 @@ class JoinCore:
             self._meta = _Meta(*values[:5])
             self._index.totals = msgspec.convert(values[5], dict[str, ModelCounts])
             first_number = values[6]
+            self._cold.asks.position = self._meta.prediction_ms + self._meta.feedback_ms
+        self._cold.restore(pieces)
         self._pieces.restore(pieces, self._meta.floor_ms, self._oldest_waiting_ms(), first_number)
         self._evict()
         self._windows.restore(pieces)
@@ -413,11 +445,16 @@ class JoinCore:
         self._sequence = sequence
 
     def upserts(self) -> list[Upsert]:
-        return self._windows.upserts(self._sequence)
+        return self._windows.upserts(self._sequence) + self._cold.late.upserts(self._sequence)
 
     def confirm(self, sent: Sequence[Upsert]) -> None:
         self._windows.confirm(sent)
+        self._cold.late.confirm(sent)
         self._windows.advance(self._contracts, self._meta.prediction_ms, self._meta.floor_ms)
+
+    def questions(self) -> list[Question]:
+        """Labels to be looked up; the answers come back as records of ``ANSWERS``."""
+        return self._cold.questions()
 
     def measurements(self) -> Iterable[tuple[str, dict[str, str], float]]:
         """Counters since the last call, gauges as they are."""
@@ -443,6 +480,9 @@ class JoinCore:
             own = partition | {"model": model}
             yield "driftline_unlabelled_predictions", own, total.unlabelled
             yield "driftline_evicted_predictions", own, total.evicted
+        for outcome, count in self._cold.drain():
+            yield "driftline_label_lookups_total", {"outcome": outcome}, count
+        yield "driftline_pending_label_lookups", partition, len(self._cold.asks)
         yield "driftline_open_windows", partition, len(self._windows)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from schemas.labels import Label
@@ -17,6 +17,21 @@ class Key(NamedTuple):
 
     key: int
     check: int
+
+
+def repeats(label: Label, held: Sequence[Label], asked: bool) -> bool:
+    """Whether a label says nothing beside those that wait. One that is looked up is only left out where it is the same: those
+    of higher revision may turn out to be beyond their prediction's horizon."""
+    return label in held if asked else bool(held) and held[-1].revision >= label.revision
+
+
+def rising(labels: Iterable[Label]) -> list[Label]:
+    """Those that are of a higher revision than all before."""
+    found: list[Label] = []
+    for label in labels:
+        if not found or label.revision > found[-1].revision:
+            found.append(label)
+    return found
 
 
 class WaitingLabels:
@@ -74,17 +89,28 @@ class WaitingLabels:
                 for label in labels:
                     yield Key(key, check), label
 
-    def expire(self, oldest_ms: Mapping[str, int]) -> int:
-        """Let go of labels older than their model's ``oldest_ms``; how many."""
+    def expire(self, oldest_ms: Mapping[str, int], asked: Container[Key] = ()) -> int:
+        """Let go of labels older than their model's ``oldest_ms``, but for those of ``asked`` keys, which are from now on let
+        go by ``settle``; how many."""
         gone = 0
         for model, order in self._order.items():
             oldest = oldest_ms.get(model)
             while oldest is not None and order and order[0][0] < oldest:
                 _, key = heapq.heappop(order)
                 self._ordered -= 1
+                if key in asked:
+                    continue
                 labels = self._remove(key)
                 if stay := [label for label in labels if label.label_time_ms >= oldest]:
                     self._labels.setdefault(key.key, {})[key.check] = stay
                 gone += len(labels) - len(stay)
         self._count -= gone
         return gone
+
+    def settle(self, key: Key, oldest_ms: int) -> int:
+        """Let go of labels of one prediction that are older; how many."""
+        held = self._remove(key)
+        if stay := [label for label in held if label.label_time_ms >= oldest_ms]:
+            self._labels.setdefault(key.key, {})[key.check] = stay
+        self._count -= len(held) - len(stay)
+        return len(held) - len(stay)

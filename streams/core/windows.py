@@ -6,7 +6,7 @@ A window lives in memory until its labels can no longer change it and ClickHouse
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -146,20 +146,13 @@ class Windows:
 
     def settle(self, outcomes: OutcomeRows, losses_nano: NDArray[np.int64], threshold: float) -> None:
         """Add outcomes of one model and take back those they replace, in every cell of their predictions."""
-        cells: dict[tuple[WindowKey, CellKey], int] = {}
-        cells_of: list[list[int]] = []
-        for window, version, role, segments in outcomes.kinds:
-            keys = [(window, (version, ROLES[role], segment)) for segment in ("", *segments)]
-            cells_of.append([cells.setdefault(key, len(cells)) for key in keys])
-        found = []
-        for window, key in cells:
+
+        def touched(window: WindowKey, key: CellKey) -> Cell:
             group = self.group(window)
-            found.append(group.cell(key))
             group.touch("window_outcomes", key)
-        member = np.array(cells_of, np.int64)[outcomes.kind]
-        count_outcomes(found, member, outcomes, losses_nano, threshold)
-        starts_ms = np.array([window.start_ms for window, _ in cells], np.int64)
-        count_labels(found, starts_ms, member, outcomes, losses_nano)
+            return group.cell(key)
+
+        add_outcomes(touched, outcomes, losses_nano, threshold)
 
     def advance(
         self, contracts: Mapping[str, ModelContract], watermark_ms: int, floor_ms: Mapping[str, int]
@@ -208,11 +201,9 @@ class Windows:
                 group.sent.discard(waiting[1])
 
     def _upsert(self, group: Group, mark: Mark, version: int) -> Upsert:
-        table, (model_version, role, segment), feature = mark
-        cell = group.cells[(model_version, role, segment)]
-        start = datetime.fromtimestamp(group.key.start_ms / 1000, UTC)
-        window_ms, model = group.key.window_ms, group.key.model
-        key: tuple[Any, ...] = (start, window_ms, model, model_version, role, segment, self._partition)
+        table, own, feature = mark
+        cell = group.cells[own]
+        key = row_key(group.key, own, self._partition)
         row: tuple[Any, ...]
         if table == "window_counts":
             c = cell.counts
@@ -226,14 +217,8 @@ class Windows:
             complete = group.closed and o.predictions > 0 and o.labelled == o.predictions
             settled_ms = group.settles_ms if group.final else 0
             final_ms = max(group.closes_ms, o.last_label_ms) if complete else settled_ms
-            row = (
-                o.predictions, o.labelled, o.revisions, o.true_positive, o.false_positive, o.true_negative,
-                o.false_negative, o.log_loss_nano, o.brier_nano, o.positive_scores.tolist(),
-                o.negative_scores.tolist(), o.calibration_counts.tolist(), o.calibration_score_nano.tolist(),
-                o.calibration_positives.tolist(), o.positive_log_loss_nano, o.positive_brier_nano,
-                dict(sorted(o.positive_delays.items())), dict(sorted(o.negative_delays.items())), o.first_label_ms,
-                o.last_label_ms, final_ms, settled_ms, group.span_ms, int(complete or group.final),
-            )  # fmt: skip
+            key += (0,)
+            row = outcome_row(o, final_ms, settled_ms, group.span_ms, complete or group.final)
         else:
             f = cell.features[feature]
             key += (feature,)
@@ -261,6 +246,48 @@ class Windows:
             if name.startswith(PREFIX):
                 group = _decode(name, data)
                 self._groups[group.key] = group
+
+
+def add_outcomes(
+    cell_of: Callable[[WindowKey, CellKey], Cell],
+    outcomes: OutcomeRows,
+    losses_nano: NDArray[np.int64],
+    threshold: float,
+) -> None:
+    """Add outcomes of one model, and take back those they replace, in every cell of their predictions."""
+    cells: dict[tuple[WindowKey, CellKey], int] = {}
+    cells_of: list[list[int]] = []
+    for window, version, role, segments in outcomes.kinds:
+        keys = [(window, (version, ROLES[role], segment)) for segment in ("", *segments)]
+        cells_of.append([cells.setdefault(key, len(cells)) for key in keys])
+    found = [cell_of(window, key) for window, key in cells]
+    # Rows may have a different number of segments: those that have fewer end in a cell that is nobody's.
+    nobody, width = Cell(), max(map(len, cells_of))
+    if any(len(of) < width for of in cells_of):
+        cells_of = [of + [len(found)] * (width - len(of)) for of in cells_of]
+        found.append(nobody)
+    member = np.array(cells_of, np.int64)[outcomes.kind]
+    count_outcomes(found, member, outcomes, losses_nano, threshold)
+    starts_ms = np.array([window.start_ms for window, _ in cells], np.int64)
+    count_labels(found, starts_ms, member, outcomes, losses_nano)
+
+
+def row_key(window: WindowKey, cell: CellKey, partition: int) -> tuple[Any, ...]:
+    """By what a cell's rows are known in the warehouse."""
+    start = datetime.fromtimestamp(window.start_ms / 1000, UTC)
+    return (start, window.window_ms, window.model, *cell, partition)
+
+
+def outcome_row(o: Outcomes, final_ms: int, settled_ms: int, span_ms: int, final: bool) -> tuple[Any, ...]:
+    """A row of ``window_outcomes`` behind its key and before its part and version."""
+    return (
+        o.predictions, o.labelled, o.revisions, o.true_positive, o.false_positive, o.true_negative,
+        o.false_negative, o.log_loss_nano, o.brier_nano, o.positive_scores.tolist(),
+        o.negative_scores.tolist(), o.calibration_counts.tolist(), o.calibration_score_nano.tolist(),
+        o.calibration_positives.tolist(), o.positive_log_loss_nano, o.positive_brier_nano,
+        dict(sorted(o.positive_delays.items())), dict(sorted(o.negative_delays.items())), o.first_label_ms,
+        o.last_label_ms, final_ms, settled_ms, span_ms, int(final),
+    )  # fmt: skip
 
 
 def piece_name(key: WindowKey) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from schemas.contracts import ModelRecord
 from schemas.errors import DeliveryError, Fenced
 from schemas.ids import partition_of
+from schemas.rows import TABLES
 from schemas.settings import MonitorSettings
 from streams.core.delivery import (
     Loaded,
@@ -25,11 +26,12 @@ from streams.core.delivery import (
     Upsert,
     load,
 )
+from streams.core.label_index import FOUND_COLUMNS, LABELS, PREDICTIONS, PROGRESS, TOLD_COLUMNS, answer
 from streams.core.ledger import Ledger
 from streams.core.pipeline import JoinCore
 from streams.core.records import Record, RecordBatch
 from tests.simulation.log import Log
-from tests.simulation.world import INPUTS, MODEL, PARTITIONS
+from tests.simulation.world import CONTRACT, INPUTS, PARTITIONS
 
 SETTINGS = MonitorSettings()
 Choose = Callable[[int], int]
@@ -104,6 +106,8 @@ STAGES: dict[str, tuple[tuple[str, ...], Callable[[StageContext], TaskCore]]] = 
 class Run:
     """One owner's life of one task. ``advance`` performs effects; a run that is dropped was killed."""
 
+    contract = CONTRACT
+
     def __init__(self, log: Log, stage: str, partition: int, choose: Choose, now_ms: int) -> None:
         self.log = log
         self.task = f"{stage}/{partition}"
@@ -123,6 +127,8 @@ class Run:
         self.ended = False
         #: What was applied and is in no transaction yet: the simulation's notes, no part of the system.
         self.applied: list[Record] = []
+        #: Answers from the label index that have come.
+        self.inbox: list[Record] = []
         self._dirty = False
         self._choose = choose
         self._now_ms = now_ms
@@ -150,14 +156,14 @@ class Run:
         loaded = self.load()
         yield "open"
         starts = {tp: self.log.partition(tp).start for tp in self.inputs}
-        self.core.activate(MODEL)
+        self.core.activate([ModelRecord(contract=self.contract)])
         self.open(loaded, starts)
         self.ledger.offer(self.core.upserts())
         self.at = dict(self.ledger.next)
         self.ready = True
         while True:
             yield "fetch"
-            records = self._fetch()
+            records = self.answers() + self._fetch()
             if records:
                 yield "apply"
                 self.core.apply(records, 0)
@@ -181,7 +187,12 @@ class Run:
 
     def open(self, loaded: Loaded, starts: Mapping[TopicPartition, int]) -> None:
         """Restore it."""
-        self.ledger.open(loaded, starts, lambda before: MODEL, self._now_ms)
+        self.ledger.open(loaded, starts, lambda before: [ModelRecord(contract=self.contract)], self._now_ms)
+
+    def answers(self) -> list[Record]:
+        """What has come from the label index."""
+        inbox, self.inbox = self.inbox, []
+        return inbox
 
     def fresh(self, tp: TopicPartition, records: list[Record]) -> list[Record]:
         """Which of what was fetched is applied."""
@@ -282,3 +293,70 @@ def sink(runs: Callable[[], list[Run]], warehouse: Warehouse, choose: Choose) ->
             yield "confirm"
             for run in dict.fromkeys(run for run, _ in part):
                 run.ledger.confirmed([upsert for owner, upsert in part if owner is run])
+
+
+class LabelIndex:
+    """The tables of the label index. Rows may come again; progress never goes back."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[tuple[Any, ...], tuple[Any, ...]]] = {}
+
+    def insert(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Rows are in; of a key that is there already, the same. Raises AssertionError."""
+        held = self.rows.setdefault(table, {})
+        for row in rows:
+            key = tuple(row[TABLES[table].names.index(name)] for name in TABLES[table].key)
+            if table == PROGRESS:
+                held[key] = max(row, held.get(key, row))
+                continue
+            assert repr(held.get(key, row)) == repr(row), f"two rows of one key: {held[key]} and {row}"
+            held[key] = row
+
+    def position(self, partition: int, source: str) -> int:
+        """How far the copy of a task's blocks on a partition has come."""
+        row = self.rows.get(PROGRESS, {}).get((partition, source))
+        return -(2**63) if row is None else int(row[-1])
+
+    def select(self, table: str, columns: Sequence[str], model: str, ids: set[int]) -> list[tuple[Any, ...]]:
+        """Rows of a model's predictions."""
+        names = TABLES[table].names
+        at = [names.index(name) for name in columns]
+        return [
+            tuple(row[i] for i in at)
+            for row in self.rows.get(table, {}).values()
+            if row[1] == model and row[0] in ids
+        ]
+
+
+def lookups(
+    runs: Callable[[], list[Run]], index: LabelIndex, away: Callable[[], bool], choose: Choose
+) -> Iterator[str]:
+    """What looks labels up in one process, for ever; answers may come late and twice."""
+    late: list[tuple[Run, Record]] = []
+    while True:
+        yield "gather"
+        for run in runs():
+            questions = run.core.questions() if run.ready and isinstance(run.core, JoinCore) else []
+            for question in questions:
+                yield "progress"
+                position = index.position(question.partition, run.task)
+                keys = [(identity, check) for identity, check, bound in question.keys if bound < position]
+                if away() or not keys:
+                    continue
+                yield "read"
+                ids = {identity for identity, _ in keys}
+                predictions = index.select(PREDICTIONS, FOUND_COLUMNS, question.model, ids)
+                yield "read"
+                labels = index.select(LABELS, TOLD_COLUMNS, question.model, ids)
+                found = answer(question.model, position, keys, predictions, labels)
+                record = found.as_record(question.partition)
+                if choose(6) == 5:
+                    late.append((run, record))
+                else:
+                    yield "answer"
+                    run.inbox.append(record)
+                if choose(6) == 5:
+                    run.inbox.append(record)
+        if late and choose(2):
+            run, record = late.pop(choose(len(late)))
+            run.inbox.append(record)

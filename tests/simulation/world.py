@@ -13,6 +13,7 @@ from schemas.contracts import Feature, ModelContract, ModelRecord, Monitoring
 from schemas.events import HEADER_KIND, HEADER_ORIGIN, KIND_TICK
 from schemas.ids import ROLES, partition_of
 from streams.core import oracle
+from streams.core.cold import ANSWERS
 from streams.core.delivery import TopicPartition
 from streams.core.oracle import Step
 from streams.core.records import Record
@@ -151,14 +152,18 @@ def steps(partition: int, records: Iterable[Record]) -> list[Step]:
             continue
         if partition_of(record.key, PARTITIONS) != partition and HEADER_ORIGIN not in record.headers:
             continue
+        if record.topic == ANSWERS:
+            continue
         kind = "prediction" if record.topic == "predictions" else "label"
         found.append(Step(kind, json.loads(record.value), record.topic, len(record.value)))
     return found
 
 
-def expected(partition: int, records: Iterable[Record]) -> oracle.Expected:
+def expected(
+    partition: int, records: Iterable[Record], contract: ModelContract = CONTRACT
+) -> oracle.Expected:
     """What is to be known of one partition after ``records``."""
-    return oracle.expected(CONTRACT, steps(partition, records), partition)
+    return oracle.expected(contract, steps(partition, records), partition)
 
 
 def observed(

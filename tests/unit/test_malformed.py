@@ -144,8 +144,9 @@ def test_a_malformed_message_is_dead_lettered_and_its_neighbours_are_kept(reason
 
 
 def test_every_reason_of_the_closed_list_has_a_row() -> None:
-    """A reason that no test produces would be a promise nobody checked."""
-    assert {row[1] for row in MALFORMED} == set(REJECTIONS)
+    """A reason that no test produces would be a promise nobody checked. ``no-room`` is no fault of the message: see
+    ``test_cold``."""
+    assert {row[1] for row in MALFORMED} | {"no-room"} == set(REJECTIONS)
 
 
 @pytest.mark.parametrize(
