@@ -201,6 +201,9 @@ class Archive:
         try:
             self._consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as error:
+            if error.args[0].code() == KafkaError._FATAL:
+                # Fenced by its own name after a silence: this consumer reads nothing any more, and does not say so.
+                raise DeliveryError(f"the archive cannot go on: {error}") from error
             # A rebalance: whoever has the partition now copies these rows again, to the same keys.
             log.warning("offsets not committed", extra={"event": "commit-failed", "detail": str(error)})
 

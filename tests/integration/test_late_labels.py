@@ -66,7 +66,7 @@ class Deployed:
             "DRIFTLINE_KAFKA__BOOTSTRAP": self.kafka.bootstrap,
             "DRIFTLINE_KAFKA__TOPIC_PREFIX": self.kafka.topic_prefix,
             "DRIFTLINE_KAFKA__INPUT_PARTITIONS": str(PARTITIONS),
-            "DRIFTLINE_KAFKA__SESSION_TIMEOUT": "3s",
+            "DRIFTLINE_KAFKA__SESSION_TIMEOUT": "30s",  # both have static names, and are back at once
             "DRIFTLINE_CLICKHOUSE__HOST": self._clickhouse.host,
             "DRIFTLINE_CLICKHOUSE__PORT": str(self._clickhouse.port),
             "DRIFTLINE_CLICKHOUSE__DATABASE": self._clickhouse.database,
