@@ -104,8 +104,8 @@ def test_labels_of_what_has_left_memory_are_looked_up_and_every_figure_is_exact(
         parts += sum(bool(key[-1]) for key in simulation.warehouse.tables.get("window_outcomes", {}))
         kills += simulation.kills
     assert left > 50
-    assert looked_up > 50
-    assert parts > (0 if create_run is Tight else 20)
+    assert looked_up > 20
+    assert parts > (0 if create_run is Tight else 10)
     assert kills > 20
 
 
