@@ -30,12 +30,21 @@ def compiled(function: Function) -> Function:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def four(_context: Any, buffer: Any, _at: Any) -> Any:
+    """Four bytes of ``buffer`` from ``at`` on as one uint32, the first byte lowest. All four must be there."""
+    return types.uint32(buffer, types.int64), _load(32)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def eight(_context: Any, buffer: Any, _at: Any) -> Any:
     """Eight bytes of ``buffer`` from ``at`` on as one uint64, the first byte lowest. All eight must be there."""
+    return types.uint64(buffer, types.int64), _load(64)
 
+
+def _load(bits: int) -> Callable[..., Any]:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        word = builder.bitcast(builder.gep(array.data, [arguments[1]]), ir.IntType(64).as_pointer())
+        word = builder.bitcast(builder.gep(array.data, [arguments[1]]), ir.IntType(bits).as_pointer())
         return builder.load(word, align=1)
 
-    return types.uint64(buffer, types.int64), generate
+    return generate

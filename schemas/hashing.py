@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.compiled import compiled
+from schemas.compiled import compiled, eight, four
 from schemas.spans import Spans
 
-_SEED = 0x9747B28C
+#: murmur2's, as in ``schemas.ids``.
+_SEED, _M = 0x9747B28C, np.uint32(0x5BD1E995)
 
 
 class KeyHashes(NamedTuple):
@@ -46,36 +47,37 @@ def _hash(
 ) -> None:  # fmt: skip
     for i in range(len(starts)):
         start, length = starts[i], max(lengths[i], 0)
-        high = _murmur2(buffer, start, length, 0)
-        low = _murmur2(buffer, start, length, 1)
-        murmur[i] = high
-        identity[i] = np.uint64(high) << np.uint64(32) | np.uint64(low)
+        whole = length // 4
+        high, low = np.uint32(_SEED) ^ np.uint32(length), np.uint32(_SEED) ^ np.uint32(length + 1)
+        for word in range(whole):
+            mixed = _mixed(four(buffer, start + 4 * word))
+            high = np.uint32(high * _M) ^ mixed
+            low = np.uint32(low * _M) ^ mixed
+        # What is left of the key, and the same with a byte 1 behind it, which may be a whole word.
+        left = length - 4 * whole
+        rest = np.uint32(0)
+        for k in range(left):
+            rest |= np.uint32(buffer[start + 4 * whole + k]) << np.uint32(8 * k)
+        if left:
+            high = np.uint32((high ^ rest) * _M)
+        rest |= np.uint32(1) << np.uint32(8 * left)
+        low = np.uint32(low * _M) ^ _mixed(rest) if left == 3 else np.uint32((low ^ rest) * _M)
+        murmur[i] = _finished(high)
+        identity[i] = np.uint64(murmur[i]) << np.uint64(32) | np.uint64(_finished(low))
         check[i] = _folded(buffer, start, length)
 
 
 @compiled
-def _murmur2(buffer: NDArray[np.uint8], start: int, length: int, more: int) -> np.uint32:
-    """murmur2 of the key, with ``more`` bytes of 1 behind it (none or one)."""
-    m = np.uint32(0x5BD1E995)
-    h = np.uint32(_SEED) ^ np.uint32(length + more)
-    whole = (length + more) // 4
-    for word in range(whole):
-        k = np.uint32(0)
-        for i in range(4):
-            at = 4 * word + i
-            k |= np.uint32(buffer[start + at] if at < length else 1) << np.uint32(8 * i)
-        k = np.uint32(k * m)
-        k ^= k >> np.uint32(24)
-        k = np.uint32(k * m)
-        h = np.uint32(h * m) ^ k
-    rest = length + more - 4 * whole
-    if rest:
-        for i in range(rest):
-            at = 4 * whole + i
-            h ^= np.uint32(buffer[start + at] if at < length else 1) << np.uint32(8 * i)
-        h = np.uint32(h * m)
+def _mixed(k: np.uint32) -> np.uint32:
+    k = np.uint32(k * _M)
+    k ^= k >> np.uint32(24)
+    return np.uint32(k * _M)
+
+
+@compiled
+def _finished(h: np.uint32) -> np.uint32:
     h ^= h >> np.uint32(13)
-    h = np.uint32(h * m)
+    h = np.uint32(h * _M)
     return h ^ (h >> np.uint32(15))
 
 
@@ -83,11 +85,19 @@ def _murmur2(buffer: NDArray[np.uint8], start: int, length: int, more: int) -> n
 def _folded(buffer: NDArray[np.uint8], start: int, length: int) -> np.uint32:
     """Another hash of the same bytes: words are folded in by multiplication in 64 bits, as murmur3's finaliser does."""
     h = np.uint64(length) * np.uint64(0x9E3779B97F4A7C15)
-    for word in range((length + 7) // 8):
+    whole = length // 8
+    for word in range(whole):
+        h = _folded_in(h, eight(buffer, start + 8 * word))
+    if length > 8 * whole:
         k = np.uint64(0)
-        for i in range(min(8, length - 8 * word)):
-            k |= np.uint64(buffer[start + 8 * word + i]) << np.uint64(8 * i)
-        h = (h ^ k) * np.uint64(0xFF51AFD7ED558CCD)
-        h ^= h >> np.uint64(33)
+        for i in range(length - 8 * whole):
+            k |= np.uint64(buffer[start + 8 * whole + i]) << np.uint64(8 * i)
+        h = _folded_in(h, k)
     h *= np.uint64(0xC4CEB9FE1A85EC53)
     return np.uint32(h >> np.uint64(32))
+
+
+@compiled
+def _folded_in(h: np.uint64, k: np.uint64) -> np.uint64:
+    h = (h ^ k) * np.uint64(0xFF51AFD7ED558CCD)
+    return h ^ (h >> np.uint64(33))

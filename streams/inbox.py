@@ -15,8 +15,10 @@ import numpy as np
 
 from streams.batches import Chunk
 
-#: When nothing came from the leading input for so long, nobody waits for it.
-LEAD_IDLE_S = 1.0
+#: When nothing came from the leading input for so long, nobody waits for it: when nothing ever did, and when its log has
+#: more, which may be held up behind another partition's.
+LEAD_NONE_S = 1.0
+LEAD_IDLE_S = 10.0
 #: Offsets at an end that are no records: transaction markers.
 _MARKERS = 2
 
@@ -134,4 +136,6 @@ class Inbox:
         if not self._behind and not self._chunks[self._lead]:
             return None
         held = any(waiting for topic, waiting in self._chunks.items() if topic != self._lead)
-        return None if self._lead_s is None or not held else self._lead_s + LEAD_IDLE_S
+        if self._lead_s is None or not held:
+            return None
+        return self._lead_s + (LEAD_NONE_S if self._pace_ms is None else LEAD_IDLE_S)

@@ -1,7 +1,6 @@
 """A hash table over rows that live in somebody else's columns: whole batches are found, claimed and dropped at once.
 
-Open addressing with linear probing, in numpy: each round looks at one slot of every key that is still undecided, so a
-batch takes as many rounds as its unluckiest key and almost all of them are small. A slot takes four bytes.
+Open addressing with linear probing, compiled. A slot takes four bytes: a row, -1 (free) or -2 (its row was dropped).
 """
 
 from __future__ import annotations
@@ -9,11 +8,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.compiled import compiled
+from schemas.json_text import Whole
+
 Rows = NDArray[np.int64]
 Keys = NDArray[np.uint64]
 Checks = NDArray[np.uint32]
+Slots = NDArray[np.int32]
 
-_EMPTY, _DROPPED = -1, -2
+_EMPTY = -1
 #: Slots for each row there is room for: at half of them taken, a key is found in one or two looks.
 SLOTS_PER_ROW = 2
 SLOT_BYTES = 4
@@ -37,17 +40,8 @@ class HashTable:
 
     def find(self, key: Keys, check: Checks, keys: Keys, checks: Checks) -> Rows:
         """The row of each key, -1 where there is none; shape (n,)."""
-        slots, mask = self._slots, len(self._slots) - 1
-        place = self._places(key)
-        at = slots[place]
-        found = np.where((at >= 0) & (keys[at] == key) & (checks[at] == check), at, -1).astype(np.int64)
-        todo = np.flatnonzero((found < 0) & (at != _EMPTY))
-        while len(todo):
-            place[todo] = (place[todo] + 1) & mask
-            at = slots[place[todo]]
-            same = (at >= 0) & (keys[at] == key[todo]) & (checks[at] == check[todo])
-            found[todo[same]] = at[same]
-            todo = todo[~same & (at != _EMPTY)]
+        found = np.empty(len(key), np.int64)
+        _find(self._slots, key, check, keys, checks, found)
         return found
 
     def claim(self, key: Keys, check: Checks, row: Rows, keys: Keys, checks: Checks) -> Rows:
@@ -55,45 +49,67 @@ class HashTable:
 
         Of equal keys the first gets in, and is what the others find. There must be room.
         """
-        slots, mask = self._slots, len(self._slots) - 1
-        other = np.full(len(key), -1, np.int64)
-        place = self._places(key)
-        todo = np.arange(len(key))
-        while len(todo):
-            here = place[todo]
-            at = slots[here]
-            free = np.flatnonzero(at == _EMPTY)
-            if len(free):
-                # Of two that want the same slot the one written last has it: that must be the first.
-                slots[here[free][::-1]] = row[todo[free][::-1]]
-                at = slots[here]
-            mine = at == row[todo]
-            same = ~mine & (at >= 0) & (keys[at] == key[todo]) & (checks[at] == check[todo])
-            other[todo[same]] = at[same]
-            todo = todo[~mine & ~same]
-            place[todo] = (place[todo] + 1) & mask
+        other = np.empty(len(key), np.int64)
+        _claim(self._slots, key, check, row, keys, checks, other)
         self._taken += int(np.count_nonzero(other < 0))
         return other
 
     def drop(self, key: Keys, row: Rows) -> None:
         """Take out rows that are there under these keys."""
-        slots, mask = self._slots, len(self._slots) - 1
-        place = self._places(key)
-        todo = np.arange(len(key))
-        while len(todo):
-            here = slots[place[todo]] == row[todo]
-            slots[place[todo[here]]] = _DROPPED
-            todo = todo[~here]
-            place[todo] = (place[todo] + 1) & mask
+        _drop(self._slots, key, row)
 
     def replace(self, key: int, row: int, by: int) -> None:
         """``by`` takes the place of ``row``."""
-        slots, mask = self._slots, len(self._slots) - 1
-        place = int(self._places(np.array([key], np.uint64))[0])
-        while slots[place] != row:
-            place = (place + 1) & mask
-        slots[place] = by
+        _replace(self._slots, np.uint64(key), row, by)
 
-    def _places(self, key: Keys) -> Rows:
-        spread = (key ^ key >> np.uint64(32)) * np.uint64(0x9E3779B97F4A7C15)
-        return (spread >> np.uint64(65 - len(self._slots).bit_length())).astype(np.int64)
+
+@compiled
+def _place(slots: Slots, key: np.uint64) -> Whole:
+    """Where a key is looked for first."""
+    bits = 0
+    while 1 << bits < len(slots):
+        bits += 1
+    spread = (key ^ key >> np.uint64(32)) * np.uint64(0x9E3779B97F4A7C15)
+    return np.int64(spread >> np.uint64(64 - bits))
+
+
+@compiled
+def _find(slots: Slots, key: Keys, check: Checks, keys: Keys, checks: Checks, found: Rows) -> None:
+    mask = len(slots) - 1
+    for i in range(len(key)):
+        place = _place(slots, key[i])
+        at = slots[place]
+        while at != -1 and not (at >= 0 and keys[at] == key[i] and checks[at] == check[i]):
+            place = (place + 1) & mask
+            at = slots[place]
+        found[i] = at
+
+
+@compiled
+def _claim(
+    slots: Slots, key: Keys, check: Checks, row: Rows, keys: Keys, checks: Checks, other: Rows
+) -> None:
+    mask = len(slots) - 1
+    for i in range(len(key)):
+        place = _place(slots, key[i])
+        at = slots[place]
+        while at != -1 and not (at >= 0 and keys[at] == key[i] and checks[at] == check[i]):
+            place = (place + 1) & mask
+            at = slots[place]
+        other[i] = at
+        if at == -1:
+            slots[place] = row[i]
+
+
+@compiled
+def _drop(slots: Slots, key: Keys, row: Rows) -> None:
+    for i in range(len(key)):
+        _replace(slots, key[i], row[i], -2)
+
+
+@compiled
+def _replace(slots: Slots, key: np.uint64, row: int, by: int) -> None:
+    place = _place(slots, key)
+    while slots[place] != row:
+        place = (place + 1) & (len(slots) - 1)
+    slots[place] = by

@@ -9,7 +9,7 @@ import numpy as np
 from schemas.spans import Spans
 from streams.batches import Chunk
 from streams.core.records import RecordBatch
-from streams.inbox import LEAD_IDLE_S, Inbox
+from streams.inbox import LEAD_IDLE_S, LEAD_NONE_S, Inbox
 
 
 def chunk(topic: str, times_ms: list[int], first: int = 0, log_end: int | None = None) -> Chunk:
@@ -55,11 +55,11 @@ async def test_labels_keep_pace_with_predictions_that_are_behind() -> None:
 
 
 async def test_nobody_waits_for_predictions_that_do_not_come() -> None:
-    """Neither at the beginning, nor when they stop half way: a second, by the clock."""
+    """Neither at the beginning, nor when they stop half way: seconds, by the clock."""
     inputs = Inputs()
     await inputs.put(chunk("feedback", [5]))
     assert await inputs.taken() == []
-    inputs.now_s += LEAD_IDLE_S
+    inputs.now_s += LEAD_NONE_S
     assert await inputs.taken() == [("feedback", [0])]
     await inputs.put(chunk("predictions", [0], 0, 50), chunk("feedback", [99_999], 1))
     # That nothing was taken meanwhile is not the leading input's fault.
@@ -73,7 +73,7 @@ async def test_a_take_without_a_limit_ends_when_what_is_held_is_released() -> No
     """By itself, with nothing else happening: real time here."""
     box = Inbox(("predictions", "feedback"), 4, 100, asyncio.get_running_loop().time)
     await box.put("feedback", chunk("feedback", [5]))
-    (one,) = await asyncio.wait_for(box.take(None), LEAD_IDLE_S + 5)
+    (one,) = await asyncio.wait_for(box.take(None), LEAD_NONE_S + 5)
     assert one.topic == "feedback"
 
 
