@@ -19,12 +19,14 @@ from streams.batches import Chunk
 #: more, which may be held up behind another partition's.
 LEAD_NONE_S = 1.0
 LEAD_IDLE_S = 10.0
+#: Of an input that waits for the leading one; the oldest is let go when there are so many.
+HELD_CHUNKS_MAX = 32
 #: Offsets at an end that are no records: transaction markers.
 _MARKERS = 2
 
 
 class Inbox:
-    """``inputs``: logical topics, the leading one first. ``chunks_max`` of each; ``rows_max``: about what one ``take``
+    """``inputs``: logical topics, the leading one first. ``chunks_max`` of that; ``rows_max``: about what one ``take``
     hands out of each. ``clock``: seconds that do not go back."""
 
     def __init__(
@@ -46,7 +48,8 @@ class Inbox:
     async def put(self, topic: str, chunk: Chunk) -> None:
         """Let it wait; waits itself while there are too many."""
         waiting = self._chunks[topic]
-        while len(waiting) >= self._chunks_max and not self._closed:
+        most = self._chunks_max if topic == self._lead else HELD_CHUNKS_MAX
+        while len(waiting) >= most and not self._closed:
             self._left.clear()
             await self._left.wait()
         waiting.append(chunk)
@@ -110,7 +113,9 @@ class Inbox:
         for topic, waiting in self._chunks.items():
             rows = 0
             while topic != self._lead and waiting and rows < self._rows_max:
-                count = self._in_pace(waiting[0])
+                # Faust hands over one chunk after the other, whatever their topic: what is held must not stand in the way.
+                full = len(waiting) >= HELD_CHUNKS_MAX
+                count = len(waiting[0].records) if full else self._in_pace(waiting[0])
                 if count == 0:
                     break
                 whole = waiting.popleft()

@@ -9,7 +9,7 @@ import numpy as np
 from schemas.spans import Spans
 from streams.batches import Chunk
 from streams.core.records import RecordBatch
-from streams.inbox import LEAD_IDLE_S, LEAD_NONE_S, Inbox
+from streams.inbox import HELD_CHUNKS_MAX, LEAD_IDLE_S, LEAD_NONE_S, Inbox
 
 
 def chunk(topic: str, times_ms: list[int], first: int = 0, log_end: int | None = None) -> Chunk:
@@ -75,6 +75,17 @@ async def test_a_take_without_a_limit_ends_when_what_is_held_is_released() -> No
     await box.put("feedback", chunk("feedback", [5]))
     (one,) = await asyncio.wait_for(box.take(None), LEAD_NONE_S + 5)
     assert one.topic == "feedback"
+
+
+async def test_what_is_held_never_blocks_who_brings_it() -> None:
+    """Faust hands over one chunk after the other: beyond a bound the oldest labels go first, and wait for theirs later."""
+    inputs = Inputs()
+    await inputs.put(chunk("predictions", [0], 0, 99))
+    for at in range(HELD_CHUNKS_MAX - 1):
+        await inputs.put(chunk("feedback", [10 + at], at))
+    assert await inputs.taken() == [("predictions", [0])]
+    await inputs.put(chunk("feedback", [99], HELD_CHUNKS_MAX))
+    assert await inputs.taken() == [("feedback", [0])]
 
 
 async def test_a_busy_leader_does_not_starve_the_others() -> None:
