@@ -139,20 +139,50 @@ class _Nobody(msgspec.Struct, tag="\x00", tag_field="model"):
     never: Annotated[int, msgspec.Meta(ge=1, le=0)]
 
 
+class _Named(msgspec.Struct):
+    """Of a document only whose it is."""
+
+    model: str = ""
+
+
+_NAMED = msgspec.json.Decoder(_Named)
+
+
+class _FullDecoders:
+    """For each model the decoder that says what is wrong with a message, made when one is first doubtful: of ten thousand
+    models at once they would take a minute."""
+
+    def __init__(self, contracts: Mapping[str, ModelContract]) -> None:
+        self._contracts = contracts
+        self._made: dict[str, msgspec.json.Decoder[Any]] = {}
+
+    def decode(self, value: bytes) -> Any:
+        """The event; its type has its ``contract``. Raises what msgspec raises."""
+        try:
+            model = _NAMED.decode(value).model
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            model = ""
+        if not self._contracts:
+            raise msgspec.ValidationError("Invalid value 'any' - at `$.model`")
+        if model not in self._contracts:
+            # Any of them says so.
+            model = next(iter(self._contracts))
+        decoder = self._made.get(model)
+        if decoder is None:
+            kind: Any = _Nobody | _event_type(self._contracts[model])
+            decoder = self._made[model] = msgspec.json.Decoder(kind)
+        return decoder.decode(value)
+
+
 class PredictionDecoder:
     """Decodes predictions of every model in ``contracts``; compile once, use for each batch."""
 
     def __init__(self, contracts: Iterable[ModelContract]) -> None:
         self.contracts = {contract.model: contract for contract in contracts}
-        types = {contract.model: _event_type(contract) for contract in self.contracts.values()}
-        self._model_of = {kind: model for model, kind in types.items()}
-        union: Any = _Nobody
-        for kind in types.values():
-            union = union | kind
-        self._decoder: msgspec.json.Decoder[Any] | None = msgspec.json.Decoder(union) if types else None
+        self._full = _FullDecoders(self.contracts)
         self._builders = {model: _Builder(contract) for model, contract in self.contracts.items()}
         self._in_order = list(self.contracts.values())
-        self._names = names_of(self.contracts) if types else None
+        self._names = names_of(self.contracts) if self.contracts else None
 
     def decode(
         self, messages: Messages, time_ms: int | None = None
@@ -196,18 +226,17 @@ class PredictionDecoder:
         """Message by message: a bad one is named, its neighbours are taken."""
         rows: dict[str, tuple[list[int], list[Any], list[int]]] = {}
         columns: list[PredictionColumns] = []
-        decode = self._decoder.decode if self._decoder is not None else _no_model
         for at in places.tolist():
             key, value, arrow = messages[at]
             if arrow:
                 columns += self._arrow(at, value, bad)
                 continue
             try:
-                event = checked(decode, key, value)
+                event = checked(self._full.decode, key, value)
             except BadMessage as error:
                 bad.append(Bad(at, 0, error.reason, error.detail))
                 continue
-            kept = rows.setdefault(self._model_of[type(event)], ([], [], []))
+            kept = rows.setdefault(type(event).contract.model, ([], [], []))
             kept[0].append(at)
             kept[1].append(event)
             kept[2].append(len(value or b""))
@@ -428,7 +457,3 @@ def _sane(columns: PredictionColumns, time_ms: int | None, bad: list[Bad]) -> Pr
 def encode_prediction(event: PredictionMade) -> tuple[bytes, bytes]:
     """(key, value) of one prediction."""
     return event.prediction_id.encode(), event.model_dump_json(exclude_none=True).encode()
-
-
-def _no_model(_value: bytes) -> Any:
-    raise msgspec.ValidationError("Invalid value 'any' - at `$.model`")
