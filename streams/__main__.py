@@ -1,4 +1,7 @@
-"""``python -m streams monitor|archive``: one process of the monitoring half, configured by environment and file."""
+"""``python -m streams monitor|archive``: one process of the monitoring half, configured by environment and file.
+
+``python -m streams compile`` makes the machine code they need, for the image, and ends.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,15 @@ GC_OBJECTS = 50_000
 def main(arguments: list[str] | None = None) -> int:
     """Run the named process; its exit code: 0 told to stop, 2 wrong settings, 70 unexpected."""
     parser = argparse.ArgumentParser(prog="python -m streams", description=__doc__)
-    parser.add_argument("process", choices=("monitor", "archive"))
+    parser.add_argument("process", choices=("monitor", "archive", "compile"))
     process = parser.parse_args(arguments).process
     faulthandler.enable()  # a crash in native code leaves its stack in the log
     try:
+        if process == "compile":
+            from streams.warm_up import warm_up
+
+            warm_up()
+            return 0
         return _monitor() if process == "monitor" else _archive()
     except DriftlineError as error:
         print(f"{process}: {error}", file=sys.stderr)  # noqa: T201  # logs may not be set up yet
@@ -37,11 +45,13 @@ def _monitor() -> int:
     from streams.lookup import LabelIndex
     from streams.monitor import run_monitor
     from streams.sink import ClickHouseSink
+    from streams.warm_up import warm_up
 
     settings = MonitorSettings.load()
     _configure(settings)
     sink = ClickHouseSink(settings.clickhouse) if settings.monitor.warehouse else None
     index = LabelIndex(ClickHouseSink(settings.clickhouse)) if settings.monitor.warehouse else None
+    warm_up()
     gc.freeze()
     gc.set_threshold(GC_OBJECTS, 5, 2)
     return asyncio.run(run_monitor(settings, sink=sink, index=index))
