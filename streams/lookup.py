@@ -31,13 +31,12 @@ class Asking(Protocol):
 
 
 class Asker(Protocol):
-    """As much of a task as is needed here. ``questions``: as of its last commit."""
+    """As much of a task as is needed here."""
 
     @property
     def name(self) -> str: ...
 
-    @property
-    def questions(self) -> list[Question]: ...
+    async def questions(self) -> list[Question]: ...
 
     def take_answer(self, record: Record) -> None: ...
 
@@ -91,7 +90,7 @@ class Lookup:
             await asyncio.sleep(self._interval_s)
             try:
                 for task in list(self._tasks()):
-                    for record in await asyncio.to_thread(self.ask, task.name, task.questions):
+                    for record in await asyncio.to_thread(self.ask, task.name, await task.questions()):
                         task.take_answer(record)
                 backoff_s = BACKOFF_S_MIN
             except WarehouseError as error:

@@ -84,8 +84,6 @@ class Task:
         self._stopping = False
         self._labels = {"stage": context.stage, "partition": str(context.partition)}
         self._ledger = Ledger(self.name, core)
-        #: What the core would have looked up, as of the last commit; and what was found.
-        self.questions: list[Question] = []
         self._answers: list[Record] = []
         self._received: dict[tuple[str, int], int] = {}
         self._seek = -1
@@ -105,8 +103,6 @@ class Task:
         # learnt ends the process in native code.
         await self._cpu(self._restore, newest, starts)
         self._offer(await self._cpu(self.core.upserts))
-        if isinstance(self.core, Asking):
-            self.questions = await self._cpu(self.core.questions)
         self.ready = True
         self._shared.metrics.set("driftline_task_ready", 1, **self._labels)
 
@@ -171,9 +167,15 @@ class Task:
         """Make the loop look around: something other than a chunk has come."""
         self._inbox.wake()
 
+    async def questions(self) -> list[Question]:
+        """What the core would have looked up."""
+        if self._stopping or not self.ready or not isinstance(self.core, Asking):
+            return []
+        found: list[Question] = await self._cpu(self.core.questions)
+        return found
+
     def take_answer(self, record: Record) -> None:
-        """An answer to a question has come. Of a task that works on what it knows no further ones are taken."""
-        self.questions = []
+        """An answer to a question has come."""
         self._answers.append(record)
         self.wake()
 
@@ -284,13 +286,8 @@ class Task:
         confirmed = self._ledger.take_confirmed()
         transaction = await self._cpu(self._plan, confirmed)
         await self._io(self._store.commit, transaction)
-        self._offer(await self._cpu(self._committed, transaction))
+        self._offer(await self._cpu(self._ledger.committed, transaction))
         self._report(transaction, time.monotonic() - started_s)
-
-    def _committed(self, transaction: Transaction) -> list[Upsert]:
-        upserts = self._ledger.committed(transaction)
-        self.questions = self.core.questions() if isinstance(self.core, Asking) else []
-        return upserts
 
     def _plan(self, confirmed: list[Upsert]) -> Transaction:
         self._rows, self._since_s, self._moved = 0, None, False

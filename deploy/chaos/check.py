@@ -24,7 +24,7 @@ from schemas.control import ControlTick
 from schemas.events import FORMAT_ARROW, HEADER_FORMAT, HEADER_KIND, HEADER_ORIGIN
 from schemas.hashing import key_hashes
 from schemas.ids import ROLES, RowId, partition_of
-from schemas.rows import TABLES
+from schemas.rows import TABLES, whole_outcomes
 from schemas.spans import Spans
 
 SHOWN_MAX = 20
@@ -117,13 +117,18 @@ def _aggregates(
         names = TABLES[table].names[keys:-1]
         want = {_plain(key): row for key, row in expected.get(table, [])}
         have = {_plain(row[:keys]): row[keys:] for row in actual[table]}
+        in_parts: set[Any] = set()
+        if table == "window_outcomes":
+            in_parts = {key[:-1] for key in have if key[-1]}
+            have = {_plain(key): row for key, row in whole_outcomes(actual[table]).items()}
         checked.compared[table] += len(want)
         for key in want.keys() | have.keys():
             if key not in want or key not in have:
                 checked.differ(table, key, want.get(key, "no row"), have.get(key, "no row"))
                 continue
             for name, left, right in zip(names, want[key], have[key], strict=True):
-                if not _same(name, left, right):
+                # Which late labels came as a part of their own is a matter of timing, and so is when the last part came.
+                if not _same(name, left, right) and not (name == "final_ms" and key in in_parts):
                     checked.differ(table, f"{key} {name}", left, right)
 
 

@@ -42,16 +42,18 @@ def drain(platform: Platform, load: Load, probe: Probe, watch: LoopWatch, say: S
     # Rows found astray are sent on; their second way must be behind them when the end of time is told.
     now_ms = wall_ms()
     until("the loop to take in all of the load", lambda: watch.watermark_ms >= now_ms)
+    # An answer counts from behind its question on: the clock must still go.
+    until("every label that is looked up to be answered", lambda: _none(platform, "pending_label_lookups"))
     end_ms = wall_ms() + AFTER_MS
     load.tick(end_ms)
     until("the end of time at the loop's other end", lambda: watch.watermark_ms >= end_ms)
     until("the end of trainings and rollouts", _Quiet(watch))
-    until("the warehouse to have every aggregate", lambda: _clean(platform))
+    until("the warehouse to have every aggregate", lambda: _none(platform, "warehouse_dirty"))
     return problems
 
 
-def _clean(platform: Platform) -> bool:
-    """Whether no task of any worker has a row the warehouse has not confirmed."""
+def _none(platform: Platform, gauge: str) -> bool:
+    """Whether ``gauge`` of every task of every worker is zero."""
     state = json.loads((platform.data_dir / STATE_FILE).read_text())
     waiting: list[str] = []
     for name, url in state["metrics"].items():
@@ -62,7 +64,7 @@ def _clean(platform: Platform) -> bool:
                 text = response.read().decode()
         except OSError:
             return False
-        waiting += re.findall(r"^driftline_warehouse_dirty\{[^}]*\} (\S+)", text, re.MULTILINE)
+        waiting += re.findall(rf"^driftline_{gauge}\{{[^}}]*\}} (\S+)", text, re.MULTILINE)
     return bool(waiting) and not any(float(value) for value in waiting)
 
 

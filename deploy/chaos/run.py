@@ -120,6 +120,9 @@ class _Run:
                 "DRIFTLINE_MONITOR__TICK_INTERVAL": "200ms",
                 "DRIFTLINE_MONITOR__TICK_DELAY": "1s",
                 "DRIFTLINE_MONITOR__COMMIT_INTERVAL": "200ms",
+                # Room for a minute of predictions: what is labelled later is looked up.
+                "DRIFTLINE_MONITOR__HOT_INDEX_BYTES_MAX": "1000000",
+                "DRIFTLINE_MONITOR__LABEL_LOOKUP_INTERVAL": "200ms",
                 "DRIFTLINE_ARCHIVE__FLUSH_INTERVAL": "200ms",
                 # A crash in native code says where.
                 "PYTHONFAULTHANDLER": "1",

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 
 from streams.core.waiting import Key
 
+#: Their piece of state is written whole: this many are some hundred kilobytes.
+ROLES_MAX = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -50,7 +53,9 @@ class Asks:
         self._open[key] = Ask(model, self.position)
 
     def put_role(self, model: str, key: Key) -> None:
-        """Ask for the labels that other roles of a prediction have had."""
+        """Ask for the labels that other roles of a prediction have had. Beyond the bound the prediction's next label will."""
+        if len(self.roles) >= ROLES_MAX:
+            return
         self.roles[key] = model
         self.changed = True
         self.put(model, key)

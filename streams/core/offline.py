@@ -239,8 +239,10 @@ def writer(topic: str, document: Mapping[str, Any], partitions: int) -> int | No
         source = str(document["source"])
         return int(source.removeprefix("policy/")) if source.startswith("policy/") else None
     by = document.get("issued_by") if topic == "control" else document.get("actor")
-    if topic == "alerts" and str(document.get("dedup_key")).startswith("controller/"):
-        return None
+    if topic == "alerts":
+        dedup_key = str(document.get("dedup_key"))
+        if dedup_key.startswith("controller/") or dedup_key == f"{document['model']}/training":
+            return None
     if topic == "decisions" and document["kind"] not in POLICY_DECISIONS:
         return None
     if topic == "alerts" or document.get("type") == "analysis" or str(by).startswith("policy/"):

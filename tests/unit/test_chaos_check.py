@@ -41,6 +41,12 @@ def row(table: str) -> tuple[list[Any], list[Any]]:
     return values[:keys], values[keys:]
 
 
+def expected_row(table: str) -> tuple[list[Any], list[Any]]:
+    """The same as the offline computation has it, which knows no parts."""
+    key, values = row(table)
+    return key[: -1 if table == "window_outcomes" else None], values
+
+
 def message(at: int, on: int = 0, /, **body: Any) -> Message:
     return Message(on, at, None, json.dumps(body).encode(), {})
 
@@ -78,7 +84,7 @@ class Books:
         }  # fmt: skip
         task = f"policy/{MINE}"
         self.expected: dict[str, Any] = {
-            "tables": {name: [row(name)] for name in AGGREGATES},
+            "tables": {name: [expected_row(name)] for name in AGGREGATES},
             "outcomes": [],
             "addresses": [],
             "sent_on": ["predictions/0/3/0"],
@@ -216,3 +222,35 @@ def test_what_depends_on_the_moment_of_writing_is_not_compared() -> None:
     books.topics["control"] = [m._replace(value=m.value.replace(b'"x"', b'"y"')) for m in before]
     assert books.topics["control"] != before
     assert books.differing() == set()
+
+
+def test_what_late_labels_changed_is_compared_together_with_what_they_changed() -> None:
+    """A window's parts are one row, whatever is in which; when the last part came is a matter of timing."""
+    books = Books()
+    (whole,) = books.tables["window_outcomes"]
+    names = TABLES["window_outcomes"].names
+    late = [-value if isinstance(value, int) else value for value in whole]
+    for at, name in enumerate(names[:-1]):
+        if name == "part":
+            late[at], whole[at] = 3, 0
+        elif at < len(TABLES["window_outcomes"].key) or name in (
+            "span_ms",
+            "settled_ms",
+            "first_label_ms",
+            "final",
+        ):
+            late[at] = whole[at]
+        elif name == "final_ms":
+            late[at] = whole[at] + 5
+        elif name == "last_label_ms":
+            late[at] = 0
+        elif isinstance(whole[at], list):
+            whole[at], late[at] = [3], [-2]
+        elif isinstance(whole[at], dict):
+            whole[at], late[at] = {}, {1: 1}
+        else:
+            whole[at], late[at] = 3, -2
+    books.tables["window_outcomes"].append(late)
+    assert books.differing() == set()
+    late[names.index("labelled")] += 1
+    assert books.differing() == {"window_outcomes"}
