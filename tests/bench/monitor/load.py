@@ -130,7 +130,7 @@ def write(
                 _send(producer, kafka.topic("feedback"), body, identity.encode(), where[at])
                 labels += 1
         written += count
-        _tick(producer, kafka, start_ms + (tick + 1) * SPAN_MS // TICKS - 1)
+        send_tick(producer, kafka, start_ms + (tick + 1) * SPAN_MS // TICKS - 1)
     producer.flush(120)
     return Load(events, labels, total / events, start_ms + SPAN_MS, first)
 
@@ -177,7 +177,7 @@ def _send(producer: Producer, topic: str, value: bytes, key: bytes | None, parti
             return
 
 
-def _tick(producer: Producer, kafka: KafkaSettings, time_ms: int) -> None:
+def send_tick(producer: Producer, kafka: KafkaSettings, time_ms: int) -> None:
     value = Tick(event_time_ms=time_ms, source="bench").model_dump_json().encode()
     for topic in ("predictions", "feedback"):
         for partition in range(kafka.input_partitions):
