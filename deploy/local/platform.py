@@ -69,24 +69,28 @@ class Service:
     restarts: deque[float] = field(default_factory=deque)
     restarted: int = 0
     died: str = ""
+    #: Several threads ask whether it is ready; two that look at once must not both go on by what both have read.
+    looking: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> None:
-        self.log_from = self.log.stat().st_size if self.log.exists() else 0
-        self.said_ready = False
+        with self.looking:
+            self.log_from = self.log.stat().st_size if self.log.exists() else 0
+            self.said_ready = False
         self.child = spawn_module(
             "deploy.local.launch", [self.module, *self.arguments], log=self.log, environment=self.environment
         )
 
     def ready(self) -> bool:
         """Whether the service has said so in its log since it was last started."""
-        if not self.said_ready:
-            with suppress(OSError), self.log.open("rb") as source:
-                source.seek(self.log_from)
-                text = source.read()
-                self.said_ready = _READY_MARK.encode() in text
-                # What was looked through is not looked through again, but for a mark cut in two.
-                self.log_from += max(0, len(text) - len(_READY_MARK))
-        return self.said_ready
+        with self.looking:
+            if not self.said_ready:
+                with suppress(OSError), self.log.open("rb") as source:
+                    source.seek(self.log_from)
+                    text = source.read()
+                    self.said_ready = _READY_MARK.encode() in text
+                    # What was looked through is not looked through again, but for a mark cut in two.
+                    self.log_from += max(0, len(text) - len(_READY_MARK))
+            return self.said_ready
 
 
 class Platform:
