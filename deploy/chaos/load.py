@@ -160,7 +160,8 @@ class Load:
             self._send("predictions", identity, event, now_ms + delay_ms + rng.choice((0, 0, 1_500, 6_000)))
         self._send("predictions", identity, event, now_ms + delay_ms, astray=chance > 0.99)
         if chance > 0.95:
-            shadow = event | {"version": "9", "role": "shadow", "score": 1.0 - score}
+            # Not a number: the trainer, which counts, is never to register it.
+            shadow = event | {"version": "unknown", "role": "shadow", "score": 1.0 - score}
             self._send("predictions", identity, shadow, now_ms + delay_ms)
 
     def _send_batch(self, at_ms: int) -> None:
