@@ -77,9 +77,9 @@ async def run_monitor(
             stack.callback(sink.close)
             writer = SinkWriter(sink, lambda: tasks.tasks, tasks.dirty, metrics)
             stack.callback(_attend(writer.run(), "sink", on_fatal))
-        if index is not None and (interval_ms := settings.monitor.label_lookup_interval):
+        if index is not None and settings.monitor.label_lookup_interval:
             stack.callback(index.close)
-            lookup = Lookup(index, lambda: tasks.tasks, interval_ms / 1000, metrics)
+            lookup = Lookup(index, lambda: tasks.tasks, settings.monitor, metrics)
             stack.callback(_attend(lookup.run(), "lookup", on_fatal))
         stack.callback(_attend(_watch(settings, app, tasks, ticker), "watch", on_fatal))
         starting = asyncio.create_task(_start(app, tasks), name="start")

@@ -2,77 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
 from schemas.blocks import decode_block
-from schemas.contracts import ModelContract, ModelRecord
+from schemas.contracts import ModelRecord
 from schemas.errors import StateCorrupt
 from schemas.events import HEADER_KIND, KIND_LABELS
 from schemas.rows import TABLES, whole_outcomes
-from schemas.settings import MonitorSettings
 from streams.core.asks import Asks
-from streams.core.cold import ANSWERS, Question
-from streams.core.delivery import Manifest, Out, StageContext, Upsert
+from streams.core.cold import ANSWERS
+from streams.core.delivery import Manifest, Upsert
 from streams.core.join_rows import ROW_BYTES
 from streams.core.label_index import (
-    FOUND_COLUMNS,
     LABELS,
     PREDICTIONS,
-    PROGRESS,
-    TOLD_COLUMNS,
     answer,
     index_rows,
 )
 from streams.core.pipeline import JoinCore
 from streams.core.records import Record
 from streams.core.waiting import Key
+from tests.support_cold import LATE, SETTLED, Copied, core_of
 from tests.support_join import CONTRACT, HOUR, T0, Stream, dead, prediction, truth
-
-LATE = CONTRACT.model_copy(
-    update={"monitoring": CONTRACT.monitoring.model_copy(update={"late_label_horizon": 1_000 * HOUR})}
-)
-SETTLED = T0 + 30 * HOUR
-
-
-def core_of(contract: ModelContract = LATE, **limits: Any) -> JoinCore:
-    """A fresh core with these limits of the monitor."""
-    monitor = MonitorSettings().monitor.model_copy(update=limits)
-    core = JoinCore(StageContext("join", 0, 1, MonitorSettings(monitor=monitor)))
-    core.activate([ModelRecord(contract=contract)])
-    return core
-
-
-class Copied:
-    """What the label index has of a core's outputs."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, list[tuple[Any, ...]]] = {PREDICTIONS: [], LABELS: [], PROGRESS: []}
-
-    def take(self, outs: list[Out]) -> None:
-        for out in outs:
-            if out.topic == "observations":
-                table, rows = index_rows(Record(out.topic, 0, 0, out.key, out.value, out.headers), 0)
-                self.rows[table] += rows
-
-    def answers(self, questions: list[Question]) -> list[Record]:
-        position = max((row[-1] for row in self.rows[PROGRESS]), default=-(2**63))
-        found = []
-        for question in questions:
-            asked = [(identity, check) for identity, check, bound in question.keys if bound < position]
-            ids = {identity for identity, _ in asked}
-            selected = [
-                [
-                    tuple(row[TABLES[table].names.index(name)] for name in columns)
-                    for row in self.rows[table]
-                    if row[0] in ids
-                ]
-                for table, columns in ((PREDICTIONS, FOUND_COLUMNS), (LABELS, TOLD_COLUMNS))
-            ]
-            found.append(answer(question.model, position, asked, *selected).as_record(0))
-        return found
 
 
 def outcomes(upserts: list[Upsert]) -> dict[str, int]:
