@@ -7,10 +7,11 @@ A message that does not fit becomes a :class:`Bad` with a reason of the closed l
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -225,13 +226,15 @@ class PredictionDecoder:
     ) -> list[PredictionColumns]:
         """Message by message: a bad one is named, its neighbours are taken."""
         rows: dict[str, tuple[list[int], list[Any], list[int]]] = {}
+        batches: dict[str, list[_Batch]] = {}
         columns: list[PredictionColumns] = []
         for at in places.tolist():
             key, value, arrow = messages[at]
-            if arrow:
-                columns += self._arrow(at, value, bad)
-                continue
             try:
+                if arrow:
+                    batch = self._opened(at, value)
+                    batches.setdefault(batch.model, []).append(batch)
+                    continue
                 event = checked(self._full.decode, key, value)
             except BadMessage as error:
                 bad.append(Bad(at, 0, error.reason, error.detail))
@@ -240,25 +243,43 @@ class PredictionDecoder:
             kept[0].append(at)
             kept[1].append(event)
             kept[2].append(len(value or b""))
+        for model, opened in batches.items():
+            for _, same in itertools.groupby(opened, lambda batch: batch.table.schema):
+                columns += _built(self._builders[model], list(same), bad)
         for model, (at_each, events, sizes) in rows.items():
             columns.append(
                 self._builders[model].columns(np.array(at_each, np.int64), events, np.array(sizes, np.int64))
             )
         return columns
 
-    def _arrow(self, at: int, value: bytes | None, bad: list[Bad]) -> list[PredictionColumns]:
-        try:
-            table = read_arrow(value)
-            model = (table.schema.metadata or {}).get(b"model", b"").decode()
-            contract = self.contracts.get(model)
-            if contract is None:
-                raise BadMessage(
-                    "unknown-model", f"no contract for model {model!r} in the batch's schema metadata"
-                )
-            return [self._builders[model].from_arrow(at, table, len(value or b""), bad)]
-        except BadMessage as error:
-            bad.append(Bad(at, 0, error.reason, error.detail))
+    def _opened(self, at: int, value: bytes | None) -> _Batch:
+        table = read_arrow(value)
+        model = (table.schema.metadata or {}).get(b"model", b"").decode()
+        if model not in self.contracts:
+            raise BadMessage(
+                "unknown-model", f"no contract for model {model!r} in the batch's schema metadata"
+            )
+        return _Batch(at, model, table, len(value or b""))
+
+
+class _Batch(NamedTuple):
+    """A message that is an Arrow table, and how many bytes it was."""
+
+    at: int
+    model: str
+    table: pa.Table
+    size: int
+
+
+def _built(builder: _Builder, batches: list[_Batch], bad: list[Bad]) -> list[PredictionColumns]:
+    """Batches of one schema at once; one by one if one of them is no good, so that it alone is rejected."""
+    try:
+        return [builder.from_arrow(batches, bad)]
+    except BadMessage as error:
+        if len(batches) == 1:
+            bad.append(Bad(batches[0].at, 0, error.reason, error.detail))
             return []
+    return [columns for batch in batches for columns in _built(builder, [batch], bad)]
 
 
 class _Builder:
@@ -303,10 +324,15 @@ class _Builder:
         unknown = float(len(codes))
         return [np.nan if value is None else codes.get(value, unknown) for value in values]
 
-    def from_arrow(self, at: int, table: pa.Table, size: int, bad: list[Bad]) -> PredictionColumns:
+    def from_arrow(self, batches: list[_Batch], bad: list[Bad]) -> PredictionColumns:
+        """Rows of batches of one schema. Raises BadMessage when they cannot be used at all."""
         contract = self.contract
+        counts = [batch.table.num_rows for batch in batches]
+        message = np.repeat([batch.at for batch in batches], counts)
+        row = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
+        size = np.repeat([batch.size // max(batch.table.num_rows, 1) for batch in batches], counts)
         batch = ArrowRows(
-            table,
+            pa.concat_tables([one.table for one in batches]),
             {*PREDICTION_COLUMNS, *contract.feature_names},
             ("prediction_id", "version", "event_time_ms"),
         )
@@ -335,15 +361,15 @@ class _Builder:
         told, version = batch.texts("version", None)
         no_text = np.array([value is None for value in told], np.bool_)
         batch.fault(no_text[version], "invalid-value", "version is not a text")
-        bad += [Bad(at, row, *why) for row, why in sorted(batch.faults.items())]
+        bad += [Bad(int(message[at]), int(row[at]), *why) for at, why in sorted(batch.faults.items())]
         kept = np.ones(batch.rows, np.bool_)
         kept[list(batch.faults)] = False
         keep = np.flatnonzero(kept)
         names, known = _renumbered([value or "" for value in told], version[keep])
         return PredictionColumns(
             contract,
-            np.full(len(keep), at, np.int64),
-            keep.astype(np.int32),
+            message[keep],
+            row[keep],
             keys.take(keep),
             names,
             known,
@@ -353,7 +379,7 @@ class _Builder:
             latency[keep],
             status[keep],
             matrix[keep],
-            np.full(len(keep), size // max(batch.rows, 1), np.int64),
+            size[keep],
         )
 
 

@@ -202,7 +202,7 @@ def number(buffer: Bytes, at: int, end: int) -> tuple[Whole, float, Whole]:
     digits, significant = np.uint64(0), 0
     while at < end and 48 <= buffer[at] <= 57:
         digits = digits * np.uint64(10) + np.uint64(buffer[at] - 48)
-        significant += digits != np.uint64(0)
+        significant += significant > 0 or digits != np.uint64(0)
         at += 1
     if at == first or (buffer[first] == 48 and at > first + 1):
         return FAILED, 0.0, none
@@ -222,7 +222,7 @@ def number(buffer: Bytes, at: int, end: int) -> tuple[Whole, float, Whole]:
                 at += 8
         while at < end and 48 <= buffer[at] <= 57:
             digits = digits * np.uint64(10) + np.uint64(buffer[at] - 48)
-            significant += digits != np.uint64(0)
+            significant += significant > 0 or digits != np.uint64(0)
             at += 1
         q = point - at
         if q == 0:

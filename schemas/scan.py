@@ -39,11 +39,11 @@ from schemas.spans import Spans
 #: Fields of an event; their order is their number.
 FIELDS = (
     "prediction_id", "model", "version", "event_time_ms", "features", "role", "score", "latency_ms", "status", "entity",
-    "trace_id",
+    "region", "trace_id",
 )  # fmt: skip
-_ID, _MODEL, _VERSION, _TIME, _FEATURES, _ROLE, _SCORE, _LATENCY, _STATUS, _ENTITY, _TRACE = range(
-    len(FIELDS)
-)
+(
+    _ID, _MODEL, _VERSION, _TIME, _FEATURES, _ROLE, _SCORE, _LATENCY, _STATUS, _ENTITY, _REGION, _TRACE,
+) = range(len(FIELDS))  # fmt: skip
 _REQUIRED = 1 << _ID | 1 << _MODEL | 1 << _VERSION | 1 << _TIME | 1 << _FEATURES
 _OF_FIELDS, _OF_MODELS, _OF_ROLES, _OF_STATUSES, _OF_REST = range(5)
 _NAME_CHARS_MAX, _TRACE_CHARS_MAX = 100, 64
@@ -241,7 +241,7 @@ def _event(bytes_: Bytes, at: int, end: int, row: int, model: int, names: Names,
     numbers[row, 1] = 0.0
     have, place, foreign = 0, 0, False
     while True:
-        if at < 0 or at >= end or bytes_[at] != 34 or place >= 11:
+        if at < 0 or at >= end or bytes_[at] != 34 or place >= 12:
             return _LEFT
         at += 1
         # Events of one service have their fields in one order: the field that was here in the event before is tried first.
@@ -334,7 +334,7 @@ def _event(bytes_: Bytes, at: int, end: int, row: int, model: int, names: Names,
                 if found < 0:
                     return _LEFT
                 whole[row, 4 if field == _ROLE else 6] = names.value[found]
-            elif length > (ID_CHARS_MAX if field == _ENTITY else _TRACE_CHARS_MAX):
+            elif length > (_TRACE_CHARS_MAX if field == _TRACE else ID_CHARS_MAX):
                 return _LEFT
             at = stop + 1
         if at < 0:

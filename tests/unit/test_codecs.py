@@ -180,6 +180,35 @@ def test_an_arrow_batch_is_cut_by_partition_and_decodes_to_the_same_columns_as_j
     assert sorted(seen) == sorted(ids)
 
 
+def test_one_bad_batch_among_many_is_rejected_alone() -> None:
+    """They are worked on together, and together with plain events: rows stay in the order of the messages."""
+
+    def batch(*ids: str, **columns: list[Any]) -> tuple[None, bytes, bool]:
+        event = prediction()
+        rows = {name: [event[name]] * len(ids) for name in ("version", "event_time_ms", "score")}
+        rows |= {name: [value] * len(ids) for name, value in event["features"].items() if value is not None}
+        table = encode_arrow_predictions("flights", {"prediction_id": list(ids)} | rows | columns, 1)
+        return None, table[0], True
+
+    messages = [
+        batch("a", "b"),
+        batch("c", extra=[1.0]),
+        (b"d", json.dumps(prediction("d")).encode(), False),
+        batch("e", "f", "g", score=[0.1, float("inf"), 0.2]),
+        batch("h", distance=["far"]),
+        batch("i"),
+    ]
+    (columns,), bad = DECODER.decode(Messages.of(messages))
+    assert columns.ids == ["a", "b", "d", "e", "g", "i"]
+    assert list(zip(columns.message.tolist(), columns.row.tolist(), strict=True)) == [
+        (0, 0), (0, 1), (2, 0), (3, 0), (3, 2), (5, 0),
+    ]  # fmt: skip
+    assert columns.score.tolist() == [0.75, 0.75, 0.75, 0.1, 0.2, 0.75]
+    assert sorted((one.message, one.row, one.reason) for one in bad) == [
+        (1, 0, "unknown-field"), (3, 1, "not-finite"), (4, 0, "wrong-type"),
+    ]  # fmt: skip
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.binary(max_size=300)

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 from schemas.codecs import PredictionDecoder
 from schemas.contracts import Feature, ModelContract
+from schemas.events import GroundTruth, PredictionMade
 from schemas.json_text import FAILED, number, text_end
 from schemas.labels import LabelDecoder
 from schemas.messages import Messages
+from schemas.scan import FIELDS as SCANNED
 from schemas.scan import names_of, scan
+from schemas.scan_labels import FIELDS as SCANNED_LABELS
 from schemas.scan_labels import label_names, scan_labels
 from tests.support_join import CONTRACT, prediction, truth
 
@@ -48,6 +51,8 @@ def _read(text: bytes) -> tuple[int, float, int]:
     st.sampled_from(["", "e", "g"]),
 )
 @example(9007199254740993, "")
+@example(2**64, "")
+@example(10 * 2**64, "e")
 @example(5e-324, "")
 @example(1.7976931348623157e308, "")
 @example(-0.0, "")
@@ -126,7 +131,7 @@ scalars = (
 known = st.sampled_from(["distance", "wind", "origin", "size.m-2", "x"])
 features = st.dictionaries(known | st.text(max_size=2), scalars, max_size=4)
 FIELDS = ("prediction_id", "model", "version", "event_time_ms", "role", "score", "latency_ms", "status", "entity",
-          "trace_id", "revision", "label", "label_time_ms", "extra")  # fmt: skip
+          "region", "trace_id", "revision", "label", "label_time_ms", "extra")  # fmt: skip
 
 
 @st.composite
@@ -196,11 +201,23 @@ def test_labels_are_the_same_whoever_reads_them(messages: list[tuple[bytes | Non
     _same(columns, expected, ("model", "label", "label_time_ms", "revision", "message", "row"))
 
 
+def test_the_scanner_knows_every_field() -> None:
+    """One that it does not know would send every event that has it to the full decoder."""
+    assert set(SCANNED) == set(PredictionMade.model_fields)
+    assert set(SCANNED_LABELS) == set(GroundTruth.model_fields)
+
+
 def test_the_scanner_takes_what_services_send() -> None:
     """Otherwise every figure of speed would be that of the full decoder: any order, blanks, other scripts, any model."""
     events = [
         prediction(
-            "a", model="flights", entity="customer-1", trace_id="0" * 32, role="canary", status="error"
+            "a",
+            model="flights",
+            entity="customer-1",
+            region="eu",
+            trace_id="0" * 32,
+            role="canary",
+            status="error",
         ),
         dict(reversed(prediction("b", model="one", features={"x": 1e-3}).items())),
         prediction(
