@@ -163,16 +163,8 @@ def scan(names: Names, keys: Spans, values: Spans, skip: NDArray[np.bool_]) -> S
     while True:
         into = _Into(whole, numbers, features, versions, state, guess, seen)
         _scan(
-            keys.buffer,
-            keys.start,
-            keys.length,
-            values.buffer,
-            values.start,
-            values.length,
-            skip,
-            names,
-            into,
-        )
+            keys.buffer, keys.start, keys.length, values.buffer, values.start, values.length, skip, names, into
+        )  # fmt: skip
         if state[0] == n:
             break
         # The next row has no room.
@@ -256,13 +248,7 @@ def _event(bytes_: Bytes, at: int, end: int, row: int, model: int, names: Names,
             if stop < 0:
                 return _LEFT
             length = stop - at
-            field = find(
-                names.table,
-                bytes_,
-                at,
-                length,
-                _OF_FIELDS,
-            )
+            field = find(names.table, bytes_, at, length, _OF_FIELDS)
             if field < 0:
                 return _LEFT
             guess[place] = field
@@ -305,13 +291,7 @@ def _event(bytes_: Bytes, at: int, end: int, row: int, model: int, names: Names,
                     return _LEFT
                 whole[row, 1], whole[row, 2] = at, length
             elif field == _MODEL:
-                found = find(
-                    names.table,
-                    bytes_,
-                    at,
-                    length,
-                    _OF_MODELS,
-                )
+                found = find(names.table, bytes_, at, length, _OF_MODELS)
                 if found < 0:
                     return _LEFT
                 if names.value[found] != model:
@@ -324,13 +304,7 @@ def _event(bytes_: Bytes, at: int, end: int, row: int, model: int, names: Names,
                 whole[row, 3] = code
             elif field in (_ROLE, _STATUS):
                 context = _OF_ROLES if field == _ROLE else _OF_STATUSES
-                found = find(
-                    names.table,
-                    bytes_,
-                    at,
-                    length,
-                    context,
-                )
+                found = find(names.table, bytes_, at, length, context)
                 if found < 0:
                     return _LEFT
                 whole[row, 4 if field == _ROLE else 6] = names.value[found]
@@ -376,13 +350,7 @@ def _features(bytes_: Bytes, at: int, end: int, row: int, model: int, names: Nam
             if stop < 0:
                 return FAILED
             length = stop - at
-            found = find(
-                names.table,
-                bytes_,
-                at,
-                length,
-                names.model_context[model],
-            )
+            found = find(names.table, bytes_, at, length, names.model_context[model])
             if found < 0:
                 return FAILED
             feature = names.value[found]
@@ -408,13 +376,7 @@ def _features(bytes_: Bytes, at: int, end: int, row: int, model: int, names: Nam
             stop = name_end(bytes_, at, end)
             if stop < 0:
                 return FAILED
-            found = find(
-                names.table,
-                bytes_,
-                at,
-                stop - at,
-                names.context_of[start + feature],
-            )
+            found = find(names.table, bytes_, at, stop - at, names.context_of[start + feature])
             if found < 0 and text_end(bytes_, at, end) < 0:
                 return FAILED
             features[used + feature] = names.value[found] if found >= 0 else names.categories[start + feature]
