@@ -10,6 +10,7 @@ from typing import Any, Self
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.errors import BrokerError
+from schemas.presence import is_fatal
 from schemas.settings import KafkaSettings
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Broadcast:
             return True
         if error.code() == KafkaError._PARTITION_EOF:
             self._open.discard((str(record.topic()), int(record.partition() or 0)))
-        elif error.fatal():
+        elif is_fatal(error):
             raise BrokerError(f"broadcast of {record.topic()}: {error}")
         else:
             log.warning("broadcast: %s", error)

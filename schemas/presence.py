@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 
-from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException
 
 log = logging.getLogger(__name__)
 ASK_TIMEOUT_S = 5.0
@@ -22,6 +22,12 @@ def answers(consumer: Consumer, topic: str) -> bool:
     except KafkaException:
         return False
     return True
+
+
+def is_fatal(error: KafkaError) -> bool:
+    """Whether a client that said this does nothing any more: it was fenced by its own name, say, while its coordinator was
+    away. Told by an event of its own, which does not call itself fatal."""
+    return bool(error.fatal()) or error.code() == KafkaError._FATAL
 
 
 class Absence:

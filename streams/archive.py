@@ -24,6 +24,7 @@ from schemas.clock import wall_ms
 from schemas.errors import BadMessage, DeliveryError, WarehouseError
 from schemas.failpoints import failpoint
 from schemas.observability import Metrics
+from schemas.presence import is_fatal
 from schemas.settings import ArchiveSettings
 from streams.core.archive import ARCHIVED, PartitionTime, Row, log_rows, sources_of
 from streams.core.delivery import TopicPartition
@@ -147,7 +148,7 @@ class Archive:
         for message in messages:
             error = message.error()
             if error is not None:
-                if error.fatal() or error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                if is_fatal(error) or error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                     raise DeliveryError(f"the archive cannot read: {error}")
                 continue
             headers: Any = message.headers()

@@ -16,6 +16,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Top
 
 from schemas.contracts import ModelRecord
 from schemas.errors import DeliveryError
+from schemas.presence import is_fatal
 from schemas.settings import KafkaSettings
 from streams.broker import log_bounds
 from streams.core.records import Record
@@ -136,7 +137,7 @@ class Broadcast:
         """Store one message; true when it carried a record."""
         error, offset = message.error(), int(message.offset() or 0)
         if error is not None and error.code() != KafkaError._PARTITION_EOF:
-            if error.fatal():
+            if is_fatal(error):
                 raise DeliveryError(f"topic {message.topic()}: {error}")
             return False
         name = self._logical[str(message.topic())]

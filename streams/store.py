@@ -15,7 +15,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from schemas.errors import DeliveryError, Fenced
 from schemas.failpoints import failpoint
-from schemas.presence import ASK_TIMEOUT_S, Absence, answers
+from schemas.presence import ASK_TIMEOUT_S, Absence, answers, is_fatal
 from schemas.settings import KafkaSettings
 from schemas.topics import state_partition
 from streams.broker import log_bounds
@@ -136,7 +136,7 @@ class TaskStore:
         """After a failed attempt: abort so that it can be made again, or raise."""
         if error.code() in _FENCED:
             raise Fenced(f"task {self.task} has been taken over by another worker ({error})")
-        if error.fatal() or last:
+        if is_fatal(error) or last:
             raise DeliveryError(f"task {self.task}: a transaction failed for good: {error}")
         log.warning(
             "a transaction is tried again", extra={"event": "retry", "task": self.task, "detail": str(error)}
@@ -174,7 +174,7 @@ def read_to_end(
                 yield message.key(), message.value()
             elif error is not None and error.code() == KafkaError._PARTITION_EOF:
                 return
-            elif error is not None and (error.fatal() or error.code() in _REFUSED):
+            elif error is not None and (is_fatal(error) or error.code() in _REFUSED):
                 raise DeliveryError(f"{topic}[{partition}] cannot be read: {error}; does the topic exist?")
             else:
                 present = answers(consumer, topic)

@@ -245,7 +245,8 @@ def _policy_task(topic: str, document: Mapping[str, Any], partitions: int) -> st
         source = ControlTick.model_validate(document).source
         return source if source.startswith("policy/") else None
     by = str(document.get("issued_by") if topic == "control" else document.get("actor"))
-    if topic == "alerts" and str(document.get("dedup_key")).startswith("controller/"):
+    if topic == "alerts" and "/" in str(document.get("dedup_key")):
+        # The controller's and the trainer's have a path; the policy's are hashes.
         return None
     if topic == "decisions" and document["kind"] not in _POLICY_DECISIONS:
         return None

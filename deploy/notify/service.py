@@ -18,6 +18,7 @@ from deploy.process import serve_metrics, stop_event, wall_ms
 from schemas.control import Alert
 from schemas.errors import ConfigurationError, PlatformError
 from schemas.observability import Metrics, configure_logs
+from schemas.presence import is_fatal
 from schemas.settings import KafkaSettings, NotifierSettings
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ class Worker(threading.Thread):
         error = record.error()
         if error is None:
             return True
-        if error.fatal():
+        if is_fatal(error):
             raise PlatformError(f"reading alerts: {error}")
         log.warning("reading alerts: %s", error)
         return False

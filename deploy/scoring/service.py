@@ -31,6 +31,7 @@ from deploy.store.address import open_cache, open_store
 from schemas.errors import BrokerError, DeliveryError, DriftlineError, Fenced
 from schemas.failpoints import failpoint
 from schemas.observability import Metrics, configure_logs
+from schemas.presence import is_fatal
 from schemas.settings import KafkaSettings, ScorerSettings
 from schemas.signing import Signer, Verifier
 
@@ -379,7 +380,7 @@ def _usable(record: Message) -> bool:
     error = record.error()
     if error is None:
         return True
-    if error.fatal():
+    if is_fatal(error):
         raise DeliveryError(f"reading scoring-requests: {error}")
     log.warning("reading scoring-requests: %s", error)
     return False

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Consumer
 from support_scorer import deploy, requests, running, scorer_settings, wired
 
 from deploy.local.kafka import LocalKafka
+from deploy.scoring.service import GROUP, run
 from schemas.events import PredictionMade, Score
 from schemas.observability import Metrics
 from schemas.settings import ScorerSettings
@@ -85,3 +88,28 @@ def test_a_broker_that_sleeps_is_sat_out(broker: LocalKafka, settings: ScorerSet
         threading.Timer(SLEEP_S, os.kill, (broker.pid, signal.SIGCONT)).start()
         wire.wait("scores", lambda found: len(found) >= 6_000, timeout_s=120)
     _answered_once(wire, 6_000)
+
+
+def test_a_scorer_whose_name_is_taken_ends_instead_of_falling_silent(
+    settings: ScorerSettings, wire: Wire
+) -> None:
+    """Its consumer reads nothing any more and says so once; whoever started the process starts it again."""
+    deploy(wire, 1)
+    wire.send("scoring-requests", requests(0, 10), spread=True)
+    stop, status = threading.Event(), list[int]()
+    thread = threading.Thread(target=lambda: status.append(run(settings, stop)))
+    thread.start()
+    try:
+        wire.wait("scores", lambda found: len(found) >= 10)
+        named = settings.kafka.consumer(GROUP, **{"group.instance.id": f"{GROUP}-{settings.scorer.instance}"})
+        taker = Consumer(named)
+        taker.subscribe([settings.kafka.topic("scoring-requests")])
+        deadline_s = time.monotonic() + 60
+        while thread.is_alive() and time.monotonic() < deadline_s:
+            taker.poll(0.2)
+        taker.close()
+        assert not thread.is_alive()
+    finally:
+        stop.set()
+        thread.join(30)
+    assert status == [70]
