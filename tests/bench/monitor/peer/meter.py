@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 
 
@@ -24,4 +25,9 @@ class Meter:
     def say(self) -> None:
         """One JSON line."""
         cpu_s, wall_s = time.process_time() - self._cpu_s, time.perf_counter() - self._wall_s
-        print(json.dumps({"events": self.seen, "cpu_s": cpu_s, "wall_s": wall_s}), flush=True)
+        # Faust takes what is printed for a log.
+        print(
+            json.dumps({"events": self.seen, "cpu_s": cpu_s, "wall_s": wall_s}),
+            file=sys.__stdout__,
+            flush=True,
+        )
