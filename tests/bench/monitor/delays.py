@@ -23,9 +23,10 @@ from schemas.ids import partition_of, partitions_of
 from schemas.settings import KafkaSettings
 from tests.bench.figures import say
 from tests.bench.monitor import load
-from tests.bench.monitor.worker import Size, counted, platform_with, wait_for
+from tests.bench.monitor.rates import measured, written_ahead
+from tests.bench.monitor.worker import Size, counted, platform_with
 
-PROBES = 40
+PROBES = 12
 #: Events of a probe: the least that a detector says something about.
 ROWS = 3
 SHARES = (0.1, 0.5, 0.9)
@@ -48,11 +49,9 @@ def run(size: Size) -> None:
         }
     )
     with platform_with([*load.records(), ModelRecord(contract=probe)]) as platform:
-        few = load.write(platform.kafka, 50_000)
-        platform.add("monitor")
-        wait_for(platform, few.events)
-        backlog = load.write(platform.kafka, size.events, after=few)
-        highest = backlog.events / wait_for(platform, few.events + backlog.events)
+        backlog = written_ahead(platform, size.events)
+        _, more = measured(platform, backlog)
+        highest = float(str(more["wall_events_per_s"]))
         traffic = Traffic(platform.kafka, backlog.end_ms)
         for share in SHARES[:1] if size.quick else SHARES:
             found = _delays(platform, traffic, share * highest, 5 if size.quick else PROBES)
@@ -96,7 +95,7 @@ class Traffic:
             for key, partition in zip(
                 keys, partitions_of(keys, self.kafka.input_partitions).tolist(), strict=True
             ):
-                producer.produce(topic, before + key + behind, key, partition)
+                _send(producer, topic, before + key + behind, key, partition)
             self.sent += due
             producer.poll(0)
             if time.perf_counter() - ticked_s > TICK_S:
@@ -108,6 +107,17 @@ class Traffic:
     def stop(self) -> None:
         """Let ``send`` end."""
         self._stop.set()
+
+
+def _send(producer: Producer, topic: str, value: bytes, key: bytes, partition: int) -> None:
+    """Waits while there is no room: more than the broker takes cannot be sent."""
+    while True:
+        try:
+            producer.produce(topic, value, key, partition)
+        except BufferError:
+            producer.poll(0.05)
+        else:
+            return
 
 
 def _delays(platform: Platform, traffic: Traffic, rate: float, probes: int) -> dict[str, list[float]]:

@@ -32,11 +32,11 @@ def _without_detectors(record: ModelRecord) -> ModelRecord:
 
 def _json(events: int) -> None:
     with platform_with(load.records()) as platform:
-        written = _written(platform, events)
+        written = written_ahead(platform, events)
         others = dict(peers.measure(platform.kafka, written))
         for name, rate in others.items():
             say(f"{name}.events_per_s", rate, "events/CPU-s")
-        value, more = _measured(platform, written)
+        value, more = measured(platform, written)
         say(
             "monitor.json.events_per_s",
             value,
@@ -63,12 +63,12 @@ def _json(events: int) -> None:
 
 def _arrow(figure: str, records: list[ModelRecord], events: int) -> None:
     with platform_with(records) as platform:
-        written = _written(platform, events, arrow=True)
-        value, more = _measured(platform, written)
+        written = written_ahead(platform, events, arrow=True)
+        value, more = measured(platform, written)
         say(figure, value, "events/CPU-s", **more)
 
 
-def _written(platform: Platform, events: int, arrow: bool = False) -> load.Load:
+def written_ahead(platform: Platform, events: int, arrow: bool = False) -> load.Load:
     """The load, behind a little of it from which the worker has built the detectors, as it does once in a version's life.
 
     Nobody reads meanwhile: the worker is stopped, and the next one begins with everything before it.
@@ -80,7 +80,7 @@ def _written(platform: Platform, events: int, arrow: bool = False) -> load.Load:
     return load.write(platform.kafka, events, after=few, arrow=arrow)
 
 
-def _measured(platform: Platform, written: load.Load) -> tuple[float, dict[str, object]]:
+def measured(platform: Platform, written: load.Load) -> tuple[float, dict[str, object]]:
     """From the moment at which the worker is ready, as the peers are from their first event on."""
     platform.kill("monitor")
     while not (platform.restarted.get("monitor") and platform.ready("monitor")):
