@@ -314,3 +314,19 @@ def find(table: Table, buffer: Bytes, start: int, length: int, context: int) -> 
             return i
         at = (at + 1) & mask
     return -1
+
+
+@compiled
+def is_name(table: Table, buffer: Bytes, at: int, end: int, name: int) -> bool:
+    """Whether the text that begins here is this name; its quote follows."""
+    stop = at + table.length[name]
+    if stop >= end or buffer[stop] != 34:
+        return False
+    return equal(buffer, at, table.text, table.start[name], stop - at)
+
+
+@compiled
+def name_number(table: Table, buffer: Bytes, at: int, end: int, context: int) -> Whole:
+    """The number of the name that begins here. FAILED: it is none of the context's."""
+    stop = name_end(buffer, at, end)
+    return find(table, buffer, at, stop - at, context) if stop >= 0 else FAILED

@@ -27,8 +27,10 @@ from schemas.json_text import (
     blank,
     equal,
     find,
+    is_name,
     is_null,
     name_end,
+    name_number,
     number,
     punctuation,
     table_of,
@@ -179,7 +181,7 @@ def scan(names: Names, keys: Spans, values: Spans, skip: NDArray[np.bool_]) -> S
     ]
     return Scanned(
         places, left, whole[:, 0], Spans(values.buffer, whole[:, 1], whole[:, 2]), told, whole[:, 3],
-        (whole[:, 4] & 7).astype(np.int8), whole[:, 5], numbers[:, 0], numbers[:, 1], whole[:, 6].astype(np.int8),
+        whole[:, 4].astype(np.int8), whole[:, 5], numbers[:, 0], numbers[:, 1], whole[:, 6].astype(np.int8),
         whole[:, 7], features[: int(state[1])],
     )  # fmt: skip
 
@@ -238,20 +240,12 @@ def _event(bytes_: Bytes, at: int, end: int, row: int, model: int, names: Names,
         at += 1
         # Events of one service have their fields in one order: the field that was here in the event before is tried first.
         field = guess[place]
-        length = names.table.length[field]
-        if not (
-            at + length < end
-            and bytes_[at + length] == 34
-            and equal(bytes_, at, names.table.text, names.table.start[field], length)
-        ):
-            stop = text_end(bytes_, at, end)
-            if stop < 0:
-                return _LEFT
-            length = stop - at
-            field = find(names.table, bytes_, at, length, _OF_FIELDS)
+        if not is_name(names.table, bytes_, at, end, field):
+            field = name_number(names.table, bytes_, at, end, _OF_FIELDS)
             if field < 0:
                 return _LEFT
             guess[place] = field
+        length: Whole = names.table.length[field]
         at = punctuation(bytes_, at + length + 1, end, 58)
         if at < 0 or at >= end or have & (1 << field):
             return _LEFT
@@ -340,21 +334,13 @@ def _features(bytes_: Bytes, at: int, end: int, row: int, model: int, names: Nam
         at += 1
         feature = guess[16 + start + place]
         name = names.name_of[start + feature]
-        length = names.table.length[name]
-        if not (
-            at + length < end
-            and bytes_[at + length] == 34
-            and equal(bytes_, at, names.table.text, names.table.start[name], length)
-        ):
-            stop = name_end(bytes_, at, end)
-            if stop < 0:
+        if not is_name(names.table, bytes_, at, end, name):
+            name = name_number(names.table, bytes_, at, end, names.model_context[model])
+            if name < 0:
                 return FAILED
-            length = stop - at
-            found = find(names.table, bytes_, at, length, names.model_context[model])
-            if found < 0:
-                return FAILED
-            feature = names.value[found]
+            feature = names.value[name]
             guess[16 + start + place] = feature
+        length: Whole = names.table.length[name]
         at = punctuation(bytes_, at + length + 1, end, 58)
         if at < 0 or seen[start + feature] == row + 1:
             return FAILED

@@ -15,11 +15,14 @@ from schemas.json_text import (
     Bytes,
     Integers,
     Table,
+    Whole,
     blank,
     equal,
     find,
+    is_name,
     is_null,
     name_end,
+    name_number,
     number,
     punctuation,
     table_of,
@@ -101,17 +104,12 @@ def _label(
             return -1
         at += 1
         field = guess[place]
-        length = names.length[field]
-        known = at + length < end and bytes_[at + length] == 34
-        if not (known and equal(bytes_, at, names.text, names.start[field], length)):
-            stop = text_end(bytes_, at, end)
-            if stop < 0:
-                return -1
-            length = stop - at
-            field = find(names, bytes_, at, length, _OF_FIELDS)
+        if not is_name(names, bytes_, at, end, field):
+            field = name_number(names, bytes_, at, end, _OF_FIELDS)
             if field < 0:
                 return -1
             guess[place] = field
+        length: Whole = names.length[field]
         at = punctuation(bytes_, at + length + 1, end, 58)
         if at < 0 or at >= end or have & (1 << field):
             return -1

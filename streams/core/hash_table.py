@@ -74,30 +74,30 @@ def _place(slots: Slots, key: np.uint64) -> Whole:
 
 
 @compiled
-def _find(slots: Slots, key: Keys, check: Checks, keys: Keys, checks: Checks, found: Rows) -> None:
-    mask = len(slots) - 1
-    for i in range(len(key)):
-        place = _place(slots, key[i])
+def _slot_of(slots: Slots, key: np.uint64, check: np.uint32, keys: Keys, checks: Checks) -> Whole:
+    """The slot that has this key's row, or the free one where it would be."""
+    place = _place(slots, key)
+    at = slots[place]
+    while at != -1 and not (at >= 0 and keys[at] == key and checks[at] == check):
+        place = (place + 1) & (len(slots) - 1)
         at = slots[place]
-        while at != -1 and not (at >= 0 and keys[at] == key[i] and checks[at] == check[i]):
-            place = (place + 1) & mask
-            at = slots[place]
-        found[i] = at
+    return place
+
+
+@compiled
+def _find(slots: Slots, key: Keys, check: Checks, keys: Keys, checks: Checks, found: Rows) -> None:
+    for i in range(len(key)):
+        found[i] = slots[_slot_of(slots, key[i], check[i], keys, checks)]
 
 
 @compiled
 def _claim(
     slots: Slots, key: Keys, check: Checks, row: Rows, keys: Keys, checks: Checks, other: Rows
 ) -> None:
-    mask = len(slots) - 1
     for i in range(len(key)):
-        place = _place(slots, key[i])
-        at = slots[place]
-        while at != -1 and not (at >= 0 and keys[at] == key[i] and checks[at] == check[i]):
-            place = (place + 1) & mask
-            at = slots[place]
-        other[i] = at
-        if at == -1:
+        place = _slot_of(slots, key[i], check[i], keys, checks)
+        other[i] = slots[place]
+        if other[i] == -1:
             slots[place] = row[i]
 
 
