@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -19,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas.arrow import PREDICTION_COLUMNS, ArrowRows, encode_arrow_predictions, read_arrow
+from schemas.columns import PredictionColumns, by_model, coded, renumbered, without
 from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
 from schemas.events import ID_CHARS_MAX, PredictionMade, Status
@@ -28,7 +28,7 @@ from schemas.scan import names_of, scan
 from schemas.spans import Spans
 
 __all__ = [
-    "PREDICTION_COLUMNS", "Bad", "Messages", "PredictionColumns", "PredictionDecoder", "encode_arrow_predictions",
+    "PREDICTION_COLUMNS", "Bad", "Messages", "PredictionColumns", "PredictionDecoder", "coded", "encode_arrow_predictions",
     "encode_prediction", "read_arrow",
 ]  # fmt: skip
 
@@ -38,62 +38,6 @@ _STATUS = {status: code for code, status in enumerate(STATUSES)}
 _Text = Annotated[str, msgspec.Meta(max_length=ID_CHARS_MAX)]
 #: Checked once for each version in a batch: a pattern in the decoder would cost as much as all the rest of an event.
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-@dataclass(slots=True)
-class PredictionColumns:
-    """``n`` predictions of one model. ``message`` and ``row`` say where each came from among the decoded messages.
-
-    ``features``: (n, k) float64 in contract order, a category as its index (unknown: ``len(categories)``), null NaN.
-    ``keys`` are the predictions' ids as bytes; ``score`` is NaN where null; ``payload_bytes`` is a row's share of its
-    message.
-    """
-
-    contract: ModelContract
-    message: NDArray[np.int64]
-    row: NDArray[np.int32]
-    keys: Spans
-    versions: tuple[str, ...]
-    version: NDArray[np.int32]
-    role: NDArray[np.int8]
-    event_time_ms: NDArray[np.int64]
-    score: NDArray[np.float64]
-    latency_ms: NDArray[np.float64]
-    status: NDArray[np.int8]
-    features: NDArray[np.float64]
-    payload_bytes: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    @property
-    def ids(self) -> list[str]:
-        """The predictions' ids."""
-        return [(key or b"").decode() for key in self.keys]
-
-    def take(self, keep: NDArray[np.int64]) -> PredictionColumns:
-        """The rows at positions ``keep``."""
-        return PredictionColumns(
-            self.contract,
-            self.message[keep],
-            self.row[keep],
-            self.keys.take(keep),
-            self.versions,
-            self.version[keep],
-            self.role[keep],
-            self.event_time_ms[keep],
-            self.score[keep],
-            self.latency_ms[keep],
-            self.status[keep],
-            self.features[keep],
-            self.payload_bytes[keep],
-        )
-
-
-#: The columns that are plain arrays, whatever the rows.
-_ARRAYS = (
-    "message", "row", "role", "event_time_ms", "score", "latency_ms", "status", "features", "payload_bytes",
-)  # fmt: skip
 
 
 def _features_type(contract: ModelContract) -> type[msgspec.Struct]:
@@ -195,12 +139,12 @@ class PredictionDecoder:
         bad: list[Bad] = []
         columns, left = self._scanned(messages)
         if len(left):
-            columns = _by_model(columns + self._checked(messages, left, bad))
+            columns = by_model(columns + self._checked(messages, left, bad))
         return [c for c in (_sane(c, time_ms, bad) for c in columns) if len(c)], bad
 
     def _scanned(self, messages: Messages) -> tuple[list[PredictionColumns], NDArray[np.int64]]:
         """What nearly every event is; and which messages are anything else."""
-        if self._names is None:
+        if self._names is None or messages.arrow.all():
             return [], np.arange(len(messages))
         rows = scan(self._names, messages.keys, messages.values, messages.arrow)
         sizes = messages.values.length[rows.places]
@@ -213,7 +157,7 @@ class PredictionDecoder:
             else:
                 places = np.flatnonzero(rows.model == model)
                 features = rows.features[rows.at[places, None] + np.arange(width)]
-            versions, version = _renumbered(rows.versions, rows.version[places])
+            versions, version = renumbered(rows.versions, rows.version[places])
             found.append(PredictionColumns(
                 contract, rows.places[places], np.zeros(len(places), np.int32), rows.ids.take(places), versions, version,
                 rows.role[places], rows.event_time_ms[places], rows.score[places], rows.latency_ms[places],
@@ -229,12 +173,12 @@ class PredictionDecoder:
         batches: dict[str, list[_Batch]] = {}
         columns: list[PredictionColumns] = []
         for at in places.tolist():
-            key, value, arrow = messages[at]
             try:
-                if arrow:
-                    batch = self._opened(at, value)
+                if messages.arrow[at]:
+                    batch = self._opened(at, messages.values.view(at))
                     batches.setdefault(batch.model, []).append(batch)
                     continue
+                key, value, _ = messages[at]
                 event = checked(self._full.decode, key, value)
             except BadMessage as error:
                 bad.append(Bad(at, 0, error.reason, error.detail))
@@ -252,7 +196,7 @@ class PredictionDecoder:
             )
         return columns
 
-    def _opened(self, at: int, value: bytes | None) -> _Batch:
+    def _opened(self, at: int, value: memoryview | None) -> _Batch:
         table = read_arrow(value)
         model = (table.schema.metadata or {}).get(b"model", b"").decode()
         if model not in self.contracts:
@@ -287,6 +231,7 @@ class _Builder:
 
     def __init__(self, contract: ModelContract) -> None:
         self.contract = contract
+        self._columns = frozenset((*PREDICTION_COLUMNS, *contract.feature_names))
         self._codes = [
             {category: float(code) for code, category in enumerate(feature.categories)}
             for feature in contract.features
@@ -327,110 +272,65 @@ class _Builder:
     def from_arrow(self, batches: list[_Batch], bad: list[Bad]) -> PredictionColumns:
         """Rows of batches of one schema. Raises BadMessage when they cannot be used at all."""
         contract = self.contract
-        counts = [batch.table.num_rows for batch in batches]
-        message = np.repeat([batch.at for batch in batches], counts)
-        row = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
-        size = np.repeat([batch.size // max(batch.table.num_rows, 1) for batch in batches], counts)
-        batch = ArrowRows(
-            pa.concat_tables([one.table for one in batches]),
-            {*PREDICTION_COLUMNS, *contract.feature_names},
-            ("prediction_id", "version", "event_time_ms"),
+        table = batches[0].table if len(batches) == 1 else pa.concat_tables([one.table for one in batches])
+        batch = ArrowRows(table, self._columns, ("prediction_id", "version", "event_time_ms"))
+        matrix = self._matrix(batch)
+        times, score = batch.integers("event_time_ms"), batch.floats("score", np.nan)
+        latency = batch.floats("latency_ms", 0.0)
+        if _odd(latency[:, None])[0] or (latency < 0.0).any():
+            batch.fault(
+                ~(latency >= 0.0) | np.isinf(latency), "invalid-value", "latency_ms is not a number from 0 on"
+            )
+        role, status = batch.codes("role", "stable", _ROLE), batch.codes("status", "ok", _STATUS)
+        keys, named = batch.spans("prediction_id", ID_CHARS_MAX)
+        batch.fault(~named, "invalid-value", "prediction_id is empty or too long")
+        told, version = batch.texts("version", None)
+        if None in told:
+            no_text = np.array([value is None for value in told], np.bool_)
+            batch.fault(no_text[version], "invalid-value", "version is not a text")
+        names, known = renumbered([value or "" for value in told], version)
+        counts = [one.table.num_rows for one in batches]
+        columns = PredictionColumns(
+            contract,
+            np.repeat([one.at for one in batches], counts),
+            np.concatenate([np.arange(count, dtype=np.int32) for count in counts]),
+            keys,
+            names,
+            known,
+            role,
+            times,
+            score,
+            latency,
+            status,
+            matrix,
+            np.repeat([one.size // max(one.table.num_rows, 1) for one in batches], counts),
         )
-        matrix = np.empty((batch.rows, len(contract.features)), np.float64)
-        for place, feature in enumerate(contract.features):
+        return without(columns, batch.faults, bad) if batch.faults else columns
+
+    def _matrix(self, batch: ArrowRows) -> NDArray[np.float64]:
+        """The features, shape (n, k), and what is wrong with them."""
+        features = self.contract.features
+        matrix = np.empty((batch.rows, len(features)), np.float64)
+        for place, feature in enumerate(features):
             if feature.name not in batch and not feature.nullable:
                 raise BadMessage("missing-feature", f"the batch has no column {feature.name}")
             if feature.kind == "numeric":
-                matrix[:, place] = batch.floats(feature.name, np.nan)
+                batch.floats(feature.name, np.nan, matrix[:, place])
             else:
                 values, coded_as = batch.texts(feature.name, None)
                 matrix[:, place] = np.array(self._coded(place, values))[coded_as]
-            if not feature.nullable:
-                batch.fault(np.isnan(matrix[:, place]), "missing-feature", f"{feature.name} is null or NaN")
-            batch.fault(np.isinf(matrix[:, place]), "not-finite", f"{feature.name} is infinite")
-        times, score = batch.integers("event_time_ms"), batch.floats("score", np.nan)
-        latency = batch.floats("latency_ms", 0.0)
-        batch.fault(
-            ~(latency >= 0.0) | np.isinf(latency), "invalid-value", "latency_ms is not a number from 0 on"
-        )
-        role, status = batch.codes("role", "stable", _ROLE), batch.codes("status", "ok", _STATUS)
-        keys, chars = batch.spans("prediction_id")
-        batch.fault(
-            (chars == 0) | (chars > ID_CHARS_MAX), "invalid-value", "prediction_id is empty or too long"
-        )
-        told, version = batch.texts("version", None)
-        no_text = np.array([value is None for value in told], np.bool_)
-        batch.fault(no_text[version], "invalid-value", "version is not a text")
-        bad += [Bad(int(message[at]), int(row[at]), *why) for at, why in sorted(batch.faults.items())]
-        kept = np.ones(batch.rows, np.bool_)
-        kept[list(batch.faults)] = False
-        keep = np.flatnonzero(kept)
-        names, known = _renumbered([value or "" for value in told], version[keep])
-        return PredictionColumns(
-            contract,
-            message[keep],
-            row[keep],
-            keys.take(keep),
-            names,
-            known,
-            role[keep],
-            times[keep],
-            score[keep],
-            latency[keep],
-            status[keep],
-            matrix[keep],
-            size[keep],
-        )
+        for place in np.flatnonzero(_odd(matrix)).tolist():
+            name, column = features[place].name, matrix[:, place]
+            if not features[place].nullable:
+                batch.fault(np.isnan(column), "missing-feature", f"{name} is null or NaN")
+            batch.fault(np.isinf(column), "not-finite", f"{name} is infinite")
+        return matrix
 
 
-def coded(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-    """The distinct names, sorted, and for each of ``names`` its place among them."""
-    known = tuple(sorted(set(names)))
-    if len(known) < 2:
-        return known, np.zeros(len(names), np.int32)
-    index = {name: at for at, name in enumerate(known)}
-    return known, np.fromiter(map(index.__getitem__, names), np.int32, len(names))
-
-
-def _renumbered(names: Sequence[str], codes: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-    """Those of ``names`` that ``codes`` speaks of, sorted, and the codes among them."""
-    if len(names) == 1:
-        return tuple(names), np.zeros(len(codes), np.int32)
-    present = np.unique(codes).tolist()
-    known = tuple(sorted({names[at] for at in present}))
-    place = np.zeros(len(names), np.int32)
-    place[present] = [known.index(names[at]) for at in present]
-    return known, place[codes]
-
-
-def _by_model(columns: list[PredictionColumns]) -> list[PredictionColumns]:
-    """One of each model, rows in the order of messages."""
-    of_model: dict[str, list[PredictionColumns]] = {}
-    for one in columns:
-        of_model.setdefault(one.contract.model, []).append(one)
-    return [parts[0] if len(parts) == 1 else _merged(parts) for parts in of_model.values()]
-
-
-def _merged(parts: list[PredictionColumns]) -> PredictionColumns:
-    """Rows of one model in the order of messages."""
-    told = [name for part in parts for name in part.versions]
-    start = np.cumsum([0] + [len(part.versions) for part in parts])
-    codes = np.concatenate([part.version + at for part, at in zip(parts, start, strict=False)]).astype(
-        np.int64
-    )
-    versions, version = _renumbered(told, codes)
-    columns: dict[str, Any] = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS
-    }
-    whole = PredictionColumns(
-        parts[0].contract,
-        keys=Spans.concat([part.keys for part in parts]),
-        versions=versions,
-        version=version,
-        **columns,
-    )
-    order = np.lexsort((whole.row, whole.message))
-    return whole if (np.diff(order) == 1).all() else whole.take(order)
+def _odd(matrix: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which columns of ``matrix (n, k)`` have a number that is not finite; shape (k,)."""
+    odd: NDArray[np.bool_] = ~np.isfinite(matrix).all(axis=0)
+    return odd
 
 
 def _codes(names: Sequence[str], code: Mapping[str, int]) -> NDArray[np.int8]:

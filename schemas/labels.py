@@ -1,21 +1,34 @@
-"""Ground truths from messages: validated one by one, a bad one never touches its neighbours."""
+"""Ground truths from messages, as JSON each or as Arrow batches. What is sound is taken in one pass over it; whatever else
+comes is looked at one by one: a bad one never touches its neighbours."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from schemas.arrow import read_arrow
+from schemas.arrow import ArrowRows, is_text, read_arrow
 from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
-from schemas.events import REVISION_MAX, GroundTruth
-from schemas.messages import TIME_MAX_MS, TIME_MIN_MS, Bad, Id, Messages, Name, Trace, checked, reason_of
+from schemas.events import ID_CHARS_MAX, REVISION_MAX, GroundTruth
+from schemas.messages import (
+    TIME_MAX_MS,
+    TIME_MIN_MS,
+    TRACE_CHARS_MAX,
+    Bad,
+    Id,
+    Messages,
+    Name,
+    Trace,
+    checked,
+    reason_of,
+)
 from schemas.scan_labels import label_names, scan_labels
 from schemas.spans import Spans
 
@@ -32,6 +45,8 @@ class Label(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 _LABELS = msgspec.json.Decoder(Label)
+#: Columns of a batch of labels; the first four must be there.
+LABEL_COLUMNS = ("prediction_id", "model", "label", "label_time_ms", "revision", "trace_id")
 
 
 @dataclass(slots=True)
@@ -97,43 +112,116 @@ class LabelDecoder:
 
     def decode(self, messages: Messages) -> tuple[LabelColumns, list[Bad]]:
         """Ground truths, and what could not be used."""
-        rows = scan_labels(self._names, messages.keys, messages.values, messages.arrow)
-        plain = LabelColumns(
-            self._models, rows.model, rows.keys, rows.label, rows.label_time_ms, rows.revision, rows.places,
-            np.zeros(len(rows.places), np.int64),
-        )  # fmt: skip
-        if not len(rows.left):
-            return plain, []
-        others, bad = self._checked(messages, rows.left)
-        if not len(others):
-            return plain, bad
+        parts: list[LabelColumns] = []
+        left = np.flatnonzero(messages.arrow)
+        if len(left) < len(messages):
+            rows = scan_labels(self._names, messages.keys, messages.values, messages.arrow)
+            left = rows.left
+            parts.append(LabelColumns(
+                self._models, rows.model, rows.keys, rows.label, rows.label_time_ms, rows.revision, rows.places,
+                np.zeros(len(rows.places), np.int64),
+            ))  # fmt: skip
+        bad: list[Bad] = []
+        if len(left):
+            parts += self._checked(messages, left, bad)
+        parts = [part for part in parts if len(part)] or [LabelColumns.of(self._models, [], [])]
+        if len(parts) == 1:
+            return parts[0], bad
         both = LabelColumns(
             self._models,
-            keys=Spans.concat([plain.keys, others.keys]),
-            **{name: np.concatenate([getattr(plain, name), getattr(others, name)]) for name in _ARRAYS},
+            keys=Spans.concat([part.keys for part in parts]),
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS},
         )
-        return both.take(np.lexsort((both.row, both.message))), bad
+        order = np.lexsort((both.row, both.message))
+        return both if (np.diff(order) == 1).all() else both.take(order), bad
 
-    def _checked(self, messages: Messages, places: NDArray[np.int64]) -> tuple[LabelColumns, list[Bad]]:
+    def _checked(self, messages: Messages, places: NDArray[np.int64], bad: list[Bad]) -> list[LabelColumns]:
         """Message by message: a bad one is named, its neighbours are taken."""
+        parts: list[LabelColumns] = []
         good: list[tuple[int, int, Label]] = []
-        bad: list[Bad] = []
         for at in places.tolist():
-            key, value, arrow = messages[at]
             try:
-                labels = _arrow_labels(value) if arrow else [checked(_LABELS.decode, key, value)]
+                if messages.arrow[at]:
+                    table = read_arrow(messages.values.view(at))
+                    whole = self._of_table(table, at)
+                    if whole is not None:
+                        parts.append(whole)
+                        continue
+                    rows = table.to_pylist()
+                else:
+                    key, value, _ = messages[at]
+                    rows = [checked(_LABELS.decode, key, value)]
             except BadMessage as error:
                 bad.append(Bad(at, 0, error.reason, error.detail))
                 continue
-            for row, label in enumerate(labels):
-                why = _label_fault(label, self._known)
-                if why is None:
-                    good.append((at, row, label))
+            wrong = []
+            for row, data in enumerate(rows):
+                label, why = self._judged(data)
+                if label is None:
+                    wrong.append(Bad(at, row, *why))
                 else:
-                    bad.append(Bad(at, row, *why))
-        return LabelColumns.of(
-            self._models, [label for _, _, label in good], [(at, row) for at, row, _ in good]
-        ), bad
+                    good.append((at, row, label))
+            # What is wrong with all rows alike is wrong with the batch, and said once.
+            alike = len(wrong) == len(rows) and len({(one.reason, one.detail) for one in wrong}) == 1
+            bad += wrong[:1] if alike else wrong
+        labels, at_each = [label for _, _, label in good], [(at, row) for at, row, _ in good]
+        return [*parts, LabelColumns.of(self._models, labels, at_each)]
+
+    def _judged(self, data: Any) -> tuple[Label | None, tuple[str, str]]:
+        """One label, or what is wrong with it."""
+        try:
+            label = msgspec.convert(data, Label)
+        except msgspec.ValidationError as error:
+            return None, reason_of(error)
+        why = _label_fault(label, self._known)
+        return (label, ("", "")) if why is None else (None, why)
+
+    def _of_table(self, table: pa.Table, at: int) -> LabelColumns | None:
+        """The rows of a batch without a fault; None: it is to be looked at row by row, for it may have one."""
+        try:
+            batch = ArrowRows(table, LABEL_COLUMNS, LABEL_COLUMNS[:4])
+            kinds = {name: batch.kind(name) for name in LABEL_COLUMNS if name in batch}
+            trace = kinds.pop("trace_id", None)
+            if any(batch.nulls(name) for name in kinds) or not all(
+                _expected(*kind) for kind in kinds.items()
+            ):
+                return None
+            if trace is not None and not (is_text(trace) and _short(batch, "trace_id", TRACE_CHARS_MAX)):
+                return None
+            keys, named = batch.spans("prediction_id", ID_CHARS_MAX)
+            names, model = batch.texts("model", None)
+            label, time_ms = batch.floats("label", np.nan), batch.integers("label_time_ms")
+            revision = batch.integers("revision") if "revision" in batch else np.zeros(batch.rows, np.int64)
+        except BadMessage:
+            return None
+        sound = (
+            named.all()
+            and self._known.issuperset(names)
+            and ((label == 0.0) | (label == 1.0)).all()
+            and ((time_ms >= TIME_MIN_MS) & (time_ms <= TIME_MAX_MS)).all()
+            and ((revision >= 0) & (revision <= REVISION_MAX)).all()
+        )
+        if not sound:
+            return None
+        code = np.array([self._models.index(name) for name in names], np.int64)
+        rows = np.arange(batch.rows)
+        return LabelColumns(
+            self._models, code[model], keys, label, time_ms, revision, np.full(batch.rows, at), rows
+        )
+
+
+def _expected(name: str, kind: pa.DataType) -> bool:
+    """Whether a column's type is one whose every value means what it says."""
+    if name in ("prediction_id", "model"):
+        return is_text(kind)
+    if name == "label":
+        return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
+    return bool(pa.types.is_integer(kind))
+
+
+def _short(batch: ArrowRows, name: str, chars_max: int) -> bool:
+    spans, _ = batch.spans(name, chars_max)
+    return int(spans.length.max(initial=0)) <= chars_max
 
 
 _ARRAYS = ("model", "label", "label_time_ms", "revision", "message", "row")
@@ -149,14 +237,6 @@ def _label_fault(label: Label, models: Container[str]) -> tuple[str, str] | None
     if not TIME_MIN_MS <= label.label_time_ms <= TIME_MAX_MS:
         return "absurd-timestamp", f"label_time_ms {label.label_time_ms} is not within the years 2000 to 2100"
     return None
-
-
-def _arrow_labels(value: bytes | None) -> list[Label]:
-    table = read_arrow(value)
-    try:
-        return [msgspec.convert(row, Label) for row in table.to_pylist()]
-    except msgspec.ValidationError as error:
-        raise BadMessage(*reason_of(error)) from error
 
 
 def encode_label(event: GroundTruth) -> tuple[bytes, bytes]:

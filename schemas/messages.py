@@ -16,7 +16,8 @@ from schemas.events import ID_CHARS_MAX, MESSAGE_BYTES_MAX
 from schemas.spans import Spans
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
-Trace = Annotated[str, msgspec.Meta(max_length=64)]
+TRACE_CHARS_MAX = 64
+Trace = Annotated[str, msgspec.Meta(max_length=TRACE_CHARS_MAX)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 #: Event times outside these years are absurd whatever the stream's own time is.
 TIME_MIN_MS = 946_684_800_000

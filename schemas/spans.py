@@ -69,6 +69,11 @@ class Spans(Sequence[bytes | None]):
         for start, length in zip(self.start.tolist(), self.length.tolist(), strict=True):
             yield None if length == NULL else bytes(whole[start : start + length])
 
+    def view(self, at: int) -> memoryview | None:
+        """The bytes at ``at`` where they lie."""
+        start, length = int(self.start[at]), int(self.length[at])
+        return None if length == NULL else memoryview(self.buffer.data)[start : start + length]
+
     def take(self, places: NDArray[np.int64]) -> Spans:
         """Those at ``places``."""
         return Spans(self.buffer, self.start[places], self.length[places])

@@ -8,50 +8,70 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
-from schemas.codecs import PredictionDecoder
-from schemas.contracts import Feature, ModelContract
-from schemas.events import GroundTruth, PredictionMade
-from schemas.hashing import key_hashes
-from schemas.labels import LabelDecoder
-from schemas.messages import Messages
-from streams.core.hash_table import HashTable
+from schemas.arrow import encode_arrow, encode_arrow_predictions
+from schemas.contracts import Feature, ModelContract, ModelRecord, Monitoring
+from schemas.events import FORMAT_ARROW, HEADER_FORMAT, GroundTruth, PredictionMade
+from schemas.settings import MonitorSettings
+from schemas.spans import Spans
+from streams.core import pipeline
+from streams.core.delivery import StageContext
+from streams.core.records import RecordBatch
 from streams.record_batches import read
 
 log = logging.getLogger(__name__)
 
 _CONTRACT = ModelContract(
-    model="m", features=(Feature(name="x"), Feature(name="c", kind="categorical", categories=("a",)))
+    model="m",
+    features=(Feature(name="x"), Feature(name="c", kind="categorical", categories=("a",))),
+    monitoring=Monitoring(segments=("c",)),
 )
+_TIME_MS = 10**12
 
 
 def warm_up() -> None:
-    """Pass one event through everything that is compiled."""
+    """Pass an event of each form through everything that is compiled."""
     began_s = time.monotonic()
+    core = pipeline.create(StageContext("join", 0, 1, MonitorSettings()))
+    core.activate([ModelRecord(contract=_CONTRACT)])
     event = PredictionMade(
-        prediction_id="p",
-        model="m",
-        version="1",
-        event_time_ms=10**12,
-        features={"x": 0.5, "c": "a"},
-        score=0.5,
+        prediction_id="p", model="m", version="1", event_time_ms=_TIME_MS, features={"x": 0.5, "c": "a"}, score=0.5
+    )  # fmt: skip
+    truth = GroundTruth(prediction_id="p", model="m", label=1.0, label_time_ms=_TIME_MS)
+    rows: dict[str, list[Any]] = {
+        "prediction_id": ["q"],
+        "version": ["1"],
+        "event_time_ms": [_TIME_MS],
+        "score": [0.5],
+        "x": [0.5],
+        "c": ["a"],
+    }
+    labels = pa.table({"prediction_id": ["q"], "model": ["m"], "label": [1.0], "label_time_ms": [_TIME_MS]})
+    core.apply(
+        [
+            _batch("predictions", b"p", event.model_dump_json().encode()),
+            _batch("predictions", None, encode_arrow_predictions("m", rows, 1)[0]),
+            _batch("feedback", b"p", truth.model_dump_json().encode()),
+            _batch("feedback", None, encode_arrow(labels)),
+        ],
+        0,
     )
-    truth = GroundTruth(prediction_id="p", model="m", label=1.0, label_time_ms=10**12)
-    predictions, labels = (
-        Messages.of([(b"p", one.model_dump_json().encode(), False)]) for one in (event, truth)
-    )
-    (columns,), _ = PredictionDecoder([_CONTRACT]).decode(predictions)
-    LabelDecoder({"m": _CONTRACT}).decode(labels)
-    hashes = key_hashes(columns.keys)
-    table, row = HashTable(), np.zeros(1, np.int64)
-    table.claim(hashes.identity, hashes.check, row, hashes.identity, hashes.check)
-    table.find(hashes.identity, hashes.check, hashes.identity, hashes.check)
-    table.drop(hashes.identity, row)
+    core.outputs()
+    core.changed_pieces()
     batch = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1_000)
     batch.append(0, 0, b"p", b"", [("h", b"")])
     read("", 0, bytes(batch.build()), [], 0)
     seconds = round(time.monotonic() - began_s, 1)
     log.info("compiled or loaded what events pass", extra={"event": "warmed-up", "seconds": seconds})
+
+
+def _batch(topic: str, key: bytes | None, value: bytes) -> RecordBatch:
+    """One record as the fetcher hands it over; without a key: an Arrow batch."""
+    none = np.zeros(1, np.int64)
+    headers = {0: {HEADER_FORMAT: FORMAT_ARROW}} if key is None else {}
+    return RecordBatch(topic, 0, none, Spans.of([key]), Spans.of([value]), headers, none)

@@ -7,16 +7,17 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from schemas.arrow import encode_arrow_predictions
+from schemas.arrow import encode_arrow, encode_arrow_labels, encode_arrow_predictions
 from schemas.codecs import PredictionDecoder, encode_prediction
 from schemas.events import GroundTruth, PredictionMade
 from schemas.ids import partition_of
-from schemas.labels import LabelDecoder, encode_label
+from schemas.labels import LabelColumns, LabelDecoder, encode_label
 from schemas.messages import Messages
 from tests.support_join import CONTRACT, T0, prediction, truth
 
@@ -207,6 +208,129 @@ def test_one_bad_batch_among_many_is_rejected_alone() -> None:
     assert sorted((one.message, one.row, one.reason) for one in bad) == [
         (1, 0, "unknown-field"), (3, 1, "not-finite"), (4, 0, "wrong-type"),
     ]  # fmt: skip
+
+
+LABELS = LabelDecoder({"flights": CONTRACT, "other": CONTRACT})
+_IDS, _TIMES = ["a", "é" * 200, "c"], [T0, T0 + 1, T0 + 2]
+
+
+def _label_rows(columns: LabelColumns) -> list[tuple[Any, ...]]:
+    arrays = (
+        columns.model,
+        columns.label,
+        columns.label_time_ms,
+        columns.revision,
+        columns.message,
+        columns.row,
+    )
+    return list(zip(list(columns.keys), *(array.tolist() for array in arrays), strict=True))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {},
+        {"revision": [0, 1, 2]},
+        {"label": pa.array([0, 1, 1])},
+        {"model": pa.array(["flights", "other", "flights"]).dictionary_encode()},
+        {"prediction_id": pa.array(_IDS, pa.large_string())},
+        {"prediction_id": pa.array(_IDS, pa.string_view())},
+        {"trace_id": ["t", None, "u" * 64]},
+        {"trace_id": pa.nulls(3)},
+        {"trace_id": ["t", "u" * 65, "v"]},
+        {"trace_id": [1, 2, 3]},
+        {"prediction_id": ["a", "", "c"]},
+        {"prediction_id": ["a", "x" * 201, "c"]},
+        {"prediction_id": ["a", None, "c"]},
+        {"model": ["flights", "nobody", "other"]},
+        {"label": [0.0, 0.5, 1.0]},
+        {"label": [0.0, float("nan"), 1.0]},
+        {"label": [True, False, True]},
+        {"label_time_ms": [T0, 5, T0]},
+        {"label_time_ms": [float(T0)] * 3},
+        {"revision": [0, None, 1]},
+        {"revision": [0, -1, 1]},
+        {"extra": [1, 2, 3]},
+        {"label": None},
+    ],
+)  # fmt: skip
+def test_labels_as_arrow_are_what_the_same_labels_are_one_by_one(columns: dict[str, Any]) -> None:
+    """Whether a batch is taken whole or looked at row by row; and each row stays in its place among other messages."""
+    every: dict[str, Any] = {
+        "prediction_id": _IDS,
+        "model": ["flights", "other", "flights"],
+        "label": [0.0, 1.0, 1.0],
+    }
+    every = {
+        name: value
+        for name, value in (every | {"label_time_ms": _TIMES} | columns).items()
+        if value is not None
+    }
+    table = pa.table(every)
+    plain = (None, json.dumps(truth("z")).encode(), False)
+    taken, bad = LABELS.decode(Messages.of([plain, (None, encode_arrow(table), True), plain]))
+    alone = [LABELS.decode(Messages.of([(None, encode_arrow(table.slice(at, 1)), True)])) for at in range(3)]
+    rows = [(*row[:5], 1, at) for at, (one, _) in enumerate(alone) for row in _label_rows(one)]
+    (first,) = _label_rows(LABELS.decode(Messages.of([plain]))[0])
+    assert [(*row[:4], *row[5:]) for row in _label_rows(taken)] == [
+        (*row[:4], *row[5:]) for row in (first, *((*row[:5], 1, row[6]) for row in rows), (*first[:5], 2, 0))
+    ]
+    if len(bad) == 1 and len(rows) == 0:  # the batch as a whole
+        assert {one.reason for _, whys in alone for one in whys} == {bad[0].reason}
+    else:
+        assert [(one.row, one.reason) for one in bad] == [
+            (at, why.reason) for at, (_, whys) in enumerate(alone) for why in whys
+        ]
+        assert len(rows) + len(bad) == 3
+
+
+def test_labels_as_arrow_are_cut_by_the_partition_of_their_prediction() -> None:
+    """With the function by which predictions are."""
+    ids = [f"p{at}" for at in range(40)]
+    columns = {
+        "prediction_id": ids,
+        "model": ["flights"] * 40,
+        "label": [1.0] * 40,
+        "label_time_ms": [T0] * 40,
+    }
+    seen = []
+    for partition, value in encode_arrow_labels(columns, 4).items():
+        labels, bad = LABELS.decode(Messages.of([(None, value, True)]))
+        assert not bad and {partition_of(key or b"", 4) for key in labels.keys} == {partition}
+        seen += [(key or b"").decode() for key in labels.keys]
+    assert sorted(seen) == sorted(ids)
+
+
+def test_a_batch_with_a_column_twice_is_rejected() -> None:
+    """Which of the two is meant, nobody knows."""
+    twice = pa.table([["a"], ["b"]], names=["prediction_id", "prediction_id"])
+    value = encode_arrow(twice.replace_schema_metadata({b"model": b"flights"}))
+    columns, bad = DECODER.decode(Messages.of([(None, value, True)]))
+    assert not columns and [one.reason for one in bad] == ["wrong-type"]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
+@pytest.mark.parametrize("values", [3, 40])
+def test_texts_of_every_arrow_type_and_number_decode_alike(kind: pa.DataType, values: int) -> None:
+    """Few distinct texts are found in one pass, many by pyarrow: rows are the same, null is none of them."""
+    names = [None if at % 7 == 6 else f"v{at % values}" for at in range(50)]
+    event = prediction()
+    rows: dict[str, Any] = {"prediction_id": [f"p{at}" for at in range(50)], "version": names}
+    rows |= {name: [event[name]] * 50 for name in ("event_time_ms", "score")}
+    rows |= {name: [value] * 50 for name, value in event["features"].items() if value is not None}
+    for kept in (range(50), [at for at in range(50) if names[at]]):
+        table = pa.table(rows).take(pa.array(kept)).replace_schema_metadata({b"model": b"flights"})
+        versions = pa.array(table["version"].to_pylist(), pa.string()).cast(kind)
+        table = table.set_column(1, "version", versions)
+        (columns,), bad = DECODER.decode(Messages.of([(None, encode_arrow(table), True)]))
+        told = [names[at] for at in kept]
+        assert [columns.versions[code] for code in columns.version.tolist()] == [
+            name for name in told if name
+        ]
+        assert [one.row for one in bad] == [at for at, name in enumerate(told) if not name]
+        assert columns.ids == [f"p{at}" for at in kept if names[at]]
 
 
 @settings(max_examples=150, deadline=None)

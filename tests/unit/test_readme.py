@@ -21,7 +21,7 @@ from deploy.cli import app
 from deploy.http.bodies import VERBS
 from deploy.http.openapi import openapi_document
 from deploy.local.warehouse import LocalWarehouse
-from schemas import codecs
+from schemas import arrow
 from schemas.codecs import PredictionDecoder
 from schemas.contracts import ModelContract
 from schemas.events import HEADER_FORMAT
@@ -181,10 +181,11 @@ def test_the_http_snippets_are_requests_the_controller_knows() -> None:
 
 
 def test_names_from_the_code_exist() -> None:
-    """The batch encoder and the header it goes with."""
+    """The batch encoders and the header it goes with."""
     assert f"`{HEADER_FORMAT}: arrow`" in README
-    (name,) = re.findall(r"`schemas\.codecs\.(\w+)`", README)
-    assert callable(getattr(codecs, name))
+    (name,) = re.findall(r"`schemas\.arrow\.(\w+)`; ground truths", README)
+    (of_labels,) = re.findall(r"; ground truths: `(\w+)`", README)
+    assert callable(getattr(arrow, name)) and callable(getattr(arrow, of_labels))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from schemas.contracts import Feature, ModelContract
 from schemas.events import GroundTruth, PredictionMade
 from schemas.json_text import FAILED, number, text_end
 from schemas.labels import LabelDecoder
-from schemas.messages import Messages
+from schemas.messages import Bad, Messages
 from schemas.scan import FIELDS as SCANNED
 from schemas.scan import names_of, scan
 from schemas.scan_labels import FIELDS as SCANNED_LABELS
@@ -196,7 +196,8 @@ def test_labels_are_the_same_whoever_reads_them(messages: list[tuple[bytes | Non
     """As above, of ground truths."""
     given_ = Messages.of(messages)
     columns, bad = LABELS.decode(given_)
-    expected, faults = LABELS._checked(given_, np.arange(len(messages)))
+    faults: list[Bad] = []
+    (expected,) = LABELS._checked(given_, np.arange(len(messages)), faults)
     assert sorted(bad, key=lambda b: b.message) == sorted(faults, key=lambda b: b.message)
     _same(columns, expected, ("model", "label", "label_time_ms", "revision", "message", "row"))
 

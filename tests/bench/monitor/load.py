@@ -1,6 +1,6 @@
 """The load: JSON predictions of about 570 bytes with 10 features, a label for every fifth, ticks as time goes by.
 
-As Arrow: the same rows, in batches of 2,000 for each partition.
+As Arrow: the same rows, in batches of 2,000 for each partition, and their labels in one batch a tick and partition.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from confluent_kafka import Producer
 from numpy.typing import NDArray
 
-from schemas.arrow import encode_arrow_predictions
+from schemas.arrow import encode_arrow_labels, encode_arrow_predictions
 from schemas.bins import Binning
 from schemas.contracts import (
     ColumnReference,
@@ -99,26 +99,26 @@ def write(
         outcomes = rng.random(count) < scores
         if arrow:
             total += _write_batches(producer, kafka, ids, times, values, scores, written)
-        for at, identity in enumerate(ids):
-            if not arrow:
-                features: dict[str, object] = {f"f{i}": value for i, value in enumerate(values[at])}
-                features["country"] = COUNTRIES[(written + at) % 5]
-                event = {
-                    "prediction_id": identity,
-                    "model": "bench",
-                    "version": "1",
-                    "event_time_ms": int(times[at]),
-                    "features": features,
-                    "score": float(scores[at]),
-                    "latency_ms": 3.25,
-                    "entity": "customer-" + identity[:8],
-                    "trace_id": "0123456789abcdef0123456789abcdef",
-                    "role": "stable",
-                    "status": "ok",
-                }
-                body = msgspec.json.encode(event)
-                total += len(body)
-                _send(producer, kafka.topic("predictions"), body, identity.encode(), where[at])
+            labels += _write_label_batches(producer, kafka, ids, times, outcomes)
+        for at, identity in enumerate(ids) if not arrow else ():
+            features: dict[str, object] = {f"f{i}": value for i, value in enumerate(values[at])}
+            features["country"] = COUNTRIES[(written + at) % 5]
+            event = {
+                "prediction_id": identity,
+                "model": "bench",
+                "version": "1",
+                "event_time_ms": int(times[at]),
+                "features": features,
+                "score": float(scores[at]),
+                "latency_ms": 3.25,
+                "entity": "customer-" + identity[:8],
+                "trace_id": "0123456789abcdef0123456789abcdef",
+                "role": "stable",
+                "status": "ok",
+            }
+            body = msgspec.json.encode(event)
+            total += len(body)
+            _send(producer, kafka.topic("predictions"), body, identity.encode(), where[at])
             if at % LABEL_EVERY == 0:
                 label = {
                     "prediction_id": identity,
@@ -161,9 +161,7 @@ def _write_batches(
             columns[f"f{at}"] = column
         for partition, body in encode_arrow_predictions("bench", columns, kafka.input_partitions).items():
             total += len(body)
-            headers = [(HEADER_FORMAT, FORMAT_ARROW)]
-            producer.produce(kafka.topic("predictions"), body, partition=partition, headers=headers)
-            producer.poll(0)
+            _send_batch(producer, kafka.topic("predictions"), body, partition)
     return total
 
 
@@ -175,6 +173,27 @@ def _send(producer: Producer, topic: str, value: bytes, key: bytes | None, parti
             producer.poll(0.1)
         else:
             return
+
+
+def _write_label_batches(
+    producer: Producer, kafka: KafkaSettings, ids: list[str], times: NDArray[np.int64], outcomes: NDArray[np.bool_]
+) -> int:  # fmt: skip
+    """The labels of some predictions, one batch for each partition. How many."""
+    told = ids[::LABEL_EVERY]
+    columns: dict[str, Any] = {
+        "prediction_id": told,
+        "model": ["bench"] * len(told),
+        "label": outcomes[::LABEL_EVERY].astype(np.float64),
+        "label_time_ms": times[::LABEL_EVERY] + 1_000,
+    }
+    for partition, body in encode_arrow_labels(columns, kafka.input_partitions).items():
+        _send_batch(producer, kafka.topic("feedback"), body, partition)
+    return len(told)
+
+
+def _send_batch(producer: Producer, topic: str, body: bytes, partition: int) -> None:
+    producer.produce(topic, body, partition=partition, headers=[(HEADER_FORMAT, FORMAT_ARROW)])
+    producer.poll(0)
 
 
 def send_tick(producer: Producer, kafka: KafkaSettings, time_ms: int) -> None:
