@@ -48,3 +48,26 @@ def _load(bits: int) -> Callable[..., Any]:
         return builder.load(word, align=1)
 
     return generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def put_eight(_context: Any, buffer: Any, _at: Any, _word: Any) -> Any:
+    """Write one uint64 to ``buffer`` from ``at`` on, the lowest byte first. There must be room for all eight."""
+    return types.void(buffer, types.int64, types.uint64), _store(64)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def put_real(_context: Any, buffer: Any, _at: Any, _value: Any) -> Any:
+    """Write one double to ``buffer`` from ``at`` on as eight bytes, the lowest first. There must be room for all."""
+    return types.void(buffer, types.int64, types.float64), _store(0)
+
+
+def _store(bits: int) -> Callable[..., Any]:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        kind = ir.IntType(bits) if bits else ir.DoubleType()
+        place = builder.bitcast(builder.gep(array.data, [arguments[1]]), kind.as_pointer())
+        builder.store(arguments[2], place, align=1)
+        return context.get_dummy_value()
+
+    return generate

@@ -101,6 +101,35 @@ def name_end(buffer: Bytes, at: int, end: int) -> int:
 
 
 @compiled
+def text_size(buffer: Bytes, at: int, end: int) -> tuple[Whole, Whole]:
+    """Where the quote is that ends the text from ``at`` on, and how many characters it has, of any script. The place is
+    FAILED where it has escapes, or is no UTF-8."""
+    stop = text_end(buffer, at, end)
+    if stop >= 0:
+        return stop, stop - at
+    chars = 0
+    while at < end:
+        c = buffer[at]
+        if c == 34:
+            return at, chars
+        if c == 92 or c < 32:
+            break
+        more = 0 if c < 128 else 1 if 194 <= c < 224 else 2 if 224 <= c < 240 else 3 if 240 <= c < 245 else -1
+        if more < 0 or at + more >= end:
+            break
+        for i in range(1, more + 1):
+            if buffer[at + i] & 192 != 128:
+                more = -1
+        second = buffer[at + 1] if more > 0 else 0
+        overlong = (c == 224 and second < 160) or (c == 240 and second < 144)
+        if more < 0 or overlong or (c == 237 and second > 159) or (c == 244 and second > 143):
+            break
+        at += 1 + more
+        chars += 1
+    return np.int64(FAILED), np.int64(0)
+
+
+@compiled
 def equal(a: Bytes, at: int, b: Bytes, start: int, length: int) -> bool:
     """Whether ``length`` bytes are the same."""
     i = 0

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import aiokafka.helpers
 import faust
 from faust.types.auth import AuthProtocol, SASLMechanism
 
@@ -20,6 +19,7 @@ from streams.agents import add_agents
 from streams.batches import BatchTransport, Chunk, StageAssignor, chunk_scheduler
 from streams.broadcast import Broadcast
 from streams.core.delivery import StageContext
+from streams.reader import ssl_context
 from streams.stages import Stage
 from streams.task import Services, Task
 
@@ -87,14 +87,7 @@ def create_app(settings: MonitorSettings, stages: Sequence[Stage]) -> MonitorApp
 def _credentials(kafka: KafkaSettings) -> Any:
     if kafka.security == "PLAINTEXT":
         return None
-    context = None
-    if kafka.security.endswith("SSL"):
-        context = aiokafka.helpers.create_ssl_context(
-            cafile=_text(kafka.ca_file),
-            certfile=_text(kafka.certificate_file),
-            keyfile=_text(kafka.key_file),
-            password=kafka.key_password.get_secret_value() if kafka.key_password else None,
-        )
+    context = ssl_context(kafka) if kafka.security.endswith("SSL") else None
     if kafka.security == "SSL":
         return faust.SSLCredentials(context)
     credentials = faust.SASLCredentials(
@@ -105,10 +98,6 @@ def _credentials(kafka: KafkaSettings) -> Any:
     )
     credentials.protocol = AuthProtocol(kafka.security)
     return credentials
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 class TaskSet:

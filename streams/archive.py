@@ -7,51 +7,55 @@ again; their key is the address of the record they copy, so the table keeps one.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message
-from confluent_kafka import TopicPartition as TopicPartitionAt
 
 from schemas.clock import wall_ms
-from schemas.errors import BadMessage, DeliveryError, WarehouseError
+from schemas.errors import BadMessage, WarehouseError
 from schemas.failpoints import failpoint
 from schemas.observability import Metrics
-from schemas.presence import is_fatal
+from schemas.row_binary import RowBlock
 from schemas.settings import ArchiveSettings
-from streams.core.archive import ARCHIVED, PartitionTime, Row, log_rows, sources_of
+from streams.core.archive import ARCHIVED, PartitionTime, Row, log_copy, sources_of
 from streams.core.delivery import TopicPartition
-from streams.core.label_index import PROGRESS, index_rows
-from streams.core.records import Record
+from streams.core.label_index import PROGRESS, index_copy
+from streams.core.records import RecordBatch
+from streams.reader import GroupReader
 from streams.sink import BACKOFF_S_MAX, BACKOFF_S_MIN, ClickHouseSink, Sink
 
 log = logging.getLogger(__name__)
 Progress = dict[TopicPartition, tuple[int, int]]
+Copied = Iterable[tuple[str, list[Row] | RowBlock]]
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """What one consumer group copies. ``rows``: (table, rows) of a record, at the clock's time. ``last``: the table that says
-    what the others hold, of which only the newest rows count. ``messages_max``: in one batch; blocks are large.
-    ``queued_kb_max``: of a partition, read ahead."""
+    """What one consumer group copies. ``rows``: (table, rows) of records of one topic, at the clock's time. ``last``: the table
+    that says what the others hold, of which only the newest rows count. ``records_max``: at one time; blocks are large."""
 
     group: str
     topics: tuple[str, ...]
-    rows: Callable[[Record, int], tuple[str, list[Row]]]
-    messages_max: int = 50_000
-    queued_kb_max: int = 65_536
+    rows: Callable[[RecordBatch, int], Copied]
+    records_max: int = 2**31
     last: str = ""
 
 
-LOGS = Copy("driftline-archive", ARCHIVED, lambda record, now_ms: log_rows(record))
-LABEL_INDEX = Copy("driftline-label-index", ("observations",), index_rows, 32, 16_384, PROGRESS)
+def _index_rows(batch: RecordBatch, now_ms: int) -> Copied:
+    for record in batch:
+        try:
+            yield from index_copy(record, now_ms)
+        except BadMessage as error:
+            log.warning("left out", extra={"event": "bad-message", "detail": str(error)})
+
+
+LOGS = Copy("driftline-archive", ARCHIVED, lambda batch, now_ms: log_copy(batch))
+LABEL_INDEX = Copy("driftline-label-index", ("observations",), _index_rows, 32, PROGRESS)
 
 
 class Archive:
@@ -66,9 +70,9 @@ class Archive:
         stop: threading.Event,
         copy: Copy = LOGS,
     ) -> None:
-        self._settings = settings
+        self._settings = settings.archive
+        self._partitions = settings.kafka.input_partitions
         self._copies = copy
-        self._kafka = settings.kafka
         self._sink = sink
         self._metrics = metrics
         self._stop = stop
@@ -77,60 +81,57 @@ class Archive:
         for tp, (next_offset, event_time_ms) in progress.items():
             self._times[tp] = PartitionTime(event_time_ms)
             self._next[tp] = next_offset
-        instance = settings.archive.instance
-        own: dict[str, Any] = {"queued.max.messages.kbytes": copy.queued_kb_max}
-        if instance:
-            own["group.instance.id"] = f"{self._kafka.topic_prefix}{instance}"
-        self._consumer = Consumer(self._kafka.consumer(copy.group, **own))
-        self._pausing = False
-        #: Read while waiting for the warehouse, although nothing should come then.
-        self._kept: list[Message] = []
-        self.ready = False
+        self._reader = GroupReader(
+            settings.kafka, copy.group, copy.topics, stop, instance=settings.archive.instance
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has been given partitions."""
+        return self._reader.ready
 
     def run(self) -> None:
-        """Copy until ``stop`` is set. Raises DeliveryError when Kafka cannot be read."""
-        names = [self._kafka.topic(topic) for topic in self._copies.topics]
-        self._consumer.subscribe(names, on_assign=self._on_assign)
+        """Copy until ``stop`` is set. Raises DeliveryError when Kafka cannot be read, and WarehouseError when the warehouse is
+        away while it is told to stop."""
+        asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        most = min(self._settings.batch_rows_max, self._copies.records_max)
+        await self._reader.start()
         try:
             while not self._stop.is_set():
-                wait_s = self._settings.archive.flush_interval / 1000
-                most = min(self._settings.archive.batch_rows_max, self._copies.messages_max)
-                messages = self._consumer.consume(most, wait_s)
-                kept, self._kept = self._kept, []
-                if kept or messages:
-                    self._copy(kept + messages)
+                batches = await self._reader.read(most, self._settings.flush_interval / 1000)
+                if batches:
+                    # The group's heartbeats go on meanwhile, and so does the fetching of what comes next.
+                    await self._reader.commit(await asyncio.to_thread(self._copy, batches))
         finally:
-            self._consumer.close()
+            await self._reader.end()
 
-    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartitionAt]) -> None:
-        consumer.assign(partitions)
-        if self._pausing:
-            consumer.pause(partitions)
-        if not self.ready:
-            log.info("ready", extra={"event": "ready", "partitions": len(partitions)})
-        self.ready = True
-
-    def _copy(self, messages: list[Message]) -> None:
-        batch: dict[str, list[Row]] = defaultdict(list)
+    def _copy(self, batches: Sequence[RecordBatch]) -> dict[TopicPartition, int]:
+        """Write what they hold, then how far that is: the offset after the last of each partition."""
+        rows: dict[str, list[Row]] = defaultdict(list)
+        blocks: dict[str, list[RowBlock]] = defaultdict(list)
         ends: dict[TopicPartition, int] = {}
         now_ms = wall_ms()
-        for record in self._records(messages):
-            tp = (record.topic, record.partition)
-            ends[tp] = record.offset + 1
-            self._times[tp].take(record, sources_of(record.topic, self._kafka.input_partitions))
-            try:
-                table, rows = self._copies.rows(record, now_ms)
-            except BadMessage as error:
-                log.debug("left out", extra={"event": "bad-message", "detail": str(error)})
-                continue
-            batch[table] += rows
-        if not ends:
-            return
+        for batch in batches:
+            tp = (batch.topic, batch.partition)
+            ends[tp] = int(batch.offsets[-1]) + 1
+            for at in range(len(batch)) if batch.topic == "control" else sorted(batch.headers):
+                self._times[tp].take(batch[at], sources_of(batch.topic, self._partitions))
+            for table, found in self._copies.rows(batch, now_ms):
+                if isinstance(found, RowBlock):
+                    blocks[table].append(found)
+                else:
+                    rows[table] += found
         for tp, end in ends.items():
             self._next[tp] = max(end, self._next.get(tp, 0))
-        newest = {row[:-1]: row for row in batch.pop(self._copies.last, [])}
-        for table, rows in batch.items():
-            self._insist(table, rows)
+        newest = {row[:-1]: row for row in rows.pop(self._copies.last, [])}
+        for table, of_table in blocks.items():
+            self._insist(
+                table, RowBlock(sum(b.rows for b in of_table), memoryview(b"".join(b.data for b in of_table)))
+            )
+        for table, of in rows.items():
+            self._insist(table, of)
         self._insist(self._copies.last, list(newest.values()))
         failpoint("archive.before-progress")
         self._insist(
@@ -141,37 +142,18 @@ class Archive:
             ],
         )
         failpoint("archive.before-commit")
-        self._commit(ends)
+        return ends
 
-    def _records(self, messages: Iterable[Message]) -> Iterable[Record]:
-        prefix = self._kafka.topic_prefix
-        for message in messages:
-            error = message.error()
-            if error is not None:
-                if is_fatal(error) or error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    raise DeliveryError(f"the archive cannot read: {error}")
-                continue
-            headers: Any = message.headers()
-            topic: Any = message.topic()
-            partition: Any = message.partition()
-            offset: Any = message.offset()
-            yield Record(
-                topic.removeprefix(prefix),
-                partition,
-                offset,
-                message.key(),
-                message.value(),
-                dict(headers) if headers else {},
-                message.timestamp()[1],
-            )
-
-    def _insist(self, table: str, rows: list[Row]) -> None:
+    def _insist(self, table: str, rows: list[Row] | RowBlock) -> None:
         """Write until it is in or the process is told to stop (then WarehouseError: nothing is committed)."""
-        backoff_s = BACKOFF_S_MIN
-        while rows:
+        backoff_s, count = BACKOFF_S_MIN, rows.rows if isinstance(rows, RowBlock) else len(rows)
+        while count:
             try:
-                self._sink.write(table, rows)
-                self._metrics.count("driftline_warehouse_rows_total", len(rows), table=table)
+                if isinstance(rows, RowBlock):
+                    self._sink.write_block(table, rows)
+                else:
+                    self._sink.write(table, rows)
+                self._metrics.count("driftline_warehouse_rows_total", count, table=table)
                 return
             except WarehouseError as error:
                 self._metrics.count("driftline_warehouse_errors_total", table=table)
@@ -179,34 +161,9 @@ class Archive:
                     "the warehouse did not take a batch; it is sent again",
                     extra={"event": "warehouse-error", "detail": str(error)[:500], "pause_s": backoff_s},
                 )
-                if self._pause(backoff_s):
+                if self._stop.wait(backoff_s):
                     raise
                 backoff_s = min(BACKOFF_S_MAX, backoff_s * 2)
-
-    def _pause(self, seconds: float) -> bool:
-        """Wait without losing the group membership; true when told to stop meanwhile."""
-        self._pausing = True
-        self._consumer.pause(self._consumer.assignment())
-        deadline_s = time.monotonic() + seconds
-        while not self._stop.is_set() and time.monotonic() < deadline_s:
-            message = self._consumer.poll(0)
-            if message is not None:
-                self._kept.append(message)
-            self._stop.wait(min(0.2, seconds))
-        self._pausing = False
-        self._consumer.resume(self._consumer.assignment())
-        return self._stop.is_set()
-
-    def _commit(self, ends: dict[TopicPartition, int]) -> None:
-        offsets = [TopicPartitionAt(self._kafka.topic(topic), p, end) for (topic, p), end in ends.items()]
-        try:
-            self._consumer.commit(offsets=offsets, asynchronous=False)
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError._FATAL:
-                # Fenced by its own name after a silence: this consumer reads nothing any more, and does not say so.
-                raise DeliveryError(f"the archive cannot go on: {error}") from error
-            # A rebalance: whoever has the partition now copies these rows again, to the same keys.
-            log.warning("offsets not committed", extra={"event": "commit-failed", "detail": str(error)})
 
 
 def read_progress(sink: ClickHouseSink) -> Progress:

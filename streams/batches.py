@@ -19,7 +19,6 @@ from typing import Any, Protocol, cast
 
 import aiokafka
 from aiokafka.cluster import ClusterMetadata
-from aiokafka.consumer import fetcher
 from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 from faust.serializers.schemas import Schema
@@ -29,7 +28,7 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
 from streams.core.records import RecordBatch
-from streams.record_batches import read, whole_batches
+from streams.fetched import hand_out_batches
 
 #: How long the broker may hold a fetch. aiokafka has one fetch in flight a broker, and a partition whose records were
 #: just taken is asked for in the next one: this bounds how long an idle partition can hold up a busy one.
@@ -189,38 +188,11 @@ def share_out(
     return shares
 
 
-class _Response:
-    """The records of one partition in a fetch response, unread: what aiokafka's fetcher asks of ``MemoryRecords``."""
-
-    def __init__(self, raw: bytes) -> None:
-        self.raw = raw
-
-    def has_next(self) -> bool:
-        return whole_batches(self.raw)
-
-    def size_in_bytes(self) -> int:
-        return len(self.raw)
-
-
-class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
-    """Hands out a response's records as columns, all at once: an object a record is most of what aiokafka costs."""
-
-    def _unpack_records(self) -> Iterator[RecordBatch]:
-        tp = self._tp
-        batch, end = read(
-            tp.topic, tp.partition, self._records.raw, self._aborted_transactions, self.next_fetch_offset
-        )
-        self.next_fetch_offset: int = end
-        if len(batch):
-            yield batch
-
-
 class _ConsumerThread(driver.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf
         self._assignor = cast(OffsetsOwner, self.app).stage_assignor
-        # The fetcher has no other seam; this process has no other consumer of this kind.
-        fetcher.MemoryRecords, fetcher.PartitionRecords = _Response, _PartitionRecords
+        hand_out_batches()
         return aiokafka.AIOKafkaConsumer(
             client_id=conf.broker_client_id,
             group_id=conf.id,

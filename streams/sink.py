@@ -19,6 +19,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from schemas.errors import WarehouseError
 from schemas.observability import Metrics
+from schemas.row_binary import RowBlock, read_rows
 from schemas.rows import TABLES
 from schemas.settings import ClickHouseSettings
 from streams.core.delivery import Upsert
@@ -35,9 +36,11 @@ Row = tuple[Any, ...]
 
 class Sink(Protocol):
     """Somewhere rows go. ``write`` blocks; it returns when all rows are durable and raises WarehouseError otherwise
-    (some may be in: every row may come again)."""
+    (some may be in: every row may come again). ``write_block`` does the same with rows that are bytes already."""
 
     def write(self, table: str, rows: Sequence[Row]) -> None: ...
+
+    def write_block(self, table: str, block: RowBlock) -> None: ...
 
     def close(self) -> None: ...
 
@@ -54,6 +57,9 @@ class MemorySink:
             self.failures -= 1
             raise WarehouseError(f"memory sink: write to {table} refused on demand")
         self.rows[table].extend(rows)
+
+    def write_block(self, table: str, block: RowBlock) -> None:
+        self.write(table, read_rows(TABLES[table].types, block))
 
     def close(self) -> None:
         """Nothing to let go."""
@@ -77,6 +83,15 @@ class ClickHouseSink:
                     column_names=known.names,
                     column_type_names=list(known.types),
                     settings=_INSERT,
+                ),
+            )
+
+    def write_block(self, table: str, block: RowBlock) -> None:
+        if block.rows:
+            self._call(
+                f"{block.rows} rows for {table}",
+                lambda client: client.raw_insert(
+                    table, TABLES[table].names, block.data, settings=_INSERT, fmt="RowBinary"
                 ),
             )
 

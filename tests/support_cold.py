@@ -17,10 +17,11 @@ from streams.core.label_index import (
     PROGRESS,
     TOLD_COLUMNS,
     answer,
-    index_rows,
+    index_copy,
 )
 from streams.core.pipeline import JoinCore
 from streams.core.records import Record
+from tests.support_archive import rows_of
 from tests.support_join import CONTRACT, HOUR, T0
 
 LATE = CONTRACT.model_copy(
@@ -46,8 +47,10 @@ class Copied:
     def take(self, outs: list[Out]) -> None:
         for out in outs:
             if out.topic == "observations":
-                table, rows = index_rows(Record(out.topic, 0, 0, out.key, out.value, out.headers), 0)
-                self.rows[table] += rows
+                for table, row in rows_of(
+                    index_copy(Record(out.topic, 0, 0, out.key, out.value, out.headers), 0)
+                ):
+                    self.rows[table].append(row)
 
     def answers(self, questions: list[Question]) -> list[Record]:
         position = max((row[-1] for row in self.rows[PROGRESS]), default=-(2**63))

@@ -1,4 +1,4 @@
-"""What the archive makes of a record: rows of the log tables, and how far event time has come on a partition.
+"""What the archive makes of records: rows of the log tables, and how far event time has come on a partition.
 
 A log row is a copy, not a judgement: whatever can be read as its topic's type is kept. What cannot is left out here,
 because the stage that consumes the topic has put it into ``dead-letters``, from where it is archived with its reason.
@@ -6,10 +6,13 @@ because the stage that consumes the topic has put it into ``dead-letters``, from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from schemas.codecs import read_arrow
@@ -22,15 +25,20 @@ from schemas.events import (
     HEADER_ORIGIN,
     ID_CHARS_MAX,
     KIND_TICK,
+    REVISION_MAX,
     DeadLetter,
+    Status,
     Tick,
 )
-from schemas.ids import RowId
+from schemas.ids import ROLES, RowId
 from schemas.labels import Label
 from schemas.messages import TIME_MAX_MS, TIME_MIN_MS
+from schemas.row_binary import RowBlock
+from schemas.scan_log import Field, LogScanner
 from schemas.verdicts import SignalChanged
-from streams.core.records import Record
+from streams.core.records import Record, RecordBatch
 
+log = logging.getLogger(__name__)
 Row = tuple[Any, ...]
 Address = tuple[int, int, int]
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
@@ -143,6 +151,55 @@ _EVENTS: dict[str, tuple[str, Any, Callable[[Any, Address], Row]]] = {
 }
 #: Topics the archive copies.
 ARCHIVED = (*_EVENTS, *_DOCUMENTS)
+#: The same documents as the decoders above read, in the order of the tables' columns.
+_FIELDS: dict[str, tuple[Field, ...]] = {
+    "predictions": (
+        Field("model", "text"),
+        Field("version", "text"),
+        Field("role", "text", ROLES[0], values=ROLES),
+        Field("prediction_id", "text", low=1, high=ID_CHARS_MAX),
+        Field("event_time_ms", "long", low=TIME_MIN_MS, high=TIME_MAX_MS),
+        Field("features", "maps"),
+        Field("score", "real or null", "", null=True),
+        Field("latency_ms", "real from 0", ""),
+        Field("status", "text", Status.OK.value, values=tuple(status.value for status in Status)),
+        Field("entity", "text", "", null=True),
+        Field("trace_id", "text", "", null=True),
+        Field("region", "text", "", null=True),
+    ),
+    "feedback": (
+        Field("model", "text", low=1, high=100),
+        Field("prediction_id", "text", low=1, high=ID_CHARS_MAX),
+        Field("label", "real"),
+        Field("label_time_ms", "long", low=TIME_MIN_MS, high=TIME_MAX_MS),
+        Field("revision", "short", "", high=REVISION_MAX),
+        Field("trace_id", "text", "", high=64, null=True),
+    ),
+}
+#: What a record with one of these is has to be looked at.
+_SPECIAL = (HEADER_KIND, HEADER_FORMAT, HEADER_ORIGIN)
+
+
+@functools.cache
+def scanner_of(topic: str) -> LogScanner:
+    """What reads the plain events of ``topic``; one thread at a time may use it."""
+    return LogScanner(_FIELDS[topic])
+
+
+def log_copy(batch: RecordBatch) -> Iterator[tuple[str, list[Row] | RowBlock]]:
+    """(table, rows) of records of one topic, in no order; what cannot be read is left out."""
+    places: Sequence[int] = range(len(batch))
+    if batch.topic in _FIELDS:
+        special = np.zeros(len(batch), np.bool_)
+        special[[at for at, held in batch.headers.items() if any(name in held for name in _SPECIAL)]] = True
+        block, left = scanner_of(batch.topic).rows(batch.values, special, batch.partition, batch.offsets)
+        yield _EVENTS[batch.topic][0], block
+        places = left.tolist()
+    for at in places:
+        try:
+            yield log_rows(batch[at])
+        except BadMessage as error:
+            log.debug("left out", extra={"event": "bad-message", "detail": str(error)})
 
 
 def log_rows(record: Record) -> tuple[str, list[Row]]:

@@ -7,13 +7,16 @@ there before, so its position (``streams.core.asks``) says how far the copy has 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from schemas.blocks import ObservationBlock, decode_block
+from schemas.errors import BadMessage
 from schemas.events import HEADER_KIND, KIND_TICK, Tick
+from schemas.row_binary import RowBlock, length_bytes, pack_rows, text_bytes
 from schemas.rows import TABLES
 from streams.core.cold import Answer, Found
 from streams.core.records import Record
@@ -27,51 +30,52 @@ TOLD_COLUMNS = tuple(name for name in TABLES[LABELS].names if name not in ("mode
 Row = tuple[Any, ...]
 
 
-def index_rows(record: Record, copied_ms: int) -> tuple[str, list[Row]]:
+def index_copy(record: Record, copied_ms: int) -> Iterator[tuple[str, list[Row] | RowBlock]]:
     """(table, rows) of one record of `observations`. ``copied_ms``: the clock's time. Raises BadMessage."""
     if record.headers.get(HEADER_KIND) == KIND_TICK:
-        tick = Tick.model_validate_json(record.value or b"")
+        try:
+            tick = Tick.model_validate_json(record.value or b"")
+        except ValueError as error:
+            raise BadMessage("not-json", f"a tick that cannot be read: {error}") from error
         position = tick.event_time_ms + (tick.feedback_time_ms or 0)
-        return PROGRESS, [(record.partition, tick.source, position)]
+        yield PROGRESS, [(record.partition, tick.source, position)]
+        return
     block = decode_block(record.value or b"")
     if block.kind == "predictions":
-        return PREDICTIONS, _prediction_rows(block, copied_ms)
-    return LABELS, _label_rows(block, copied_ms)
+        for version, name in enumerate(block.versions):
+            yield (
+                PREDICTIONS,
+                _prediction_rows(block, np.flatnonzero(block.version == version), name, copied_ms),
+            )
+    else:
+        # What a revision took back is known by its own row.
+        yield LABELS, _label_rows(block, np.flatnonzero(block.sign > 0), copied_ms)
 
 
-def _prediction_rows(block: ObservationBlock, copied_ms: int) -> list[Row]:
-    columns = [
-        getattr(block, name).tolist()
-        for name in (
-            "identity",
-            "partition",
-            "offset",
-            "row",
-            "check",
-            "version",
-            "role",
-            "event_time_ms",
-            "score",
-            "status",
-        )
-    ]
-    segments = block.segments.tolist() if len(block.segments) else [[]] * len(block)
-    model, versions, coded_as = block.model, block.versions, block.contract_hash
+def _address(block: ObservationBlock, at: NDArray[np.int64]) -> list[NDArray[Any] | bytes]:
+    """Identity, model and source."""
     return [
-        (identity, model, partition, offset, row, check, versions[version], role, time_ms, score, status, of, coded_as,
-         copied_ms)
-        for identity, partition, offset, row, check, version, role, time_ms, score, status, of in zip(
-            *columns, segments, strict=True
-        )
+        block.identity[at], text_bytes(block.model), block.partition[at].astype("<u2"), block.offset[at],
+        block.row[at].astype("<u4"),
     ]  # fmt: skip
 
 
-def _label_rows(block: ObservationBlock, copied_ms: int) -> list[Row]:
-    """Those that were joined; what a revision took back is known by its own row."""
-    at = np.flatnonzero(block.sign > 0)
-    names = ("identity", "partition", "offset", "row", "revision", "label", "label_time_ms")
-    columns = [getattr(block, name)[at].tolist() for name in names]
-    return [(row[0], block.model, *row[1:], copied_ms) for row in zip(*columns, strict=True)]
+def _prediction_rows(
+    block: ObservationBlock, at: NDArray[np.int64], version: str, copied_ms: int
+) -> RowBlock:
+    segments = block.segments[at] if len(block.segments) else np.empty((len(at), 0), "<i4")
+    return pack_rows(len(at), [
+        *_address(block, at), block.check[at], text_bytes(version), block.role[at], block.event_time_ms[at], block.score[at],
+        block.status[at], length_bytes(segments.shape[1]), segments, text_bytes(block.contract_hash),
+        np.full(len(at), copied_ms, "<i8"),
+    ])  # fmt: skip
+
+
+def _label_rows(block: ObservationBlock, at: NDArray[np.int64], copied_ms: int) -> RowBlock:
+    return pack_rows(len(at), [
+        *_address(block, at), block.revision[at], block.label[at], block.label_time_ms[at],
+        np.full(len(at), copied_ms, "<i8"),
+    ])  # fmt: skip
 
 
 def answer(

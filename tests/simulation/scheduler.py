@@ -6,6 +6,7 @@ the plain choice (send the next message, take the next step), so that shrinking 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from schemas.rows import TABLES, whole_outcomes
 from streams.core.archive import log_rows
 from streams.core.delivery import TopicPartition, load
 from streams.core.join import ModelCounts
-from streams.core.label_index import IN_ORDER, index_rows
+from streams.core.label_index import IN_ORDER, index_copy
 from streams.core.pipeline import JoinCore
 from streams.core.records import Record
 from tests.simulation.log import Log
@@ -40,6 +41,7 @@ from tests.simulation.world import (
     observed,
     ticks,
 )
+from tests.support_archive import rows_of
 
 WORKERS = 2
 #: The drain after the chaos must come to rest within this many rounds.
@@ -137,13 +139,10 @@ class Simulation:
                     records = self.log.read(tp, at.get(tp, 0), 10)
                     rows = []
                     for record in records:
-                        try:
-                            table, found = (
-                                index_rows(record, 0) if topic == "observations" else log_rows(record)
+                        with contextlib.suppress(BadMessage):
+                            rows += rows_of(
+                                index_copy(record, 0) if topic == "observations" else [log_rows(record)]
                             )
-                            rows += [(table, row) for row in found]
-                        except BadMessage:
-                            pass
                         at[tp] = record.offset + 1
                     for name in IN_ORDER if topic == "observations" else ():
                         yield "write"

@@ -18,11 +18,12 @@ from streams.core.label_index import (
     LABELS,
     PREDICTIONS,
     answer,
-    index_rows,
+    index_copy,
 )
 from streams.core.pipeline import JoinCore
 from streams.core.records import Record
 from streams.core.waiting import Key
+from tests.support_archive import rows_of
 from tests.support_cold import LATE, SETTLED, Copied, core_of
 from tests.support_join import CONTRACT, HOUR, T0, Stream, dead, prediction, truth
 
@@ -140,7 +141,9 @@ def test_the_label_of_a_prediction_without_a_score_is_known_and_no_outcome() -> 
     core, stream = core_of(CONTRACT), Stream()
     core.apply([stream.event(prediction(score=None)), stream.event(truth())], 0)
     (told,) = [o for o in core.outputs() if o.headers.get(HEADER_KIND) == KIND_LABELS]
-    table, ((*_, revision, label, _, _),) = index_rows(Record("observations", 0, 0, None, told.value), 0)
+    ((table, (*_, revision, label, _, _)),) = rows_of(
+        index_copy(Record("observations", 0, 0, None, told.value), 0)
+    )
     assert (table, revision, label) == (LABELS, 0, 1.0)
 
 
