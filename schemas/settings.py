@@ -309,7 +309,9 @@ class ArchiveSection(Section):
         default="",
         description="Static name of this archive in its group, as of the monitor's workers; empty: none.",
     )
-    batch_rows_max: int = Field(default=50_000, ge=1)
+    batch_rows_max: int = Field(
+        default=100_000, ge=1, description="Rows of one insert. Larger ones cost the warehouse less."
+    )
     flush_interval: DurationMs = 500
     label_index: bool = Field(
         default=True,

@@ -33,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         if process == "compile":
             from streams.warm_up import warm_up
 
-            warm_up()
+            warm_up("monitor")
+            warm_up("archive")
             return 0
         return _monitor() if process == "monitor" else _archive()
     except DriftlineError as error:
@@ -51,7 +52,7 @@ def _monitor() -> int:
     _configure(settings)
     sink = ClickHouseSink(settings.clickhouse) if settings.monitor.warehouse else None
     index = LabelIndex(ClickHouseSink(settings.clickhouse)) if settings.monitor.warehouse else None
-    warm_up()
+    warm_up("monitor")
     gc.freeze()
     gc.set_threshold(GC_OBJECTS, 5, 2)
     return asyncio.run(run_monitor(settings, sink=sink, index=index))
@@ -59,9 +60,11 @@ def _monitor() -> int:
 
 def _archive() -> int:
     from streams.archive import run_archive
+    from streams.warm_up import warm_up
 
     settings = ArchiveSettings.load()
     _configure(settings)
+    warm_up("archive")
     return run_archive(settings)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from schemas.events import FORMAT_ARROW, HEADER_FORMAT, GroundTruth, PredictionM
 from schemas.settings import MonitorSettings
 from schemas.spans import Spans
 from streams.core import pipeline
+from streams.core.archive import log_copy
 from streams.core.delivery import StageContext
 from streams.core.records import RecordBatch
 from streams.record_batches import read
@@ -34,11 +35,27 @@ _CONTRACT = ModelContract(
 _TIME_MS = 10**12
 
 
-def warm_up() -> None:
-    """Pass an event of each form through everything that is compiled."""
+def warm_up(process: Literal["monitor", "archive"]) -> None:
+    """Pass an event of each form through everything that is compiled for this process."""
     began_s = time.monotonic()
-    core = pipeline.create(StageContext("join", 0, 1, MonitorSettings()))
-    core.activate([ModelRecord(contract=_CONTRACT)])
+    batch = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1_000)
+    batch.append(0, 0, b"p", b"", [("h", b"")])
+    read("", 0, bytes(batch.build()), [], 0)
+    if process == "archive":
+        for one in _records():
+            list(log_copy(one))
+    else:
+        core = pipeline.create(StageContext("join", 0, 1, MonitorSettings()))
+        core.activate([ModelRecord(contract=_CONTRACT)])
+        core.apply(_records(), 0)
+        core.outputs()
+        core.changed_pieces()
+    seconds = round(time.monotonic() - began_s, 1)
+    log.info("compiled or loaded what events pass", extra={"event": "warmed-up", "seconds": seconds})
+
+
+def _records() -> list[RecordBatch]:
+    """A prediction and its label, as JSON and as Arrow."""
     event = PredictionMade(
         prediction_id="p", model="m", version="1", event_time_ms=_TIME_MS, features={"x": 0.5, "c": "a"}, score=0.5
     )  # fmt: skip
@@ -52,22 +69,12 @@ def warm_up() -> None:
         "c": ["a"],
     }
     labels = pa.table({"prediction_id": ["q"], "model": ["m"], "label": [1.0], "label_time_ms": [_TIME_MS]})
-    core.apply(
-        [
-            _batch("predictions", b"p", event.model_dump_json().encode()),
-            _batch("predictions", None, encode_arrow_predictions("m", rows, 1)[0]),
-            _batch("feedback", b"p", truth.model_dump_json().encode()),
-            _batch("feedback", None, encode_arrow(labels)),
-        ],
-        0,
-    )
-    core.outputs()
-    core.changed_pieces()
-    batch = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1_000)
-    batch.append(0, 0, b"p", b"", [("h", b"")])
-    read("", 0, bytes(batch.build()), [], 0)
-    seconds = round(time.monotonic() - began_s, 1)
-    log.info("compiled or loaded what events pass", extra={"event": "warmed-up", "seconds": seconds})
+    return [
+        _batch("predictions", b"p", event.model_dump_json().encode()),
+        _batch("predictions", None, encode_arrow_predictions("m", rows, 1)[0]),
+        _batch("feedback", b"p", truth.model_dump_json().encode()),
+        _batch("feedback", None, encode_arrow(labels)),
+    ]
 
 
 def _batch(topic: str, key: bytes | None, value: bytes) -> RecordBatch:

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from streams.batches import _PartitionRecords, _Response, chunk_scheduler, share_out
+from streams.batches import chunk_scheduler, share_out
 from streams.core.records import Record, RecordBatch
+from streams.fetched import _PartitionRecords, _Response
 from streams.record_batches import read
 
 
