@@ -7,30 +7,30 @@ Everything that is summed is an integer, so no order and no cut of the input can
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.shift.cells import Search
 from schemas.blocks import SEGMENT_NULL
 from schemas.codecs import STATUSES, PredictionColumns
 from schemas.contracts import Feature, ModelContract, Reference
 from schemas.ids import ROLES
-from schemas.rows import CALIBRATION_BINS, MICRO, NANO, OUTCOME_BINS, SCORE_BINS
-from streams.core.aggregates import Cell, FeatureCounts, latency_bucket, unit_bin
+from schemas.rows import CALIBRATION_BINS, OUTCOME_BINS
+from streams.core import tally
+from streams.core.aggregates import Cell, FeatureCounts, latency_bucket
 from streams.core.join_state import Kind, WindowKey
+from streams.core.maturity import delay_bucket
 from streams.core.outcomes import OutcomeRows
 
 OTHER, NULL = "(other)", "(null)"
 _ERROR, _FALLBACK = STATUSES.index("error"), STATUSES.index("fallback")
-#: Latencies are summed up to eleven days, values up to what 64 bits hold in millionths; beyond that they are cut.
-LATENCY_US_MAX = 1e12
-VALUE_MAX = 9.0e12
 Ints = NDArray[np.int64]
+#: Of latencies in whole microseconds, up to a twentieth of a second.
+_LATENCY_BUCKETS = latency_bucket(np.arange(50_000, dtype=np.float64)).astype(np.int16)
 
 
 class Segments:
@@ -169,66 +169,54 @@ class Members:
         )
 
 
-def _sums(member: Ints, cells: int, values: NDArray[Any]) -> list[int]:
-    total: list[int] = _summed(member, cells, values).tolist()
-    return total
-
-
-def _summed(member: Ints, cells: int, values: NDArray[Any]) -> Ints:
-    total = np.zeros(cells, np.int64)
-    np.add.at(total, member, values.astype(np.int64, copy=False))
-    return total
-
-
 class PredictionFacts:
     """What is counted of each prediction, summed once by combination: segments add up combinations, not rows.
 
-    ``member (n,)``: the combination of each row, of ``groups``.
+    ``member (n,)``: the combination of each row, of ``groups``. ``late (n,)``: which came late; empty: none.
     """
 
     def __init__(
         self, columns: PredictionColumns, late: NDArray[np.bool_], member: Ints, groups: int
     ) -> None:
-        scored = ~np.isnan(columns.score)
-        latency_us = np.rint(np.clip(columns.latency_ms * 1000.0, 0.0, LATENCY_US_MAX)).astype(np.int64)
-        each: dict[str, NDArray[Any]] = {
-            "errors": columns.status == _ERROR,
-            "fallbacks": columns.status == _FALLBACK,
-            "late": late,
-            "positives": scored & (columns.score >= columns.contract.threshold),
-            "payload_bytes": columns.payload_bytes,
-            "latency_sum_us": latency_us,
-        }
-        self._sums = {name: _summed(member, groups, values) for name, values in each.items() if values.any()}
-        self._rows = np.bincount(member, minlength=groups)
-        bins = member * SCORE_BINS + unit_bin(columns.score, SCORE_BINS)
-        if not scored.all():
-            bins = bins[scored]
-        self._scores = np.bincount(bins, minlength=groups * SCORE_BINS).reshape(groups, SCORE_BINS)
-        buckets, bucket_of = distinct(latency_bucket(latency_us.astype(np.float64)))
-        self._buckets = buckets.tolist()
-        found = member * len(buckets) + bucket_of
-        width = groups * len(buckets)
-        self._latencies = np.bincount(found, minlength=width).reshape(groups, len(buckets))
+        self._whole = np.zeros((groups, tally.FACTS_WIDTH), np.int64)
+        bucket = np.empty(len(member), np.int64)
+        tally.facts(
+            member, late, columns.score, columns.latency_ms, columns.status, columns.payload_bytes, _ERROR, _FALLBACK,
+            columns.contract.threshold, _LATENCY_BUCKETS, bucket, self._whole,
+        )  # fmt: skip
+        if len(long := np.flatnonzero(bucket < 0)):
+            latency_us = np.rint(np.minimum(columns.latency_ms[long] * 1000.0, tally.LATENCY_US_MAX))
+            bucket[long] = latency_bucket(latency_us)
+        self._first, self._latencies = _counted_pairs(member, groups, bucket)
 
     def count(self, cells: Sequence[Cell], of_group: Ints) -> None:
         """Add what combination g has to ``cells[of_group[g]]``."""
-        n = len(cells)
-        rows = _sums(of_group, n, self._rows)
-        totals = {name: _sums(of_group, n, values) for name, values in self._sums.items()}
-        scores, latencies = (_rows_summed(of_group, n, table) for table in (self._scores, self._latencies))
-        for at, cell in enumerate(cells):
+        whole, latencies = (
+            _rows_summed(of_group, len(cells), table) for table in (self._whole, self._latencies)
+        )
+        names = tally.FACTS
+        for cell, row, buckets in zip(cells, whole, latencies, strict=True):
             counts = cell.counts
-            counts.predictions += rows[at]
-            cell.outcomes.predictions += rows[at]
-            counts.score_histogram += scores[at]
-            for name, total in totals.items():
-                if total[at]:
-                    setattr(counts, name, getattr(counts, name) + total[at])
-            held = counts.latency_buckets
-            for bucket, times in zip(self._buckets, latencies[at].tolist(), strict=True):
-                if times:
-                    held[bucket] = held.get(bucket, 0) + times
+            for name, total in zip(names, row[: len(names)].tolist(), strict=True):
+                if total:
+                    setattr(counts, name, getattr(counts, name) + total)
+            cell.outcomes.predictions += int(row[0])
+            counts.score_histogram += row[len(names) :]
+            _add_buckets(counts.latency_buckets, self._first, buckets)
+
+
+def _counted_pairs(member: Ints, cells: int, bucket: Ints) -> tuple[int, Ints]:
+    """The least bucket, and how often each from there on is in each cell: shape (cells, buckets)."""
+    first, last = int(bucket.min()), int(bucket.max())
+    found = np.zeros((cells, last - first + 1), np.int64)
+    tally.pairs(member, bucket, first, found)
+    return first, found
+
+
+def _add_buckets(held: dict[int, int], first: int, times: Ints) -> None:
+    at = np.flatnonzero(times)
+    for bucket, count in zip(at.tolist(), times[at].tolist(), strict=True):
+        held[first + bucket] = held.get(first + bucket, 0) + count
 
 
 def _rows_summed(member: Ints, cells: int, table: Ints) -> Ints:
@@ -240,23 +228,6 @@ def _rows_summed(member: Ints, cells: int, table: Ints) -> Ints:
     return total
 
 
-class _InCells:
-    """Rows put in the order of their cells, so that sums, least and greatest of all columns are one call each."""
-
-    def __init__(self, member: Ints, cells: int) -> None:
-        self.rows = np.bincount(member, minlength=cells)
-        self._order = None if cells == 1 else np.argsort(member, kind="stable")
-        self._starts = np.cumsum(self.rows) - self.rows
-
-    def ordered(self, values: NDArray[Any]) -> NDArray[Any]:
-        return values if self._order is None else values[self._order]
-
-    def reduced(self, reduce: np.ufunc, ordered: NDArray[Any]) -> NDArray[Any]:
-        """By cell, of rows that are in order; every cell has a row."""
-        found: NDArray[Any] = reduce.reduceat(ordered, self._starts, axis=0)
-        return found
-
-
 def count_features(
     cells: Sequence[tuple[str, Cell]],
     member: Ints,
@@ -264,36 +235,60 @@ def count_features(
     references: Mapping[str, Reference],
 ) -> None:
     """Add every feature of row i to the cell of ``cells[member[i]]``, which is (version, cell). No cell is empty."""
-    contract, split = columns.contract, _InCells(member, len(cells))
-    values, member = split.ordered(columns.features), split.ordered(member)
-    missing = np.isnan(values)
-    least, most = split.reduced(np.fmin, values), split.reduced(np.fmax, values)
-    nulls = split.reduced(np.add, missing.astype(np.int64))
-    units = np.rint(np.clip(values, -VALUE_MAX, VALUE_MAX) * MICRO)
-    units[missing] = 0.0
-    small = np.abs(units).max(axis=0) < 2**62 // len(units)
-    whole = units.astype(np.int64)
-    sums = split.reduced(np.add, whole)
+    contract, values = columns.contract, columns.features
+    rows = np.bincount(member, minlength=len(cells)).tolist()
     for place, feature in enumerate(contract.features):
         counts = [_feature_counts(contract, place, cell, references.get(version)) for version, cell in cells]
-        for at, one in enumerate(counts):
-            one.rows += int(split.rows[at])
-            one.missing += int(nulls[at, place])
-        column, known = values[:, place], ~missing[:, place]
+        for one, times in zip(counts, rows, strict=True):
+            one.rows += times
         if feature.kind == "categorical":
-            codes = column[known].astype(np.int64)
-            _count_categories(counts, feature.categories, member[known], codes)
-            continue
-        exact = sums[:, place] if small[place] else _large_sums(member, len(cells), whole[:, place])
-        for at, one in enumerate(counts):
-            one.sum_micro += int(exact[at])
-            one.low = float(np.fmin(one.low, least[at, place]))
-            one.high = float(np.fmax(one.high, most[at, place]))
-        wrong = _outside(feature, column)
-        if wrong is not None and wrong.any():
-            for one, invalid in zip(counts, _sums(member, len(cells), wrong), strict=True):
-                one.invalid += invalid
-        _count_bins(counts, member, column, known)
+            _count_categories(counts, feature.categories, member, values[:, place])
+        else:
+            _count_numbers(counts, feature, member, values[:, place])
+
+
+def _count_categories(
+    counts: list[FeatureCounts], names: tuple[str, ...], member: Ints, values: NDArray[np.float64]
+) -> None:
+    table = np.zeros((len(counts), len(names) + 2), np.int64)
+    tally.categories(values, member, table)
+    for one, row in zip(counts, table, strict=True):
+        *known, unknown, missing = row.tolist()
+        one.missing += missing
+        one.invalid += unknown
+        for name, times in zip((*names, OTHER), (*known, unknown), strict=True):
+            if times:
+                one.categories[name] = one.categories.get(name, 0) + times
+
+
+def _count_numbers(
+    counts: list[FeatureCounts], feature: Feature, member: Ints, values: NDArray[np.float64]
+) -> None:
+    low = -math.inf if feature.low is None else feature.low
+    high = math.inf if feature.high is None else feature.high
+    n = len(counts)
+    # Versions of different references have different edges.
+    of_edges: dict[tuple[float, ...], list[int]] = {}
+    for at, one in enumerate(counts):
+        of_edges.setdefault(one.edges, []).append(at)
+    for edges, cells in of_edges.items():
+        slot = np.full(n, -1, np.int64)
+        slot[cells] = cells
+        whole, bins = np.zeros((n, len(tally.NUMBERS)), np.int64), np.zeros((n, len(edges) + 1), np.int64)
+        range_ = np.empty((n, 2))
+        range_[:] = math.inf, -math.inf
+        cut = _edges(edges)
+        # Infinite values never come: the decoder has refused them.
+        tally.numbers(values, member, slot, low, high, cut.edges, cut.before, cut.scale, whole, range_, bins)
+        for at in cells:
+            one = counts[at]
+            missing, invalid, upper, lower = whole[at].tolist()
+            one.missing += missing
+            one.invalid += invalid
+            one.sum_micro += (upper << tally.HALF) + lower
+            least, most = range_[at].tolist()
+            one.low, one.high = min(one.low, least), max(one.high, most)
+            one.histogram += bins[at]
 
 
 def _feature_counts(
@@ -308,55 +303,9 @@ def _feature_counts(
     return found
 
 
-def _count_categories(
-    counts: list[FeatureCounts], categories: tuple[str, ...], member: Ints, codes: Ints
-) -> None:
-    width = len(categories) + 1
-    table = np.bincount(member * width + codes, minlength=len(counts) * width).reshape(len(counts), width)
-    for at, code in np.argwhere(table).tolist():
-        times = int(table[at, code])
-        one = counts[at]
-        name = OTHER if code == len(categories) else categories[code]
-        one.invalid += times if code == len(categories) else 0
-        one.categories[name] = one.categories.get(name, 0) + times
-
-
-def _outside(feature: Feature, values: NDArray[np.float64]) -> NDArray[np.bool_] | None:
-    """Which values the contract's range excludes; None where it has none."""
-    below = None if feature.low is None else values < feature.low
-    above = None if feature.high is None else values > feature.high
-    if below is None or above is None:
-        return above if below is None else below
-    return below | above
-
-
-def _count_bins(
-    counts: list[FeatureCounts], member: Ints, values: NDArray[np.float64], known: NDArray[np.bool_]
-) -> None:
-    edges_of = [one.edges for one in counts]
-    for edges in set(edges_of):
-        mine = np.array([e == edges for e in edges_of], bool)
-        rows = known if mine.all() else known & mine[member]
-        kept, of_kept = (values, member) if rows.all() else (values[rows], member[rows])
-        width = len(edges) + 1
-        # Infinite values never come: the decoder has refused them.
-        cut = _search(edges)(kept, np.ones(len(kept), bool))
-        table = np.bincount(of_kept * width + cut, minlength=len(counts) * width).reshape(len(counts), width)
-        for at in np.flatnonzero(mine).tolist():
-            counts[at].histogram += table[at]
-
-
 @lru_cache(maxsize=4_096)
-def _search(edges: tuple[float, ...]) -> Search:
-    return Search(np.asarray(edges, np.float64))
-
-
-def _large_sums(member: Ints, cells: int, units: Ints) -> list[int]:
-    """Exact sums whatever their size."""
-    total = [0] * cells
-    for at, unit in zip(member.tolist(), units.tolist(), strict=True):
-        total[at] += unit
-    return total
+def _edges(edges: tuple[float, ...]) -> tally.Edges:
+    return tally.Edges(edges)
 
 
 def feature_edges(contract: ModelContract, place: int, reference: Reference | None) -> tuple[float, ...]:
@@ -364,60 +313,53 @@ def feature_edges(contract: ModelContract, place: int, reference: Reference | No
     feature, bins = contract.features[place], contract.monitoring.histogram_bins
     column = reference.columns.get(feature.name) if reference is not None else None
     if column is not None and len(column.quantiles) > 1:
-        places = np.linspace(0, len(column.quantiles) - 1, bins + 1)[1:-1]
-        return tuple(np.unique(np.interp(places, range(len(column.quantiles)), column.quantiles)).tolist())
+        return _of_quantiles(column.quantiles, bins)
     if feature.low is not None and feature.high is not None:
         return tuple(np.linspace(feature.low, feature.high, bins + 1)[1:-1].tolist())
     return ()
 
 
+@lru_cache(maxsize=4_096)
+def _of_quantiles(quantiles: tuple[float, ...], bins: int) -> tuple[float, ...]:
+    places = np.linspace(0, len(quantiles) - 1, bins + 1)[1:-1]
+    return tuple(np.unique(np.interp(places, range(len(quantiles)), quantiles)).tolist())
+
+
 def count_outcomes(
-    cells: Sequence[Cell], member: Ints, outcomes: OutcomeRows, losses_nano: Ints, threshold: float
+    cells: Sequence[Cell],
+    starts_ms: Ints,
+    member: Ints,
+    outcomes: OutcomeRows,
+    losses_nano: Ints,
+    threshold: float,
 ) -> None:
-    """Add row i to each of the cells ``cells[member[i, :]]``; ``member`` has shape (rows, cells of a row)."""
-    n, width = len(cells), member.shape[1]
-    flat = member.ravel()
-    sign = np.repeat(outcomes.sign, width)
-    positive, said = outcomes.label == 1.0, outcomes.score >= threshold
-    score = np.clip(outcomes.score, 0.0, 1.0)
-    brier = np.rint((score - outcomes.label) ** 2 * NANO).astype(np.int64)
-    each = {
-        "labelled": np.ones(len(positive), np.int64),
-        "true_positive": said & positive,
-        "false_positive": said & ~positive,
-        "true_negative": ~said & ~positive,
-        "false_negative": ~said & positive,
-        "log_loss_nano": losses_nano,
-        "brier_nano": brier,
-        "revisions": outcomes.replaces,
-    }
-    sums = {name: _sums(flat, n, np.repeat(values, width) * sign) for name, values in each.items()}
+    """Add row i, at least one, to each of the cells ``cells[member[i, :]]``, whose windows begin at ``starts_ms``; ``member``
+    has shape (rows, cells of a row)."""
+    n, unset = len(cells), np.iinfo(np.int64)
+    bucket = delay_bucket(outcomes.label_time_ms - starts_ms[member[:, 0]])
+    first = int(bucket.min())
+    whole = np.zeros((n, len(tally.OUTCOMES)), np.int64)
+    times = np.empty((n, 2), np.int64)
+    times[:] = unset.max, unset.min
+    scores = np.zeros((n, 2, OUTCOME_BINS), np.int64)
+    calibration = np.zeros((n, 3, CALIBRATION_BINS), np.int64)
+    delays = np.zeros((n, 2, int(bucket.max()) - first + 1), np.int64)
+    tally.outcomes(
+        member, outcomes.score, outcomes.label, outcomes.label_time_ms, outcomes.sign, outcomes.replaces, losses_nano,
+        threshold, bucket, first, whole, times, scores, calibration, delays,
+    )  # fmt: skip
     for at, cell in enumerate(cells):
-        for name, total in sums.items():
-            if total[at]:
-                setattr(cell.outcomes, name, getattr(cell.outcomes, name) + total[at])
-    fine, coarse = unit_bin(score, OUTCOME_BINS), unit_bin(score, CALIBRATION_BINS)
-    by_score = _pairs(flat, np.repeat(fine + positive * OUTCOME_BINS, width), sign)
-    for at, place, times in by_score:
-        kept = cells[at].outcomes
-        scores = kept.positive_scores if place >= OUTCOME_BINS else kept.negative_scores
-        scores[place % OUTCOME_BINS] += times
-    bins = np.repeat(coarse, width)
-    units = np.rint(score * NANO).astype(np.int64)
-    for name, values in (
-        ("calibration_counts", np.ones(len(units), np.int64)),
-        ("calibration_positives", positive),
-        ("calibration_score_nano", units),
-    ):
-        for at, place, amount in _pairs(flat, bins, np.repeat(values, width) * sign):
-            getattr(cells[at].outcomes, name)[place] += amount
-
-
-def _pairs(member: Ints, places: Ints, values: Ints) -> list[tuple[int, int, int]]:
-    """(cell, place, sum of values), for the pairs that occur."""
-    pairs, which = np.unique(member << 16 | places, return_inverse=True)
-    total = np.zeros(len(pairs), np.int64)
-    np.add.at(total, which, values)
-    return [
-        (pair >> 16, pair & 0xFFFF, sum_) for pair, sum_ in zip(pairs.tolist(), total.tolist(), strict=True)
-    ]
+        kept = cell.outcomes
+        for name, total in zip(tally.OUTCOMES, whole[at].tolist(), strict=True):
+            if total:
+                setattr(kept, name, getattr(kept, name) + total)
+        kept.negative_scores += scores[at, 0]
+        kept.positive_scores += scores[at, 1]
+        kept.calibration_counts += calibration[at, 0]
+        kept.calibration_score_nano += calibration[at, 1]
+        kept.calibration_positives += calibration[at, 2]
+        _add_buckets(kept.negative_delays, first, delays[at, 0])
+        _add_buckets(kept.positive_delays, first, delays[at, 1])
+        earliest, latest = times[at].tolist()
+        kept.first_label_ms = min(kept.first_label_ms or unset.max, earliest)
+        kept.last_label_ms = max(kept.last_label_ms, latest)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.rows import NANO, PROBABILITY_MIN
+from streams.core import tally
 from streams.core.join_state import Kind
 
 Ints = NDArray[np.int64]
@@ -56,12 +55,8 @@ class OutcomeRows:
 
         Logarithms are the C library's, row by row: vectorised ones differ in the last bit from machine to machine.
         """
-        p = np.clip(self.score, PROBABILITY_MIN, 1 - PROBABILITY_MIN)
-        positive = self.label == 1.0
-        losses = np.empty(len(p), np.float64)
-        losses[positive] = list(map(math.log, p[positive].tolist()))
-        losses[~positive] = list(map(math.log1p, (-p[~positive]).tolist()))
-        nano: Ints = np.rint(-losses * NANO).astype(np.int64)
+        nano = np.empty(len(self.score), np.int64)
+        tally.losses(self.score, self.label, nano)
         return nano
 
 

@@ -23,12 +23,12 @@ from streams.core.aggregates import Cell, Counts, FeatureCounts, Outcomes, pack,
 from streams.core.counting import Members, PredictionFacts, count_features, count_outcomes, distinct
 from streams.core.delivery import Upsert
 from streams.core.join_state import WindowKey
-from streams.core.maturity import count_labels
 from streams.core.outcomes import OutcomeRows
 
 WINDOW_SCHEMA = 3
 PREFIX = "window/"
 _INT64_MAX = 2**63 - 1
+_NOT_LATE = np.zeros(0, np.bool_)
 
 #: Version, role, segment.
 CellKey = tuple[str, str, str]
@@ -114,7 +114,7 @@ class Windows:
         contract, monitoring = columns.contract, columns.contract.monitoring
         model, lateness_ms = contract.model, monitoring.allowed_lateness
         closed = np.array([w.end_ms + lateness_ms <= watermark_ms for w in members.windows], bool)
-        late = closed[members.window][members.of_row]
+        late = closed[members.window][members.of_row] if closed.any() else _NOT_LATE
         if late.any():
             self.late[model] = self.late.get(model, 0) + int(late.sum())
         groups = len(members.window)
@@ -267,9 +267,8 @@ def add_outcomes(
         cells_of = [of + [len(found)] * (width - len(of)) for of in cells_of]
         found.append(nobody)
     member = np.array(cells_of, np.int64)[outcomes.kind]
-    count_outcomes(found, member, outcomes, losses_nano, threshold)
     starts_ms = np.array([window.start_ms for window, _ in cells], np.int64)
-    count_labels(found, starts_ms, member, outcomes, losses_nano)
+    count_outcomes(found, starts_ms, member, outcomes, losses_nano, threshold)
 
 
 def row_key(window: WindowKey, cell: CellKey, partition: int) -> tuple[Any, ...]:

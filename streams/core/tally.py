@@ -1,0 +1,189 @@
+"""Loops that count rows into cells, compiled: one pass over a batch, whatever is counted of each row.
+
+They fill arrays they are given and know nothing else. All sums are of integers: values in millionths and losses in
+billionths, a value's in two halves, so that no sum of them leaves 64 bits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.compiled import compiled
+from schemas.rows import CALIBRATION_BINS, MICRO, NANO, OUTCOME_BINS, PROBABILITY_MIN, SCORE_BINS
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+#: Latencies are summed up to eleven days, values up to what 64 bits hold in millionths; beyond that they are cut.
+LATENCY_US_MAX, VALUE_MAX = 1e12, 9.0e12
+#: Columns of what ``facts`` sums; after them, as many as there are bins, the histogram of scores.
+FACTS = ("predictions", "errors", "fallbacks", "late", "positives", "payload_bytes", "latency_sum_us")
+FACTS_WIDTH = len(FACTS) + SCORE_BINS
+#: Columns of what ``numbers`` sums; the sum of values is ``upper << HALF`` and ``lower``.
+NUMBERS = ("missing", "invalid", "upper", "lower")
+HALF = 32
+#: Columns of what ``outcomes`` sums.
+OUTCOMES = (
+    "labelled", "revisions", "true_positive", "false_positive", "true_negative", "false_negative", "log_loss_nano",
+    "brier_nano", "positive_log_loss_nano", "positive_brier_nano",
+)  # fmt: skip
+#: How many steps a range of edges is cut into, to find the one below a value.
+STEPS = 512
+
+
+@compiled
+def facts(
+    member: Ints, late: NDArray[np.bool_], score: Floats, latency_ms: Floats, status: NDArray[np.int8], payload: Ints,
+    error: int, fallback: int, threshold: float, table: NDArray[np.int16], bucket: Ints, into: Ints,
+) -> None:  # fmt: skip
+    """Add row i to ``into[member[i]]``; ``bucket[i]`` becomes that of its latency, by ``table`` as far as that goes."""
+    for i in range(len(member)):
+        cell = into[member[i]]
+        cell[0] += 1
+        if status[i] == error:
+            cell[1] += 1
+        elif status[i] == fallback:
+            cell[2] += 1
+        if len(late) and late[i]:
+            cell[3] += 1
+        value = score[i]
+        if value == value:
+            if value >= threshold:
+                cell[4] += 1
+            cell[7 + unit_bin(value, SCORE_BINS)] += 1
+        cell[5] += payload[i]
+        latency_us = np.int64(np.rint(min(max(latency_ms[i] * 1000.0, 0.0), LATENCY_US_MAX)))
+        cell[6] += latency_us
+        bucket[i] = table[latency_us] if latency_us < len(table) else -1
+
+
+@compiled
+def unit_bin(value: float, bins: int) -> int:
+    """``streams.core.aggregates.unit_bin`` of one value that is a number."""
+    return min(int(min(max(value, 0.0), 1.0) * bins), bins - 1)
+
+
+@compiled
+def pairs(member: Ints, place: Ints, first: int, into: Ints) -> None:
+    """Count row i in ``into[member[i], place[i] - first]``."""
+    for i in range(len(member)):
+        into[member[i], place[i] - first] += 1
+
+
+@compiled
+def step(value: float, low: float, high: float, scale: float) -> int:
+    """In which of equal steps from ``low`` to ``high`` a value lies. Monotone, rounding included."""
+    if value <= low:
+        return 0
+    return int((min(value, high) - low) * scale)
+
+
+@compiled
+def numbers(
+    values: Floats, member: Ints, slot: Ints, low: float, high: float, edges: Floats, before: Ints, scale: float,
+    into: Ints, range_: Floats, histogram: Ints,
+) -> None:  # fmt: skip
+    """Add value i of a numeric feature to ``into[slot[member[i]]]``, where that is not negative; NaN is missing.
+
+    ``low`` and ``high``: what the contract allows. ``edges``: ascending borders of the histogram's cells; ``before``: how many of
+    them lie in steps before each. ``range_ (cells, 2)``: least and greatest.
+    """
+    last = len(edges) - 1
+    for i in range(len(member)):
+        cell = slot[member[i]]
+        if cell < 0:
+            continue
+        value = values[i]
+        if value != value:
+            into[cell, 0] += 1
+            continue
+        if value < low or value > high:
+            into[cell, 1] += 1
+        unit = np.int64(np.rint(min(max(value, -VALUE_MAX), VALUE_MAX) * MICRO))
+        into[cell, 2] += unit >> HALF
+        into[cell, 3] += unit & 0xFFFFFFFF
+        if value < range_[cell, 0]:
+            range_[cell, 0] = value
+        if value > range_[cell, 1]:
+            range_[cell, 1] = value
+        place = 0
+        if last >= 0:
+            place = before[step(value, edges[0], edges[last], scale)]
+            while place <= last and edges[place] <= value:
+                place += 1
+        histogram[cell, place] += 1
+
+
+@compiled
+def categories(values: Floats, member: Ints, into: Ints) -> None:
+    """Count code i of a categorical feature in ``into[member[i]]``; NaN, which is missing, in the last column."""
+    last = into.shape[1] - 1
+    for i in range(len(member)):
+        value = values[i]
+        into[member[i], last if value != value else int(value)] += 1
+
+
+@compiled
+def outcomes(
+    member: Ints, score: Floats, label: Floats, label_time_ms: Ints, sign: Ints, replaces: Ints, losses_nano: Ints,
+    threshold: float, bucket: Ints, first_bucket: int, into: Ints, times_ms: Ints, scores: Ints, calibration: Ints,
+    delays: Ints,
+) -> None:  # fmt: skip
+    """Add outcome i to each of the cells ``member[i, :]``. ``bucket``: of its label's delay.
+
+    ``into (cells, 10)`` as ``OUTCOMES``; ``times_ms (cells, 2)``: first and last label; ``scores (cells, 2, bins)`` and ``delays
+    (cells, 2, buckets)`` of negatives and positives; ``calibration (cells, 3, bins)``: how many, their scores, positives.
+    """
+    for i in range(len(score)):
+        p = min(max(score[i], 0.0), 1.0)
+        positive, said = label[i] == 1.0, score[i] >= threshold
+        away = p - label[i]
+        brier, units = np.int64(np.rint(away * away * NANO)), np.int64(np.rint(p * NANO))
+        fine, coarse = unit_bin(p, OUTCOME_BINS), unit_bin(p, CALIBRATION_BINS)
+        side, s = int(positive), sign[i]
+        for j in range(member.shape[1]):
+            cell = member[i, j]
+            into[cell, 0] += s
+            into[cell, 1] += s * replaces[i]
+            into[cell, (2 if said else 5) if positive else (3 if said else 4)] += s
+            into[cell, 6] += s * losses_nano[i]
+            into[cell, 7] += s * brier
+            if positive:
+                into[cell, 8] += s * losses_nano[i]
+                into[cell, 9] += s * brier
+            scores[cell, side, fine] += s
+            calibration[cell, 0, coarse] += s
+            calibration[cell, 1, coarse] += s * units
+            calibration[cell, 2, coarse] += s * side
+            times_ms[cell, 0] = min(times_ms[cell, 0], label_time_ms[i])
+            times_ms[cell, 1] = max(times_ms[cell, 1], label_time_ms[i])
+            if s > 0 and replaces[i] == 0:
+                delays[cell, side, bucket[i] - first_bucket] += 1
+
+
+@compiled
+def losses(score: Floats, label: Floats, into: Ints) -> None:
+    """Log loss of each in billionths, the score kept ``PROBABILITY_MIN`` away from 0 and 1; logarithms are the C library's."""
+    for i in range(len(score)):
+        p = min(max(score[i], PROBABILITY_MIN), 1 - PROBABILITY_MIN)
+        loss = -math.log(p) if label[i] == 1.0 else -math.log1p(-p)
+        into[i] = np.int64(np.rint(loss * NANO))
+
+
+class Edges:
+    """Borders of a histogram's cells, and what finds a value among them; see ``numbers``."""
+
+    __slots__ = ("before", "edges", "scale")
+
+    def __init__(self, edges: tuple[float, ...]) -> None:
+        self.edges = np.array(edges, np.float64)
+        span = edges[-1] - edges[0] if len(edges) > 1 else 0.0
+        scale = (STEPS - 1) / span if 0 < span < math.inf else 0.0
+        #: Where the edges are no range to be cut, all lie in one step.
+        self.scale = scale if math.isfinite(scale) else 0.0
+        steps = np.array([step(e, edges[0], edges[-1], self.scale) for e in edges], np.int64)
+        counts: Any = np.bincount(steps, minlength=STEPS)
+        self.before: Ints = np.cumsum(counts) - counts
