@@ -19,7 +19,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -171,6 +171,23 @@ class Detector(Protocol):
 
     def reset(self) -> None:
         """As if just built."""
+
+
+#: No number of rows, and no time, makes a difference.
+NEVER_ROWS, NEVER_MS = 2**31, 2**62
+
+
+@runtime_checkable
+class Patient(Protocol):
+    """A detector that can say how long nothing it is given could make it speak, so that rows may be fed to it later and
+    more at a time."""
+
+    def patience(self) -> tuple[int, int]:
+        """(rows, time): no verdict changes before so many more rows have come, or time has passed that.
+
+        As long as both hold neither ``update`` nor ``advance`` returns a change, whatever values the rows have and
+        wherever they are cut; rows that come are younger than the last ``advance``. (0, any): it may speak at once.
+        """
 
 
 class Spec(BaseModel, ABC):

@@ -81,6 +81,11 @@ class BlockSums:
         held = self.state.open.get(start)
         self.state.open[start] = added if held is None else [a + b for a, b in zip(held, added, strict=True)]
 
+    @property
+    def closes_after_ms(self) -> int:
+        """Until event time is beyond this no block ends, whatever rows come that are younger than the last ``close``."""
+        return self.state.closed_to_ms + self.block_ms - 2
+
     def close(self, time_ms: int) -> list[tuple[int, list[int]]]:
         """(start, sums) of the blocks that end at or before ``time_ms``, in order; they take no more rows."""
         passed = (time_ms + 1 - self.offset_ms) // self.block_ms * self.block_ms + self.offset_ms

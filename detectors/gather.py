@@ -51,6 +51,11 @@ class OpenBlocks(Generic[B]):
             found = self.open[start_ms] = self._new()
         return found
 
+    @property
+    def closes_after_ms(self) -> int:
+        """Until event time is beyond this no block ends, whatever rows come that are younger than the last ``close``."""
+        return self.closed_to_ms + self.block_ms - 2
+
     def close(self, time_ms: int) -> list[tuple[int, B]]:
         """(start, summary) of the blocks that end at or before ``time_ms``, in order; they take no more rows."""
         passed = (time_ms + 1 - self.offset_ms) // self.block_ms * self.block_ms + self.offset_ms

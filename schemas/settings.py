@@ -284,6 +284,12 @@ class MonitorSection(Section):
     tick_interval: DurationMs = 1_000
     tick_delay: DurationMs = Field(default=2_000, description="How far behind the clock a tick's time is.")
     hot_index_bytes_max: int = Field(default=1_073_741_824, ge=1_000_000)
+    held_bytes_max: int = Field(
+        default=134_217_728,
+        ge=0,
+        description="Rows of models that have few are held until a detector could speak, or so many bytes have come since; "
+        "so many are read again after a restart.",
+    )
     early_labels_max: int = Field(
         default=1_000_000,
         ge=0,

@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.base import FIXED_POINT, Change, Rows, pack, undecided, unpack
+from detectors.base import FIXED_POINT, NEVER_ROWS, Change, Rows, pack, undecided, unpack
 from detectors.blocks import BlockState, BlockSums
 from detectors.evidence import LOW, next_state
 from schemas.errors import SnapshotError
@@ -181,6 +181,9 @@ class BlockEvidenceDetector(ABC):
             if self._verdict.state is not before:
                 changes.append(Change(-1, start + self._block_ms, self._verdict))
         return changes
+
+    def patience(self) -> tuple[int, int]:
+        return NEVER_ROWS, self._blocks.closes_after_ms
 
     def _judge(self) -> Verdict:
         above = self._above

@@ -38,6 +38,8 @@ from pydantic import Field
 
 from detectors.base import (
     DAY_MS,
+    NEVER_MS,
+    NEVER_ROWS,
     Change,
     Context,
     Detector,
@@ -201,6 +203,15 @@ class Freshness:
         self._silent = True
         return [Change(-1, deadline, self._silence(deadline))] if was is not State.DRIFT else []
 
+    def patience(self) -> tuple[int, int]:
+        if self._seen == 0 or self.verdict.state is State.DRIFT:
+            # Silence goes on by itself; the next row may end it.
+            return 1, NEVER_MS
+        held = self._valued[self._valued != _NEVER]
+        rows = self._spec.rows_min - self._seen
+        oldest_ms = min(self._last_ms, int(held.min())) if len(held) else self._last_ms
+        return rows if rows > 0 else NEVER_ROWS, oldest_ms + self._spec.silence_max
+
     def _silence(self, now_ms: int) -> Verdict:
         silence, limit = now_ms - self._last_ms, self._spec.silence_max
         evidence = Evidence(
@@ -359,6 +370,12 @@ class Staleness:
 
     def advance(self, time_ms: int) -> list[Change]:
         return self._pass(time_ms)
+
+    def patience(self) -> tuple[int, int]:
+        needed = self._spec.rows_min - self._seen
+        if self._trained_ms is None or (needed <= 0 and self.verdict.state is not State.STABLE):
+            return NEVER_ROWS, NEVER_MS
+        return needed if needed > 0 else NEVER_ROWS, self._trained_ms + self._spec.age_max - 1
 
     def _pass(self, time_ms: int) -> list[Change]:
         before = self.verdict.state

@@ -41,7 +41,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from detectors.base import DAY_MS, Change, Context, Detector, Rows, Spec, Stream, pack, undecided, unpack
+from detectors.base import (
+    DAY_MS,
+    NEVER_ROWS,
+    Change,
+    Context,
+    Detector,
+    Rows,
+    Spec,
+    Stream,
+    pack,
+    undecided,
+    unpack,
+)
 from detectors.gather import OpenBlocks, verdict_bytes, verdict_from
 from detectors.health.quality_checks import (
     Allowed,
@@ -208,6 +220,9 @@ class Quality:
             if self._verdict.state is not before:
                 changes.append(Change(-1, start + self._spec.block_ms, self._verdict))
         return changes
+
+    def patience(self) -> tuple[int, int]:
+        return NEVER_ROWS, self._blocks.closes_after_ms
 
     def _findings(self, block: _Block) -> list[Finding]:
         """Every check that was made, findings or none."""

@@ -31,6 +31,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from detectors.base import (
+    NEVER_ROWS,
     Change,
     Context,
     Detector,
@@ -153,6 +154,9 @@ class Service:
             if self.verdict.state is not before:
                 changes.append(Change(-1, start + self._spec.block_ms, self.verdict))
         return changes
+
+    def patience(self) -> tuple[int, int]:
+        return NEVER_ROWS, self._blocks.closes_after_ms
 
     def _due(self, time_ms: int) -> Iterator[tuple[int, _Block]]:
         """Closed blocks in order; of each run of empty ones the first, which says all that the others would."""

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from detectors.base import Change, Context, Detector, Rows, Spec, Standing, Stream, pack, unpack
+from detectors.base import NEVER_MS, Change, Context, Detector, Rows, Spec, Standing, Stream, pack, unpack
 from detectors.outliers.outlier_limits import tail_of
 from detectors.outliers.outlier_rate import OutlierRate, RateState
 from schemas.errors import SnapshotError
@@ -195,6 +195,14 @@ class OutlierDetector:
 
     def advance(self, time_ms: int) -> list[Change]:
         return []
+
+    def patience(self) -> tuple[int, int]:
+        """A verdict ends a window, and the first window begins when it has learnt."""
+        left = self._spec.window_rows - self._state.rate.open.rows
+        if self._scorer is None:
+            row_bytes = max(1, 8 * len(self._context.columns))
+            left += self._spec.warm_up_rows - len(self._state.held) // row_bytes
+        return left, NEVER_MS
 
     def snapshot(self) -> bytes:
         return pack(self._spec.kind, _SCHEMA, self._state)

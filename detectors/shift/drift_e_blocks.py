@@ -43,7 +43,19 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.special import chdtri, stdtrit
 
-from detectors.base import Change, Context, Detector, Rows, Spec, Standing, Stream, pack, undecided, unpack
+from detectors.base import (
+    NEVER_ROWS,
+    Change,
+    Context,
+    Detector,
+    Rows,
+    Spec,
+    Standing,
+    Stream,
+    pack,
+    undecided,
+    unpack,
+)
 from detectors.blocks import BlockState, BlockSums
 from detectors.evidence import next_state, run_length_ms, threshold_ms
 from detectors.shift.levels import Coder
@@ -238,6 +250,9 @@ class DriftEBlocks:
             if self.take(start, np.array(sums, np.int64)) and self._state is not before:
                 changes.append(Change(-1, start + self._block_ms, self.verdict))
         return changes
+
+    def patience(self) -> tuple[int, int]:
+        return NEVER_ROWS, self._blocks.closes_after_ms
 
     def take(self, start_ms: int, counts: NDArray[np.int64]) -> bool:
         """One closed block: rows in each bin of each column. False when no column had enough of them."""

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from detectors.base import (
     DAY_MS,
+    NEVER_ROWS,
     Change,
     Context,
     Detector,
@@ -165,6 +166,9 @@ class Windowed:
             if self._verdict.state is not before:
                 changes.append(Change(-1, start + self._spec.block_ms, self._verdict))
         return changes
+
+    def patience(self) -> tuple[int, int]:
+        return NEVER_ROWS, self._blocks.closes_after_ms
 
     def _judge(self, start_ms: int, sums: list[int]) -> Verdict:
         best: tuple[tuple[float, float, float], int, Finding, Floats] | None = None

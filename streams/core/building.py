@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 from detectors.base import Change, Standing
 from detectors.columns import columns_read, context_of, share_of_budget
@@ -14,6 +14,15 @@ from streams.core.delivery import Out
 from streams.core.detect_state import Key, Running, config_hash
 from streams.core.incidents import trace_headers
 from streams.core.standings import fitted, in_words, standing_key
+
+#: What a detector that could not even be built would have spoken about.
+FAMILIES: Mapping[str, Family] = {
+    "features": Family.INPUT,
+    "score": Family.PREDICTION,
+    "predictions": Family.QUALITY,
+    "loss": Family.CONCEPT,
+    "comparison": Family.COMPARISON,
+}
 
 
 def build(

@@ -1,10 +1,11 @@
 """The DETECT stage: observation blocks in, changes of verdict out; which detector reads what, and in which order.
 
 Rows are fed by (time, identity), never by arrival: they wait until every source partition's watermark has passed them, so
-the same events give the same verdicts however partitions and blocks interleave. What waits is not stored: the manifest
-points back to the first record that is not wholly consumed, and rows that had been fed are dropped when it is read again.
-A row that comes behind the watermark is fed at once. Every advance of time is applied and passed on by itself; skipping
-one would close blocks of time at other moments on a slower machine.
+the same events give the same verdicts however partitions and blocks interleave; and, where few rows of a model come, until
+one of its detectors could speak (``streams.core.holding``). What waits is not stored: the manifest points back to the first
+record that is not wholly consumed, and rows that had been fed are dropped when it is read again. A row that comes behind
+the watermark is fed at once, after those that wait. Every advance of time is passed on by itself, and applied wherever it
+could close a block of time: else verdicts would come at other moments on a slower machine.
 """
 
 from __future__ import annotations
@@ -15,60 +16,50 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from detectors.base import Change, Rows, Standing, undecided
+from detectors.base import Change, Rows, undecided
 from detectors.columns import share_of_budget
 from schemas.blocks import ObservationBlock, decode_block
-from schemas.codecs import STATUSES
 from schemas.contracts import DetectorConfig, ModelContract, ModelRecord, ModelVersion
 from schemas.errors import BadMessage, ConfigurationError, SnapshotError
 from schemas.events import HEADER_KIND, KIND_LABELS, KIND_TICK, Tick
 from schemas.ids import ROLES
-from schemas.verdicts import Evidence, Family, State, Verdict
-from streams.core.building import build, signal_of, written
-from streams.core.comparing import BEGINNING_MS, FALLBACK, Pair, Span, groups, spans
+from schemas.verdicts import Evidence, SignalChanged, State, Verdict
+from streams.core.building import FAMILIES, build, signal_of, written
+from streams.core.comparing import BEGINNING_MS, FALLBACK, Span, groups, spans
 from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
 from streams.core.detect_state import (
+    DETECTOR,
+    PROGRESS,
     Key,
     Meta,
+    Progress,
     Running,
-    Waiting,
     decode_meta,
+    decode_progress,
     encode_meta,
+    encode_progress,
     encode_running,
     is_current,
     key_of,
     piece_name,
+    progress_name,
 )
+from streams.core.holding import Holding, patience_of
 from streams.core.ordering import (
+    STREAMS,
     coding,
     column_values,
     detector_rows,
     in_order,
+    kind_of,
     merged,
     readable,
     row_address,
+    wanted_rows,
 )
 from streams.core.records import Input, Record, one_by_one
 
-#: Versions of a model whose detectors are kept; the one unseen for longest goes first.
-VERSIONS_MAX = 8
-#: What a detector that could not even be built would have spoken about.
-_FAMILIES: Mapping[str, Family] = {
-    "features": Family.INPUT,
-    "score": Family.PREDICTION,
-    "predictions": Family.QUALITY,
-    "loss": Family.CONCEPT,
-    "comparison": Family.COMPARISON,
-}
-_OK = STATUSES.index("ok")
 _OTHERWISE = "it is configured otherwise now"
-#: Streams by the kind of block they read.
-_STREAMS: Mapping[str, tuple[str, ...]] = {
-    "predictions": ("features", "score", "predictions"),
-    "outcomes": ("loss", "comparison"),
-}
-#: Streams whose rows say something of a version even where it did not answer.
-_WITH_FAILURES = ("features", "predictions")
 
 
 def create(context: StageContext) -> DetectCore:
@@ -88,14 +79,18 @@ class DetectCore:
         self._codings: dict[str, ModelContract] = {}
         self._versions: dict[tuple[str, str], ModelVersion] = {}
         self._running: dict[Key, Running] = {}
+        self._of: dict[str, set[Key]] = {}
         self._stored: dict[str, bytes] = {}
         self._dropped: set[str] = set()
         self._refused: set[str] = set()
         self._meta = Meta()
         self._meta_changed = True
-        self._waiting: dict[tuple[str, str], list[Waiting]] = {}
-        self._reread_below = 0
-        self._reread_ms = (BEGINNING_MS, BEGINNING_MS)
+        self._progress: dict[str, Progress] = {}
+        limits = context.settings.monitor
+        self._holding = Holding(limits.held_bytes_max // context.partitions)
+        self._next_offset = self._reread_below = 0
+        self._reread_fed: dict[tuple[str, str], int] = {}
+        self._reread_ms = dict.fromkeys(STREAMS, BEGINNING_MS)
         self._outs: list[Out] = []
         self._cache: MutableMapping[str, bytes] = {}
         self._counted: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
@@ -112,14 +107,20 @@ class DetectCore:
     def _configure(self, contract: ModelContract) -> None:
         """A detector whose configuration changed starts anew; the others go on."""
         before = self._contracts.get(contract.model)
+        if before is not None and self._next_offset >= self._reread_below:
+            # What the watermark has passed was read under the contract that held then.
+            for kind in STREAMS:
+                self._let_go(kind, contract.model)
+                self._holding.queue(kind, contract.model).until_ms = BEGINNING_MS
         self._contracts[contract.model] = contract
         self._codings[contract.hash] = contract
         self._refused = {name for name in self._refused if key_of(name)[0] != contract.model}
         if before is None:
             return
         wanted = {config.name: config for config in contract.monitoring.detectors}
+        budget = (contract.monitoring.false_pages, share_of_budget(contract))
         (features, segments), (features_now, segments_now) = coding(before), coding(contract)
-        for key in [k for k in self._running if k[0] == contract.model]:
+        for key in self._keys(contract.model):
             running = self._running[key]
             same_columns = features == features_now and (
                 running.config.stream != "loss" or segments == segments_now
@@ -128,10 +129,7 @@ class DetectCore:
                 if key[2] in wanted:
                     self._begin_again(key, running, running.said, _OTHERWISE)
                 self._drop(key)
-            elif not running.failed and (running.context.false_pages, running.context.share) != (
-                contract.monitoring.false_pages,
-                share_of_budget(contract),
-            ):
+            elif not running.failed and (running.context.false_pages, running.context.share) != budget:
                 self._rebuild(contract, key)
 
     def _rebuild(self, contract: ModelContract, key: Key) -> None:
@@ -144,6 +142,7 @@ class DetectCore:
 
     def _drop(self, key: Key) -> None:
         self._running.pop(key, None)
+        self._of.get(key[0], set()).discard(key)
         name = piece_name(key)
         self._stored.pop(name, None)
         self._dropped.add(name)
@@ -163,6 +162,7 @@ class DetectCore:
 
     def apply(self, records: Sequence[Input], now_ms: int) -> None:
         for record in (r for r in one_by_one(records) if r.headers.get(HEADER_KIND) != KIND_LABELS):
+            self._next_offset = record.offset + 1
             if record.headers.get(HEADER_KIND) == KIND_TICK:
                 self._tick(record)
                 continue
@@ -174,20 +174,24 @@ class DetectCore:
             self._take(record.offset, block)
 
     def _take(self, offset: int, block: ObservationBlock) -> None:
-        predictions = block.kind == "predictions"
-        reached = self._meta.prediction_ms if predictions else self._meta.outcome_ms
-        late = block.order_ms <= reached
+        if not len(block):
+            return
+        reached, times = self._meta.reached(block.kind), block.order_ms
         if offset < self._reread_below:
-            fed = block.order_ms <= self._reread_ms[0 if predictions else 1]
-            late &= ~fed
-            ahead = ~fed & (block.order_ms > reached)
+            reread_ms = self._reread_ms[block.kind]
+            fed = times <= self._reread_fed.get((block.kind, block.model), reread_ms)
+            late = ~fed & (times <= reached) & (times > reread_ms)
+            ahead = ~fed & ~late
         else:
+            late = times <= reached
             ahead = ~late
-        if late.any() and (read := self._readable(block)) is not None:
-            self._feed(block.kind, in_order(read.take(np.flatnonzero(late))))
+        if late.any():
+            self._let_go(block.kind, block.model)
+            if (read := self._readable(block)) is not None:
+                self._feed(block.kind, in_order(read.take(np.flatnonzero(late))))
+                self._promise(block.kind, block.model)
         if ahead.any():
-            waiting = self._waiting.setdefault((block.kind, block.model), [])
-            waiting.append(Waiting(offset, block if ahead.all() else block.take(np.flatnonzero(ahead))))
+            self._holding.put(offset, block if ahead.all() else block.take(np.flatnonzero(ahead)))
 
     def _tick(self, record: Record) -> None:
         try:
@@ -219,57 +223,66 @@ class DetectCore:
             self._outs += [Out("signals", None, body, p, headers) for p in range(self._context.partitions)]
 
     def _advance(self, kind: str, time_ms: int) -> None:
-        """Feed what the watermark has passed, in order, then tell every detector of the kind what time it is."""
-        for key in sorted(k for k in self._waiting if k[0] == kind):
-            due = []
-            rest = []
-            for waiting in self._waiting[key]:
-                passed = waiting.block.order_ms <= time_ms
-                if passed.all():
-                    due.append(waiting.block)
-                elif passed.any():
-                    due.append(waiting.block.take(np.flatnonzero(passed)))
-                    rest.append(Waiting(waiting.offset, waiting.block.take(np.flatnonzero(~passed))))
-                else:
-                    rest.append(waiting)
-            self._waiting[key] = rest
-            if read := [block for found in due if (block := self._readable(found)) is not None]:
-                self._feed(kind, in_order(merged(read)))
-        for name in sorted(self._running):
-            running = self._running[name]
-            if running.config.stream in _STREAMS[kind] and not running.failed:
+        """Feed what the watermark has passed, in order, and tell detectors of the kind what time it is; all of models
+        for which that may make a difference."""
+        models = self._holding.ripe(kind, time_ms)
+        for model in models:
+            self._feed_due(kind, model)
+        for model in models:
+            self._tell(kind, model)
+
+    def _let_go(self, kind: str, model: str) -> None:
+        """Feed what is held of a model, and tell its detectors how far time has gone."""
+        if model in self._contracts:
+            self._holding.queue(kind, model).pass_(self._meta.reached(kind))
+            self._feed_due(kind, model)
+            self._tell(kind, model)
+
+    def _feed_due(self, kind: str, model: str) -> None:
+        due = self._holding.queue(kind, model).take()
+        if read := [block for found in due if (block := self._readable(found)) is not None]:
+            self._feed(kind, in_order(merged(read)))
+
+    def _tell(self, kind: str, model: str) -> None:
+        time_ms = self._meta.reached(kind)
+        for key in sorted(self._keys(model)):
+            running = self._running[key]
+            if running.config.stream in STREAMS[kind] and not running.failed:
                 running.touched = True
-                self._say(name, running, self._guarded(name, running, lambda d: d.advance(time_ms)))
+                self._say(key, running, self._guarded(key, running, lambda d: d.advance(time_ms)))
+        self._promise(kind, model)
+
+    def _promise(self, kind: str, model: str) -> None:
+        """Work out how long nobody of the model will speak, whatever comes."""
+        if (contract := self._contracts.get(model)) is None:
+            return self._holding.forget(kind, model)
+        found = {key: self._running[key] for key in self._keys(model)}
+        pair = self._progress[model].pair if model in self._progress else None
+        shown = self._holding.queue(kind, model).shown
+        rows, until_ms = patience_of(kind, contract, found, shown, pair)
+        self._holding.promise(kind, model, rows, until_ms, self._meta.reached(kind))
+
+    def _keys(self, model: str) -> list[Key]:
+        return [key for key in self._of.get(model, ()) if key in self._running]
 
     # -- feeding --------------------------------------------------------------------------------------------------
 
     def _feed(self, kind: str, block: ObservationBlock) -> None:
         contract = self._contracts[block.model]
-        self._see(block)
-        compared = (
-            spans(self._meta.pairs.setdefault(block.model, Pair()), block) if kind == "outcomes" else []
-        )
+        progress = self._progress.setdefault(block.model, Progress())
+        progress.fed_ms[kind], progress.changed = self._meta.reached(kind), True
+        for version in progress.see(block):
+            for key in [k for k in self._keys(block.model) if k[1] == version]:
+                self._drop(key)
+        compared = spans(progress.pair, block) if kind == "outcomes" else []
         for config in contract.monitoring.detectors:
-            if config.stream not in _STREAMS[kind]:
+            if config.stream not in STREAMS[kind]:
                 continue
             if config.stream != "comparison":
                 self._feed_versions(contract, config, block)
                 continue
             for span in compared:
                 self._feed_comparison(contract, config, block, span)
-
-    def _see(self, block: ObservationBlock) -> None:
-        """Remember which versions are alive."""
-        seen = self._meta.seen.setdefault(block.model, {})
-        for code in np.unique(block.version).tolist():
-            newest = int(block.event_time_ms[block.version == code].max())
-            seen[block.versions[code]] = max(newest, seen.get(block.versions[code], newest))
-        self._meta_changed = True
-        while len(seen) > VERSIONS_MAX:
-            oldest = min(seen, key=lambda version: (seen[version], version))
-            del seen[oldest]
-            for key in [k for k in self._running if k[:2] == (block.model, oldest)]:
-                self._drop(key)
 
     def _feed_versions(
         self, contract: ModelContract, config: DetectorConfig, block: ObservationBlock
@@ -279,11 +292,7 @@ class DetectCore:
         A heuristic that answered in a version's place says nothing of the version, so only its inputs are read, and on
         stream ``predictions`` that it answered.
         """
-        wanted = np.isin(block.role, [ROLES.index(role) for role in config.roles])
-        if config.stream not in _WITH_FAILURES:
-            wanted &= block.status == _OK
-        if config.sample_every > 1:
-            wanted &= block.identity % np.uint64(config.sample_every) == 0
+        wanted = wanted_rows(config, block, config.roles)
         for code in np.unique(block.version[wanted]).tolist():
             if block.versions[code] == FALLBACK:
                 continue
@@ -301,9 +310,7 @@ class DetectCore:
     ) -> None:
         """The candidate's outcomes beside the stable version's, on the same requests where both have scored them."""
         rows, group = groups(block, span)
-        keep = block.status[rows] == _OK
-        if config.sample_every > 1:
-            keep &= block.identity[rows] % np.uint64(config.sample_every) == 0
+        keep = wanted_rows(config, block, ROLES)[rows]
         rows, group = rows[keep], group[keep]
         key = (block.model, span.candidate, config.name)
         if not len(rows) or (running := self._running_for(contract, config, key, "canary")) is None:
@@ -325,15 +332,16 @@ class DetectCore:
                 self._announce_error(key, config, role, str(error))
                 return None
             self._running[key] = running
+            self._of.setdefault(key[0], set()).add(key)
+            # It is told the time even if no row comes.
+            self._holding.queue(kind_of(config.stream), key[0])
             self._restore(key, running)
         return None if running.failed else running
 
     def _update(self, key: Key, running: Running, rows: Rows, part: ObservationBlock) -> None:
         running.touched = True
-        last = len(part) - 1
-        running.address = row_address(part, last)
-        changes = self._guarded(key, running, lambda d: d.update(rows))
-        self._say(key, running, changes, part)
+        running.address = row_address(part, len(part) - 1)
+        self._say(key, running, self._guarded(key, running, lambda d: d.update(rows)), part)
 
     def _guarded(self, key: Key, running: Running, work: Any) -> list[Change]:
         """A detector that breaks says ``error`` once and is left alone; nobody else suffers."""
@@ -343,14 +351,8 @@ class DetectCore:
         except Exception as error:  # noqa: BLE001 - a library's detector may raise anything
             running.failed = True
             self._count("driftline_errors_total", where=f"detector {running.config.kind}")
-            note = f"{type(error).__name__}: {error}"
-            time_ms = (
-                self._meta.outcome_ms
-                if running.config.stream in ("loss", "comparison")
-                else self._meta.prediction_ms
-            )
-            verdict = Verdict(state=State.ERROR, score=0.0, threshold=0.0, evidence=Evidence(note=note[:500]))
-            return [Change(-1, time_ms, verdict)]
+            time_ms = self._meta.reached(kind_of(running.config.stream))
+            return [Change(-1, time_ms, _error(f"{type(error).__name__}: {error}"))]
 
     # -- what leaves ----------------------------------------------------------------------------------------------
 
@@ -363,26 +365,17 @@ class DetectCore:
                 continue
             address = running.address if part is None or change.index < 0 else row_address(part, change.index)
             family = running.spec.family(running.config.stream)
-            standing = running.standing
-            self._signal(key, running.config, family, standing, running.role, running.said, change, address)
+            self._send(
+                signal_of(
+                    key, running.config, family, running.standing, running.role, running.said, change, address,
+                    self._contracts[key[0]],
+                )
+            )  # fmt: skip
             running.said = state
 
-    def _signal(
-        self,
-        key: Key,
-        config: DetectorConfig,
-        family: Family,
-        standing: Standing | None,
-        role: str,
-        previous: State,
-        change: Change,
-        address: str,
-    ) -> None:
-        model, _, name = key
-        contract = self._contracts[model]
-        signal = signal_of(key, config, family, standing, role, previous, change, address, contract)
-        verdict = signal.verdict
-        self._count("driftline_signals_total", model=model, detector=name, state=verdict.state.value)
+    def _send(self, signal: SignalChanged) -> None:
+        state = signal.verdict.state.value
+        self._count("driftline_signals_total", model=signal.model, detector=signal.detector, state=state)
         self._outs.append(written(signal))
 
     def _announce_error(self, key: Key, config: DetectorConfig, role: str, why: str) -> None:
@@ -390,9 +383,9 @@ class DetectCore:
         if piece_name(key) in self._refused:
             return
         self._refused.add(piece_name(key))
-        verdict = Verdict(state=State.ERROR, score=0.0, threshold=0.0, evidence=Evidence(note=why[:500]))
-        change = Change(-1, max(self._meta.prediction_ms, self._meta.outcome_ms), verdict)
-        self._signal(key, config, _FAMILIES[config.stream], None, role, State.INCONCLUSIVE, change, "")
+        change = Change(-1, max(self._meta.prediction_ms, self._meta.outcome_ms), _error(why))
+        before, family, contract = State.INCONCLUSIVE, FAMILIES[config.stream], self._contracts[key[0]]
+        self._send(signal_of(key, config, family, None, role, before, change, "", contract))
 
     def outputs(self) -> list[Out]:
         outs, self._outs = self._outs, []
@@ -411,6 +404,10 @@ class DetectCore:
             if data != running.written:
                 running.written = data
                 pieces[piece_name(key)] = data
+        for model, progress in self._progress.items():
+            if progress.changed:
+                progress.changed = False
+                pieces[progress_name(model)] = encode_progress(progress)
         if self._meta_changed:
             pieces["meta"] = encode_meta(self._meta)
             self._meta_changed = False
@@ -419,21 +416,19 @@ class DetectCore:
     def restore(self, pieces: Mapping[str, bytes], manifest: Manifest | None) -> None:
         if manifest is None:
             return
-        if "meta" in pieces:
-            self._meta = decode_meta(pieces["meta"])
-        self._stored = {name: data for name, data in pieces.items() if name != "meta"}
+        self._meta = decode_meta(pieces["meta"]) if "meta" in pieces else Meta()
+        self._stored = {name: data for name, data in pieces.items() if name.startswith(DETECTOR)}
+        for name in (n for n in pieces if n.startswith(PROGRESS)):
+            model, progress = name.removeprefix(PROGRESS), decode_progress(pieces[name])
+            self._progress[model] = progress
+            self._reread_fed |= {(kind, model): fed_ms for kind, fed_ms in progress.fed_ms.items()}
         self._reread_below = manifest.high.get(self._input, 0)
-        self._reread_ms = (self._meta.prediction_ms, self._meta.outcome_ms)
+        self._reread_ms = {kind: self._meta.reached(kind) for kind in STREAMS}
         for name in list(self._stored):
             key = key_of(name)
-            contract = self._contracts.get(key[0])
-            config = (
-                next((c for c in contract.monitoring.detectors if c.name == key[2]), None)
-                if contract
-                else None
-            )
-            if contract is None:
+            if (contract := self._contracts.get(key[0])) is None:
                 continue
+            config = next((c for c in contract.monitoring.detectors if c.name == key[2]), None)
             if config is None:
                 self._drop(key)
                 continue
@@ -471,12 +466,13 @@ class DetectCore:
         verdict = undecided(0.0, f"begins again: {why}"[:500])
         change = Change(-1, max(self._meta.prediction_ms, self._meta.outcome_ms), verdict)
         family = running.spec.family(running.config.stream)
-        self._signal(key, running.config, family, running.standing, running.role, said, change, "")
+        standing, contract = running.standing, self._contracts[key[0]]
+        self._send(signal_of(key, running.config, family, standing, running.role, said, change, "", contract))
 
     def positions(self) -> dict[TopicPartition, int]:
         """The first record with a row that still waits; nothing named: all is consumed."""
-        offsets = [w.offset for waiting in self._waiting.values() for w in waiting]
-        return {self._input: min(offsets)} if offsets else {}
+        first = min(self._holding.offsets(), default=None)
+        return {} if first is None else {self._input: first}
 
     def watermarks(self) -> dict[str, int]:
         return {"predictions": self._meta.prediction_ms, "feedback": self._meta.outcome_ms}
@@ -498,3 +494,7 @@ class DetectCore:
     def _count(self, name: str, value: float = 1, **labels: str) -> None:
         key = (name, tuple(sorted(labels.items())))
         self._counted[key] = self._counted.get(key, 0) + value
+
+
+def _error(note: str) -> Verdict:
+    return Verdict(state=State.ERROR, score=0.0, threshold=0.0, evidence=Evidence(note=note[:500]))

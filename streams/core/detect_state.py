@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 
 from detectors.base import Context, Detector, Spec, Standing
 from schemas.blocks import ObservationBlock
@@ -15,15 +16,12 @@ from schemas.verdicts import State
 from streams.core.comparing import BEGINNING_MS, Pair
 
 DETECT_SCHEMA = 1
+#: Of the pieces that are no detectors.
+META_SCHEMA = 2
+DETECTOR, PROGRESS = "detector/", "model/"
+#: Versions of a model whose detectors are kept; the one unseen for longest goes first.
+VERSIONS_MAX = 8
 Key = tuple[str, str, str]
-
-
-@dataclass(slots=True)
-class Waiting:
-    """Rows of one record that the watermark has not passed."""
-
-    offset: int
-    block: ObservationBlock
 
 
 @dataclass(slots=True)
@@ -49,19 +47,44 @@ class Running:
 
 @dataclass(slots=True)
 class Meta:
-    """Watermarks by source, pairs by model, versions last seen by model."""
+    """Watermarks by source, and what they make together."""
 
     predictions: dict[str, int] = field(default_factory=dict)
     feedback: dict[str, int] = field(default_factory=dict)
     prediction_ms: int = BEGINNING_MS
     outcome_ms: int = BEGINNING_MS
-    pairs: dict[str, Pair] = field(default_factory=dict)
-    seen: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def reached(self, kind: str) -> int:
+        """The watermark of rows of this kind."""
+        return self.prediction_ms if kind == "predictions" else self.outcome_ms
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a model has been read. ``fed_ms``: by kind, rows up to it have been fed and later ones have not; ``seen``:
+    when each version was last."""
+
+    fed_ms: dict[str, int] = field(default_factory=dict)
+    seen: dict[str, int] = field(default_factory=dict)
+    pair: Pair = field(default_factory=Pair)
+    changed: bool = True
+
+    def see(self, block: ObservationBlock) -> list[str]:
+        """Remember which versions are alive; those that are forgotten for it."""
+        seen, forgotten = self.seen, []
+        for code in np.unique(block.version).tolist():
+            newest = int(block.event_time_ms[block.version == code].max())
+            seen[block.versions[code]] = max(newest, seen.get(block.versions[code], newest))
+        while len(seen) > VERSIONS_MAX:
+            oldest = min(seen, key=lambda version: (seen[version], version))
+            del seen[oldest]
+            forgotten.append(oldest)
+        return forgotten
 
 
 def piece_name(key: Key) -> str:
     """Name of a detector's piece; model and version hold no slash."""
-    return f"detector/{key[0]}/{key[1]}/{key[2]}"
+    return f"{DETECTOR}{key[0]}/{key[1]}/{key[2]}"
 
 
 def key_of(name: str) -> Key:
@@ -101,31 +124,34 @@ def config_hash(config: DetectorConfig, context: Context) -> str:
 
 def encode_meta(meta: Meta) -> bytes:
     """The piece that is not a detector."""
-    pairs = {
-        model: [pair.stable, pair.candidate, pair.stable_ms, pair.candidate_ms]
-        for model, pair in meta.pairs.items()
-    }
-    body = [
-        DETECT_SCHEMA,
-        meta.predictions,
-        meta.feedback,
-        meta.prediction_ms,
-        meta.outcome_ms,
-        pairs,
-        meta.seen,
-    ]
+    body = [META_SCHEMA, meta.predictions, meta.feedback, meta.prediction_ms, meta.outcome_ms]
     return msgspec.msgpack.encode(body)
 
 
 def decode_meta(data: bytes) -> Meta:
     """Inverse of :func:`encode_meta`. Raises SnapshotError."""
     schema, *values = msgspec.msgpack.decode(data)
-    if schema != DETECT_SCHEMA:
+    if schema != META_SCHEMA:
         raise SnapshotError(
-            f"piece meta of a detect task has schema {schema}, this code reads {DETECT_SCHEMA}: run the version that "
+            f"piece meta of a detect task has schema {schema}, this code reads {META_SCHEMA}: run the version that "
             "wrote it, or delete the task's records on the state topic to read its observations again"
         )
-    predictions, feedback, prediction_ms, outcome_ms, pairs, seen = values
-    return Meta(
-        predictions, feedback, prediction_ms, outcome_ms, {m: Pair(*pair) for m, pair in pairs.items()}, seen
-    )
+    return Meta(*values)
+
+
+def progress_name(model: str) -> str:
+    """Name of the piece that says how far a model was read."""
+    return f"{PROGRESS}{model}"
+
+
+def encode_progress(progress: Progress) -> bytes:
+    """That piece."""
+    pair = progress.pair
+    held = [pair.stable, pair.candidate, pair.stable_ms, pair.candidate_ms]
+    return msgspec.msgpack.encode([progress.fed_ms, progress.seen, held])
+
+
+def decode_progress(data: bytes) -> Progress:
+    """Inverse of :func:`encode_progress`; its layout is that of ``META_SCHEMA``."""
+    fed_ms, seen, pair = msgspec.msgpack.decode(data)
+    return Progress(fed_ms, seen, Pair(*pair), changed=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +12,22 @@ from numpy.typing import NDArray
 from detectors.base import Rows
 from schemas.blocks import DTYPES, SEGMENT_NULL, ObservationBlock
 from schemas.codecs import STATUSES
-from schemas.contracts import Feature, ModelContract
-from schemas.ids import RowId
+from schemas.contracts import DetectorConfig, Feature, ModelContract
+from schemas.ids import ROLES, RowId
 
 _OK = STATUSES.index("ok")
+#: Streams by the kind of block they read.
+STREAMS: Mapping[str, tuple[str, ...]] = {
+    "predictions": ("features", "score", "predictions"),
+    "outcomes": ("loss", "comparison"),
+}
+#: Streams whose rows say something of a version even where it did not answer.
+_WITH_FAILURES = ("features", "predictions")
+
+
+def kind_of(stream: str) -> str:
+    """The kind of block that a stream reads."""
+    return next(kind for kind, streams in STREAMS.items() if stream in streams)
 
 
 def in_order(block: ObservationBlock) -> ObservationBlock:
@@ -64,6 +76,16 @@ def column_values(stream: str, block: ObservationBlock) -> NDArray[np.float64]:
         case _:
             segments = np.where(block.segments == SEGMENT_NULL, np.nan, block.segments)
             return np.column_stack([block.score, block.label, block.loss, segments])
+
+
+def wanted_rows(config: DetectorConfig, block: ObservationBlock, roles: Sequence[str]) -> NDArray[np.bool_]:
+    """Rows in these roles and of the sample that a configuration asks for, without failures where they say nothing."""
+    wanted: NDArray[np.bool_] = np.array([role in roles for role in ROLES], bool)[block.role]
+    if config.stream not in _WITH_FAILURES:
+        wanted &= block.status == _OK
+    if config.sample_every > 1:
+        wanted &= block.identity % np.uint64(config.sample_every) == 0
+    return wanted
 
 
 def coding(contract: ModelContract) -> tuple[tuple[Feature, ...], tuple[tuple[Feature, int], ...]]:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from detectors.base import STREAM_COLUMNS, Change, Context, Detector, Rows, Spec, Stream
+from detectors.base import STREAM_COLUMNS, Change, Context, Detector, Patient, Rows, Spec, Stream
 from detectors.registry import KINDS, spec_class, spec_for
 from schemas.contracts import (
     DEFAULT_DETECTORS,
@@ -257,6 +257,44 @@ def test_where_a_stream_is_cut_does_not_show(
         assert play(cut, rows, cuts, tell) + close(cut) == expected
         assert cut.verdict == whole.verdict
         assert cut.snapshot() == whole.snapshot()
+
+
+@EVERY
+@FEW
+@given(
+    seed=st.integers(0, 999),
+    n=st.integers(1, 260),
+    at=st.integers(0, 260),
+    steps=st.lists(st.integers(1, 40), max_size=8),
+)
+def test_who_promises_silence_keeps_it(
+    kind: str, stream: Stream, seed: int, n: int, at: int, steps: list[int]
+) -> None:
+    """Until so many rows have come, or that time has passed, nothing is said; whatever the rows, after a restart too."""
+    detector = spec(kind).build(context(kind, stream))
+    if not isinstance(detector, Patient):
+        assert kind not in {config.kind for config in DEFAULT_DETECTORS} - {"paired-judge"}
+        return
+    rows = rows_of(kind, stream, seed, n, hostile=seed % 2 == 0)
+    at = min(at, n - 1)
+    play(detector, rows.take(slice(0, at)))
+    now_ms = int(rows.time_ms[at]) - 1
+    detector.advance(now_ms)
+    if spec(kind).restart == "exact":
+        restored = spec(kind).restore(context(kind, stream), detector.snapshot())
+        assert isinstance(restored, Patient)
+        assert restored.patience() == detector.patience()
+    most, until_ms = detector.patience()
+    quiet = rows.take((np.arange(n) >= at) & (np.arange(n) < at + most - 1) & (rows.time_ms <= until_ms))
+    said, start = [], 0
+    for size in [*steps, n]:
+        part = quiet.take(slice(start, start + size))
+        said += detector.update(part)
+        if start + size < len(quiet):
+            said += detector.advance(int(quiet.time_ms[start + size]) - 1)
+        start += size
+    # A time that is ``NEVER_MS`` may be any.
+    assert said + detector.advance(max(now_ms, min(until_ms, now_ms + 10**12))) == []
 
 
 @EVERY

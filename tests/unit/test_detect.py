@@ -19,7 +19,8 @@ from schemas.blocks import BLOCK_SCHEMA, ObservationBlock, decode_block, encode_
 from schemas.contracts import ColumnReference, DetectorConfig, FalsePages, Feature
 from schemas.events import HEADER_KIND, Tick
 from schemas.verdicts import Family, SignalChanged, State
-from streams.core.detect import VERSIONS_MAX, DetectCore
+from streams.core.detect import DetectCore
+from streams.core.detect_state import VERSIONS_MAX
 from streams.core.ordering import column_values, merged
 from streams.core.records import Record
 from streams.core.standings import in_words
@@ -249,7 +250,9 @@ def test_old_versions_make_room() -> None:
     for i, who in enumerate(versions):
         core.apply(records([predictions([T0 + i], identity=[i], who=who), tick(T0 + i)], 2 * i), 0)
     kept = {
-        name.split("/")[2] for name, data in core.changed_pieces().items() if data is not None and "/" in name
+        name.split("/")[2]
+        for name, data in core.changed_pieces().items()
+        if data is not None and name.startswith("detector/")
     }
     assert kept == set(versions[-VERSIONS_MAX:])
 
