@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from deploy.local.cache import cache_dir
 from schemas.errors import PlatformError
 
 HOST = "127.0.0.1"
@@ -53,6 +54,9 @@ def spawn_module(
     inherited = {**os.environ, **(environment or {})}
     paths = [str(PROJECT_ROOT), *filter(None, [inherited.get("PYTHONPATH")])]
     inherited["PYTHONPATH"] = os.pathsep.join(paths)
+    if inherited.pop("PYTHONDONTWRITEBYTECODE", ""):
+        # Whoever wants no bytecode beside the code: each start of a child would compile all that it imports, for seconds.
+        inherited["PYTHONPYCACHEPREFIX"] = str(cache_dir() / "bytecode")
     command = [sys.executable, "-m", module, *arguments, "--parent-pid", str(os.getpid())]
 
     def start() -> subprocess.Popen[bytes]:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from deploy.local.cache import cache_dir
 from schemas.errors import PlatformError
 
 KAFKA_VERSION = "4.3.1"
@@ -87,12 +88,6 @@ def read_lock(text: str) -> list[Jar]:
     if len({jar.name for jar in jars}) != len(jars):
         raise PlatformError("the jar list names a file twice; restore deploy/local/jars.sha256")
     return jars
-
-
-def cache_dir() -> Path:
-    """Where downloads live: ``$DRIFTLINE_CACHE`` or ``~/.cache/driftline``, never the checkout."""
-    configured = os.environ.get("DRIFTLINE_CACHE")
-    return Path(configured) if configured else Path.home() / ".cache" / "driftline"
 
 
 def kafka_classpath(

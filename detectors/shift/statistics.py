@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 from scipy.special import chdtrc, gammaln, kolmogorov, log_ndtr
 
 Floats = NDArray[np.float64]
@@ -115,7 +115,7 @@ def kolmogorov_smirnov(now: Floats, then: Floats) -> tuple[float, float]:
     gap = float(np.abs(np.cumsum(shares(now) - shares(then))).max())
     size = n * m / (n + m)
     large = size > KS_LIMIT_ROWS
-    p = kolmogorov(math.sqrt(size) * gap) if large else stats.kstwo.sf(gap, max(1, round(size)))
+    p = kolmogorov(math.sqrt(size) * gap) if large else scipy.stats.kstwo.sf(gap, max(1, round(size)))
     return gap, _log10(float(p))
 
 
@@ -175,7 +175,7 @@ def exact(a: int, n: int, b: int, m: int) -> float:
     that are no likelier than this one."""
     low, high = max(0, a + b - m), min(a + b, n)
     if high - low > EXACT_ROWS_MAX:
-        return _log10(float(stats.fisher_exact([[a, n - a], [b, m - b]]).pvalue))
+        return _log10(float(scipy.stats.fisher_exact([[a, n - a], [b, m - b]]).pvalue))
     x = np.arange(low, high + 1, dtype=np.float64)
     ways = -(gammaln(x + 1) + gammaln(a + b - x + 1) + gammaln(n - x + 1) + gammaln(m - a - b + x + 1))
     most = float(ways.max())
@@ -189,7 +189,7 @@ def exact(a: int, n: int, b: int, m: int) -> float:
 def as_many(a: float, n: float, b: float, m: float) -> float:
     """log10 of the chance that at least ``a`` of the ``a + b`` rows of a kind are among the ``n``, when ``n + m`` rows are
     split at random: Fisher's exact test, one-sided."""
-    return _log10(float(stats.hypergeom.sf(a - 1, round(n + m), round(a + b), round(n))))
+    return _log10(float(scipy.stats.hypergeom.sf(a - 1, round(n + m), round(a + b), round(n))))
 
 
 def none_left(b: float, n: float, m: float) -> float:

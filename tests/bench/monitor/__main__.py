@@ -2,17 +2,24 @@
 
 ``rates``: one worker with everything on, in events per CPU-second of the worker, beside peers that read the same topic in
 the same run. ``costs``: the core alone against features, models, segments and windows. ``delays``: from an event in Kafka
-to its aggregate in ClickHouse. ``restarts``: from kill -9 to caught up, against the size of the state.
+to its aggregate in ClickHouse. ``restarts``: from kill -9 to caught up, against the size of the state. ``scaling``: the rate
+of 1, 2, ... workers, as many as there are cores for.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from tests.bench.monitor import costs, delays, rates, restarts
+from tests.bench.monitor import costs, delays, rates, restarts, scaling
 from tests.bench.monitor.worker import Size
 
-PARTS = {"costs": costs.run, "rates": rates.run, "delays": delays.run, "restarts": restarts.run}
+PARTS = {
+    "costs": costs.run,
+    "rates": rates.run,
+    "delays": delays.run,
+    "restarts": restarts.run,
+    "scaling": scaling.run,
+}
 
 
 def run(quick: bool, only: str | None = None, events: int | None = None) -> None:

@@ -11,7 +11,7 @@ from deploy.local.platform import Platform
 from schemas.contracts import ModelRecord
 from tests.bench.figures import say
 from tests.bench.monitor import load, peers
-from tests.bench.monitor.worker import Size, platform_with, process_of, used_s, wait_for
+from tests.bench.monitor.worker import Size, platform_with, process_of, used_s, wait_for, wait_restarted
 
 WARM_UP_EVENTS = 50_000
 
@@ -83,10 +83,7 @@ def written_ahead(platform: Platform, events: int, arrow: bool = False) -> load.
 def measured(platform: Platform, written: load.Load) -> tuple[float, dict[str, object]]:
     """From the moment at which the worker is ready, as the peers are from their first event on."""
     platform.kill("monitor")
-    while not (platform.restarted.get("monitor") and platform.ready("monitor")):
-        if platform.failure:
-            raise SystemExit(f"the monitor did not come back: {platform.failure}")
-        time.sleep(0.01)
+    wait_restarted(platform)
     worker = process_of(platform)
     others = {name: process_of(platform, name) for name in ("kafka", "warehouse")}
     before, before_others = used_s(worker), {name: used_s(p) for name, p in others.items()}

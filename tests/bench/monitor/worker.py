@@ -51,6 +51,14 @@ def process_of(platform: Platform, service: str = "monitor") -> psutil.Process:
     return psutil.Process(state["processes"][service])
 
 
+def wait_restarted(platform: Platform, service: str = "monitor") -> None:
+    """Until a service that was killed is ready again."""
+    while not (platform.restarted.get(service) and platform.ready(service)):
+        if platform.failure:
+            raise SystemExit(f"{service} did not come back: {platform.failure}")
+        time.sleep(0.01)
+
+
 def used_s(process: psutil.Process) -> float:
     """CPU seconds so far."""
     times = process.cpu_times()
