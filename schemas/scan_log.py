@@ -44,8 +44,8 @@ _ANY = 2**31
 _NO_NUMBER = -(2**63)
 #: Events with more features are left.
 FEATURES_MAX = 2_048
-#: Of a row beside its values: lengths, numbers of fields it need not have, its address.
-_ROW_BYTES = 256
+#: Of a row beside its values, at most: lengths, numbers of fields it need not have, its address.
+ROW_BYTES = 256
 _MULTIPLIER = 0x9E3779B97F4A7C15
 
 
@@ -126,7 +126,7 @@ class LogScanner:
         """
         n = len(values)
         taken = np.zeros(n, np.bool_)
-        most = 2 * int(np.maximum(values.length, 0).sum()) + n * (_ROW_BYTES + self._default_bytes())
+        most = 2 * int(np.maximum(values.length, 0).sum()) + n * (ROW_BYTES + self._default_bytes())
         to = np.empty(most, np.uint8)
         self._scratch.state[1] = 0
         size = _rows(

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
+from schemas.arrow_log import arrow_rows
 from schemas.codecs import read_arrow
 from schemas.control import COMMANDS, Alert, CanaryAnalysis, ControlTick, Decision, Deployment
 from schemas.errors import BadMessage
@@ -196,10 +197,31 @@ def log_copy(batch: RecordBatch) -> Iterator[tuple[str, list[Row] | RowBlock]]:
         yield _EVENTS[batch.topic][0], block
         places = left.tolist()
     for at in places:
+        record = batch[at]
         try:
-            yield log_rows(batch[at])
+            yield _arrow_copy(record) or log_rows(record)
         except BadMessage as error:
             log.debug("left out", extra={"event": "bad-message", "detail": str(error)})
+
+
+def _arrow_copy(record: Record) -> tuple[str, RowBlock] | None:
+    """(table, rows) of an Arrow batch of plain columns; None: it is something else. Raises BadMessage."""
+    said = record.headers
+    if (
+        record.topic not in _FIELDS
+        or said.get(HEADER_FORMAT) != FORMAT_ARROW
+        or said.get(HEADER_KIND) == KIND_TICK
+    ):
+        return None
+    try:
+        table, address = read_arrow(record.value), _origin(record)
+        model = (table.schema.metadata or {}).get(b"model", b"").decode()
+    except ValueError as error:
+        raise BadMessage("invalid-value", str(error)) from error
+    block = arrow_rows(
+        _FIELDS[record.topic], table, model if record.topic == "predictions" else None, address
+    )
+    return None if block is None else (_EVENTS[record.topic][0], block)
 
 
 def log_rows(record: Record) -> tuple[str, list[Row]]:
