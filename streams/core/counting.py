@@ -22,6 +22,7 @@ from schemas.ids import ROLES
 from schemas.rows import CALIBRATION_BINS, OUTCOME_BINS
 from streams.core import tally
 from streams.core.aggregates import Cell, FeatureCounts, latency_bucket
+from streams.core.distinct import distinct
 from streams.core.join_state import Kind, WindowKey
 from streams.core.maturity import delay_bucket
 from streams.core.outcomes import OutcomeRows
@@ -84,20 +85,6 @@ class Segments:
             [next((of[s] for s in row if s in of), SEGMENT_NULL) for of in self._category] for row in place
         ]
         return np.array(coded, np.int32).reshape(len(place), len(self._category))[places]
-
-
-def distinct(codes: Ints) -> tuple[Ints, Ints]:
-    """The distinct codes (from 0 on), ascending, and for each of ``codes`` its place among them."""
-    most = int(codes.max(initial=0)) + 1
-    if most > 4 * len(codes) + 4_096:
-        found, place = np.unique(codes, return_inverse=True)
-        return found, place.astype(np.int64)
-    there = np.zeros(most, bool)
-    there[codes] = True
-    found = np.flatnonzero(there)
-    place = np.zeros(most, np.int64)
-    place[found] = np.arange(len(found))
-    return found, place[codes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,16 +254,12 @@ def _count_numbers(
     low = -math.inf if feature.low is None else feature.low
     high = math.inf if feature.high is None else feature.high
     n = len(counts)
-    # Versions of different references have different edges.
-    of_edges: dict[tuple[float, ...], list[int]] = {}
-    for at, one in enumerate(counts):
-        of_edges.setdefault(one.edges, []).append(at)
-    for edges, cells in of_edges.items():
+    whole, range_ = np.zeros((n, len(tally.NUMBERS)), np.int64), np.empty((n, 2))
+    range_[:] = math.inf, -math.inf
+    for edges, cells in _by_edges(counts):
         slot = np.full(n, -1, np.int64)
         slot[cells] = cells
-        whole, bins = np.zeros((n, len(tally.NUMBERS)), np.int64), np.zeros((n, len(edges) + 1), np.int64)
-        range_ = np.empty((n, 2))
-        range_[:] = math.inf, -math.inf
+        bins = np.zeros((n, len(edges) + 1), np.int64)
         cut = _edges(edges)
         # Infinite values never come: the decoder has refused them.
         tally.numbers(values, member, slot, low, high, cut.edges, cut.before, cut.scale, whole, range_, bins)
@@ -301,6 +284,17 @@ def _feature_counts(
         found = FeatureCounts(edges=edges, histogram=np.zeros(len(edges) + 1, np.int64))
         cell.features[feature.name] = found
     return found
+
+
+def _by_edges(counts: list[FeatureCounts]) -> list[tuple[tuple[float, ...], list[int]]]:
+    """Versions of different references have different edges."""
+    first = counts[0].edges
+    if all(one.edges is first for one in counts):
+        return [(first, list(range(len(counts))))]
+    found: dict[tuple[float, ...], list[int]] = {}
+    for at, one in enumerate(counts):
+        found.setdefault(one.edges, []).append(at)
+    return list(found.items())
 
 
 @lru_cache(maxsize=4_096)

@@ -44,14 +44,14 @@ class HashTable:
         _find(self._slots, key, check, keys, checks, found)
         return found
 
-    def claim(self, key: Keys, check: Checks, row: Rows, keys: Keys, checks: Checks) -> Rows:
-        """Enter ``row[i]`` for each key that is not there; the row that has it already, -1 where it is now ``row[i]``.
+    def claim(self, first: int, end: int, keys: Keys, checks: Checks) -> Rows:
+        """Enter the rows from ``first`` to below ``end`` whose key is not there; for each the row that has its key already, -1
+        where it is now this one.
 
         Of equal keys the first gets in, and is what the others find. There must be room.
         """
-        other = np.empty(len(key), np.int64)
-        _claim(self._slots, key, check, row, keys, checks, other)
-        self._taken += int(np.count_nonzero(other < 0))
+        other = np.empty(end - first, np.int64)
+        self._taken += _claim(self._slots, first, keys, checks, other)
         return other
 
     def drop(self, key: Keys, row: Rows) -> None:
@@ -64,19 +64,24 @@ class HashTable:
 
 
 @compiled
-def _place(slots: Slots, key: np.uint64) -> Whole:
-    """Where a key is looked for first."""
+def _shift(slots: Slots) -> np.uint64:
+    """By how much a spread key is shifted to be a place."""
     bits = 0
     while 1 << bits < len(slots):
         bits += 1
-    spread = (key ^ key >> np.uint64(32)) * np.uint64(0x9E3779B97F4A7C15)
-    return np.int64(spread >> np.uint64(64 - bits))
+    return np.uint64(64 - bits)
 
 
 @compiled
-def _slot_of(slots: Slots, key: np.uint64, check: np.uint32, keys: Keys, checks: Checks) -> Whole:
-    """The slot that has this key's row, or the free one where it would be."""
-    place = _place(slots, key)
+def _place(key: np.uint64, shift: np.uint64) -> Whole:
+    """Where a key is looked for first."""
+    spread = (key ^ key >> np.uint64(32)) * np.uint64(0x9E3779B97F4A7C15)
+    return np.int64(spread >> shift)
+
+
+@compiled
+def _slot_of(slots: Slots, place: int, key: np.uint64, check: np.uint32, keys: Keys, checks: Checks) -> Whole:
+    """The slot that has this key's row, or the free one where it would be, from ``place`` on."""
     at = slots[place]
     while at != -1 and not (at >= 0 and keys[at] == key and checks[at] == check):
         place = (place + 1) & (len(slots) - 1)
@@ -86,19 +91,29 @@ def _slot_of(slots: Slots, key: np.uint64, check: np.uint32, keys: Keys, checks:
 
 @compiled
 def _find(slots: Slots, key: Keys, check: Checks, keys: Keys, checks: Checks, found: Rows) -> None:
+    shift = _shift(slots)
+    # Looking at all slots first lets the machine fetch many of them at a time, where each alone would be waited for.
     for i in range(len(key)):
-        found[i] = slots[_slot_of(slots, key[i], check[i], keys, checks)]
+        found[i] = slots[_place(key[i], shift)]
+    for i in range(len(key)):
+        at = found[i]
+        if at != -1 and not (at >= 0 and keys[at] == key[i] and checks[at] == check[i]):
+            found[i] = slots[_slot_of(slots, _place(key[i], shift), key[i], check[i], keys, checks)]
 
 
 @compiled
-def _claim(
-    slots: Slots, key: Keys, check: Checks, row: Rows, keys: Keys, checks: Checks, other: Rows
-) -> None:
-    for i in range(len(key)):
-        place = _slot_of(slots, key[i], check[i], keys, checks)
+def _claim(slots: Slots, first: int, keys: Keys, checks: Checks, other: Rows) -> Whole:
+    shift, entered = _shift(slots), 0
+    for i in range(len(other)):
+        other[i] = slots[_place(keys[first + i], shift)]
+    for i in range(len(other)):
+        key = keys[first + i]
+        place = _slot_of(slots, _place(key, shift), key, checks[first + i], keys, checks)
         other[i] = slots[place]
         if other[i] == -1:
-            slots[place] = row[i]
+            slots[place] = first + i
+            entered += 1
+    return entered
 
 
 @compiled
@@ -109,7 +124,7 @@ def _drop(slots: Slots, key: Keys, row: Rows) -> None:
 
 @compiled
 def _replace(slots: Slots, key: np.uint64, row: int, by: int) -> None:
-    place = _place(slots, key)
+    place = _place(key, _shift(slots))
     while slots[place] != row:
         place = (place + 1) & (len(slots) - 1)
     slots[place] = by

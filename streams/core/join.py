@@ -22,6 +22,7 @@ from schemas.hashing import key_hashes
 from schemas.labels import Label, LabelColumns
 from schemas.spans import Spans
 from streams.core.asks import Asks
+from streams.core.distinct import distinct
 from streams.core.evicted import FINGERPRINT_BYTES, Marks
 from streams.core.gone import Gone
 from streams.core.join_commit import Commit, Wait
@@ -37,6 +38,7 @@ __all__ = ["Arrivals", "JoinIndex", "Kind", "LabelRows", "ModelCounts", "WindowK
 BYTES_MAX = 2**62
 #: Positions of rows that have left are used again when they are more than the rows that are left, and more than this.
 DEAD_MIN = 4_096
+_NOBODY = np.zeros(0, np.bool_)
 Positions = NDArray[np.int64]
 #: Position of a row, the label it had (NaN: none), the one it has now, that one's time and revision.
 Given = tuple[int, float, float, int, int]
@@ -149,30 +151,32 @@ class JoinIndex:
         codes = self.kinds.codes(arrivals.kinds)[arrivals.kind]
         key, check = self.salts.many(model, arrivals.identity, arrivals.check)
         rows, first = self.rows, self.next_number
-        at = rows.append(
+        start = rows.append(
             n, number=np.arange(first, first + n), key=key, check=check, kind=codes, event_time_ms=arrivals.event_time_ms,
             score=arrivals.score, status=arrivals.status, partition=arrivals.partition, offset=arrivals.offset,
             row=arrivals.row, revision=NO_REVISION, link=-1,
         )  # fmt: skip
         self.next_number += n
-        new, cold = self._not_evicted(key, check, codes)
+        new, cold = self._not_evicted(key, check, codes) if self.gone.count else (np.ones(n, bool), _NOBODY)
+        left = ~new if not len(cold) else ~new | cold
+        other = rows.enter(start, start + n, left)
         given: list[Given] = []
-        enter = np.flatnonzero(new & ~cold)
-        other = rows.enter(at[enter])
         if len(self.waiting):
             waits = self.waiting.keys
-            alone = enter[other < 0]
+            alone = np.flatnonzero((other < 0) & ~left)
             for i in [i for i, k in zip(alone.tolist(), key[alone].tolist(), strict=True) if k in waits]:
-                given += self._tell_early(int(at[i]), horizon_ms)
-        for i, head in zip(enter[other >= 0].tolist(), other[other >= 0].tolist(), strict=True):
-            if self._chained(head, int(at[i])):
-                last_ms = self.kind(int(at[i])).window.end_ms + horizon_ms
-                given += [self._give(int(at[i]), one) for one in self._told(head) if one[2] <= last_ms]
+                given += self._tell_early(start + i, horizon_ms)
+        met = np.flatnonzero(other >= 0)
+        for i, head in zip(met.tolist(), other[met].tolist(), strict=True):
+            if self._chained(head, start + i):
+                last_ms = self.kind(start + i).window.end_ms + horizon_ms
+                given += [self._give(start + i, one) for one in self._told(head) if one[2] <= last_ms]
             else:
                 new[i] = False
-        self.counts.duplicate_predictions += n - int(np.count_nonzero(new))
-        self.size += int(np.count_nonzero(new & ~cold))
-        self.remember(codes[new], first)
+        fresh = int(np.count_nonzero(new))
+        self.counts.duplicate_predictions += n - fresh
+        self.size += fresh - int(np.count_nonzero(cold))
+        self.remember(codes if fresh == n else codes[new], first)
         return new, self._outcomes(model, given)
 
     def _chained(self, head: int, position: int) -> bool:
@@ -234,7 +238,7 @@ class JoinIndex:
 
     def remember(self, codes: NDArray[np.int64], first: int) -> None:
         """The windows of these rows hold rows from number ``first`` on."""
-        for code in np.unique(codes).tolist():
+        for code in distinct(codes)[0].tolist():
             window = self.kinds[code].window
             held = self.windows.get(window)
             if held is None:
@@ -253,16 +257,14 @@ class JoinIndex:
         model = labels.models[labels.model[0]]
         key, check = self.salts.many(model, arrived.identity, arrived.check)
         at = rows.find(key, check)
-        time_ms = labels.label_time_ms
-        simple = at >= 0
-        simple &= (rows.link[at] < 0) & (rows.revision[at] == NO_REVISION)
-        if simple.any():
-            simple &= time_ms <= self.kinds.end_ms[rows.kind[at]] + horizon_ms
-            _, which, times = np.unique(at, return_inverse=True, return_counts=True)
-            simple &= times[which] == 1
-        settled = self._settle(model, at[simple], labels.take(np.flatnonzero(simple)))
+        simple = rows.settle(
+            at, labels.label, labels.label_time_ms, labels.revision, self.kinds.end_ms + horizon_ms
+        )
+        settled = self._settled(model, at[simple])
         given: list[Given] = []
         self.refused = []
+        if simple.all():
+            return settled
         nobody = np.flatnonzero(at < 0)
         left = dict(zip(nobody.tolist(), self._may_have_left(model, key[nobody], check[nobody]), strict=True))
         for i in np.flatnonzero(~simple).tolist():
@@ -273,15 +275,15 @@ class JoinIndex:
                 given += self._apply(int(at[i]), labels[i], horizon_ms)
         return joined([settled, self._outcomes(model, given)]) if given else settled
 
-    def _settle(self, model: str, at: Positions, labels: LabelColumns) -> OutcomeRows:
-        """The first labels of rows that stand alone, one each."""
+    def _settled(self, model: str, at: Positions) -> OutcomeRows:
+        """Rows that stand alone have got their first labels."""
         rows = self.rows
-        values, times = labels.label, labels.label_time_ms
-        rows.revision[at], rows.label[at], rows.label_time_ms[at] = labels.revision, values, times
         if len(at):
             self.commit.settled.append(rows.number[at])
         self.counts.joined += len(at)
-        return self._outcome_rows(model, at, np.full(len(at), np.nan), values, times, rows.revision[at])
+        return self._outcome_rows(
+            model, at, np.full(len(at), np.nan), rows.label[at], rows.label_time_ms[at], rows.revision[at]
+        )
 
     def _apply(self, head: int, label: Label, horizon_ms: int) -> list[Given]:
         rows = self.rows
@@ -355,27 +357,36 @@ class JoinIndex:
         revision: NDArray[np.int32],
     ) -> OutcomeRows:
         rows = self.rows
-        scored = self.asks.enabled | ~np.isnan(rows.score[at])
         replaces = ~np.isnan(old)
-        # One row for each outcome, two where there was one before.
-        which = np.repeat(np.arange(len(at)), np.where(scored, 1 + replaces, 0))
-        back = np.zeros(len(which), bool)
-        back[:-1] = which[:-1] == which[1:]
-        at, replaces = at[which], replaces[which]
-        codes, kind = np.unique(rows.kind[at], return_inverse=True)
+        score = rows.score[at]
+        scored = ~np.isnan(score) if not self.asks.enabled else None
+        back = np.zeros(len(at), bool)
+        if replaces.any() or (scored is not None and not scored.all()):
+            # One row for each outcome, two where there was one before.
+            times = 1 + replaces if scored is None else np.where(scored, 1 + replaces, 0)
+            which = np.repeat(np.arange(len(at)), times)
+            back = np.zeros(len(which), bool)
+            back[:-1] = which[:-1] == which[1:]
+            at, score, replaces = at[which], score[which], replaces[which]
+            label, time_ms, revision = (
+                np.where(back, old[which], label[which]),
+                time_ms[which],
+                revision[which],
+            )
+        codes, kind = distinct(rows.kind[at].astype(np.int64))
         return OutcomeRows(
             kinds=[self.kinds[code] for code in codes.tolist()],
             kind=kind,
             identity=rows.key[at] ^ self.salts.of(model)[0],
             event_time_ms=rows.event_time_ms[at],
-            score=rows.score[at],
+            score=score,
             status=rows.status[at],
             partition=rows.partition[at],
             offset=rows.offset[at],
             row=rows.row[at],
-            label=np.where(back, old[which], label[which]),
-            label_time_ms=time_ms[which],
-            revision=revision[which].astype(np.int64),
+            label=label,
+            label_time_ms=time_ms,
+            revision=revision.astype(np.int64),
             sign=np.where(back, -1, 1),
             replaces=(replaces & ~back).astype(np.int64),
         )
@@ -474,11 +485,12 @@ class JoinIndex:
     def pack(self, rows: int = 0) -> None:
         """Close the gaps of what has left, and make room for so many more rows in the table."""
         own = self.rows
-        own.pack()
-        codes, place = np.unique(own.kind[: own.size], return_inverse=True)
-        self.kinds.keep(codes)
-        own.kind[: own.size] = place
-        moved = {code: at for at, code in enumerate(codes.tolist())}
-        for held in self.windows.values():
-            held.kinds = {moved[code] for code in held.kinds if code in moved}
+        if own.size > self.size:
+            own.pack()
+            codes, place = distinct(own.kind[: own.size].astype(np.int64))
+            self.kinds.keep(codes)
+            own.kind[: own.size] = place
+            moved = {code: at for at, code in enumerate(codes.tolist())}
+            for held in self.windows.values():
+                held.kinds = {moved[code] for code in held.kinds if code in moved}
         own.index(rows)

@@ -180,9 +180,10 @@ class JoinPieces:
         keep = np.array(lives, bool)[columns["kind"]] & (columns["number"] >= index.first_number)
         codes = index.kinds.codes(kinds)[columns["kind"][keep]]
         own = {name: values[keep] for name, values in columns.items()} | {"kind": codes}
-        at = index.rows.append(int(keep.sum()), **own, revision=NO_REVISION, link=-1, alive=True)
-        index.size += len(at)
-        if len(at):
+        count = int(keep.sum())
+        index.rows.append(count, **own, revision=NO_REVISION, link=-1, alive=True)
+        index.size += count
+        if count:
             index.remember(codes, int(own["number"][0]))
 
     def _restore_labels(self, columns: Columns, earlier: Mapping[int, list[Told]]) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.compiled import compiled
 from streams.core.hash_table import SLOT_BYTES, SLOTS_PER_ROW, HashTable
 
 NO_REVISION = -1
@@ -68,19 +69,18 @@ class JoinRows:
         for name, dtype in DTYPES.items():
             setattr(self, name, np.zeros(16, dtype))
 
-    def append(self, rows: int, **columns: Any) -> NDArray[np.int64]:
-        """Put ``rows`` rows at the end, what is not given as zeros; their positions."""
+    def append(self, rows: int, **columns: Any) -> int:
+        """Put ``rows`` rows at the end, what is not given as zeros; the position of the first."""
         start, end = self.size, self.size + rows
         if end > len(self.number):
             capacity = max(end, round(len(self.number) * _GROWTH))
-            for name, dtype in DTYPES.items():
-                longer = np.zeros(capacity, dtype)
-                longer[:start] = getattr(self, name)[:start]
-                setattr(self, name, longer)
+            for name in DTYPES:
+                # Nobody else holds on to a column, and a long one is moved by moving its pages.
+                getattr(self, name).resize(capacity, refcheck=False)
         for name, values in columns.items():
             getattr(self, name)[start:end] = values
         self.size = end
-        return np.arange(start, end)
+        return start
 
     def position_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where rows with these numbers stand; -1 for those that are not alive."""
@@ -110,11 +110,29 @@ class JoinRows:
         """The first row of each prediction, -1 where there is none."""
         return self._table.find(key, check, self.key, self.check)
 
-    def enter(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Let rows that were appended be found, and live, unless their prediction has one: the first it has, else -1."""
-        other = self._table.claim(self.key[at], self.check[at], at, self.key, self.check)
-        self.alive[at] = other < 0
+    def enter(self, first: int, end: int, but: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Let rows that were appended be found, and live, unless their prediction has one: the first it has, else -1. Those of
+        ``but`` are left out."""
+        other = np.full(end - first, -1, np.int64)
+        runs = [(0, end - first)]
+        if but.any():
+            runs = np.flatnonzero(np.diff(but, prepend=True, append=True)).reshape(-1, 2).tolist()
+        for low, high in runs:
+            other[low:high] = self._table.claim(first + low, first + high, self.key, self.check)
+            np.less(other[low:high], 0, out=self.alive[first + low : first + high])
         return other
+
+    def settle(
+        self, at: NDArray[np.int64], label: NDArray[np.float64], time_ms: NDArray[np.int64], revision: NDArray[np.int64],
+        last_ms: NDArray[np.int64],
+    ) -> NDArray[np.bool_]:  # fmt: skip
+        """Give label i to the row ``at[i]`` if that is alone, had none, and its kind's ``last_ms`` has not passed by the label's own
+        time; which were given. A position may be -1, or come again."""
+        given = np.empty(len(at), np.bool_)
+        _settle(
+            at, label, time_ms, revision, last_ms, self.kind, self.link, self.revision, self.label, self.label_time_ms, given
+        )  # fmt: skip
+        return given
 
     def chain(self, head: int) -> list[int]:
         """All rows of the prediction whose first one this is."""
@@ -146,10 +164,9 @@ class JoinRows:
 
     def index(self, rows: int = 0) -> None:
         """Make the table anew, with room for so many more rows."""
-        at = np.arange(self.size)
         self._table.clear(2 * self.size + rows)
         self.link[: self.size] = -1
-        other = self._table.claim(self.key[at], self.check[at], at, self.key, self.check)
+        other = self._table.claim(0, self.size, self.key, self.check)
         for position in np.flatnonzero(other >= 0).tolist():
             self.link[self.chain(int(other[position]))[-1]] = position
 
@@ -162,3 +179,18 @@ class JoinRows:
             packed[: len(keep)] = getattr(self, name)[keep]
             setattr(self, name, packed)
         self.size = len(keep)
+
+
+@compiled
+def _settle(
+    at: NDArray[np.int64], label: NDArray[np.float64], time_ms: NDArray[np.int64], revision: NDArray[np.int64],
+    last_ms: NDArray[np.int64], kinds: NDArray[np.int32], links: NDArray[np.int32], revisions: NDArray[np.int32],
+    labels: NDArray[np.float64], times_ms: NDArray[np.int64], given: NDArray[np.bool_],
+) -> None:  # fmt: skip
+    for i in range(len(at)):
+        row = at[i]
+        given[i] = row >= 0 and links[row] < 0 and revisions[row] == -1 and time_ms[i] <= last_ms[kinds[row]]
+        if given[i]:
+            revisions[row] = revision[i]
+            labels[row] = label[i]
+            times_ms[row] = time_ms[i]

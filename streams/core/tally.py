@@ -74,45 +74,54 @@ def pairs(member: Ints, place: Ints, first: int, into: Ints) -> None:
 
 
 @compiled
-def step(value: float, low: float, high: float, scale: float) -> int:
-    """In which of equal steps from ``low`` to ``high`` a value lies. Monotone, rounding included."""
-    if value <= low:
-        return 0
-    return int((min(value, high) - low) * scale)
-
-
-@compiled
 def numbers(
     values: Floats, member: Ints, slot: Ints, low: float, high: float, edges: Floats, before: Ints, scale: float,
     into: Ints, range_: Floats, histogram: Ints,
 ) -> None:  # fmt: skip
     """Add value i of a numeric feature to ``into[slot[member[i]]]``, where that is not negative; NaN is missing.
 
-    ``low`` and ``high``: what the contract allows. ``edges``: ascending borders of the histogram's cells; ``before``: how many of
-    them lie in steps before each. ``range_ (cells, 2)``: least and greatest.
+    ``low`` and ``high``: what the contract allows. ``edges``: ascending borders of the histogram's cells; ``before``: see
+    ``Edges``. ``range_ (cells, 2)``: least and greatest.
     """
     last = len(edges) - 1
-    for i in range(len(member)):
-        cell = slot[member[i]]
+    first, final = (edges[0], edges[last]) if last >= 0 else (0.0, 0.0)
+    # Neighbours are mostly of one cell: what they come to is kept at hand until another one's turn.
+    now, cell = -1, -1
+    missing, invalid, upper, lower = 0, 0, 0, 0
+    least, most = np.inf, -np.inf
+    for i in range(len(member) + 1):
+        if i == len(member) or member[i] != now:
+            if cell >= 0:
+                into[cell, 0] += missing
+                into[cell, 1] += invalid
+                into[cell, 2] += upper
+                into[cell, 3] += lower
+                range_[cell, 0] = min(range_[cell, 0], least)
+                range_[cell, 1] = max(range_[cell, 1], most)
+            if i == len(member):
+                break
+            now = member[i]
+            cell = slot[now]
+            missing, invalid, upper, lower = 0, 0, 0, 0
+            least, most = np.inf, -np.inf
         if cell < 0:
             continue
         value = values[i]
         if value != value:
-            into[cell, 0] += 1
+            missing += 1
             continue
         if value < low or value > high:
-            into[cell, 1] += 1
-        unit = np.int64(np.rint(min(max(value, -VALUE_MAX), VALUE_MAX) * MICRO))
-        into[cell, 2] += unit >> HALF
-        into[cell, 3] += unit & 0xFFFFFFFF
-        if value < range_[cell, 0]:
-            range_[cell, 0] = value
-        if value > range_[cell, 1]:
-            range_[cell, 1] = value
+            invalid += 1
+        unit: Any = np.int64(np.rint(min(max(value, -VALUE_MAX), VALUE_MAX) * MICRO))
+        upper += unit >> HALF
+        lower += unit & 0xFFFFFFFF
+        least, most = min(least, value), max(most, value)
         place = 0
-        if last >= 0:
-            place = before[step(value, edges[0], edges[last], scale)]
-            while place <= last and edges[place] <= value:
+        if last >= 0 and value >= final:
+            place = last + 1
+        elif last >= 0 and value >= first:
+            place = before[int((value - first) * scale)]
+            while edges[place] <= value:
                 place += 1
         histogram[cell, place] += 1
 
@@ -174,7 +183,8 @@ def losses(score: Floats, label: Floats, into: Ints) -> None:
 
 
 class Edges:
-    """Borders of a histogram's cells, and what finds a value among them; see ``numbers``."""
+    """Borders of a histogram's cells, and what finds a value among them: ``before (STEPS,)``, how many of them lie in steps of
+    their range before each. Which step a value is in is monotone in the value, rounding included."""
 
     __slots__ = ("before", "edges", "scale")
 
@@ -184,6 +194,10 @@ class Edges:
         scale = (STEPS - 1) / span if 0 < span < math.inf else 0.0
         #: Where the edges are no range to be cut, all lie in one step.
         self.scale = scale if math.isfinite(scale) else 0.0
-        steps = np.array([step(e, edges[0], edges[-1], self.scale) for e in edges], np.int64)
+        steps = (
+            ((self.edges - self.edges[:1]) * self.scale).astype(np.int64)
+            if self.scale
+            else np.zeros(len(edges), np.int64)
+        )
         counts: Any = np.bincount(steps, minlength=STEPS)
         self.before: Ints = np.cumsum(counts) - counts

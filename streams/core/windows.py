@@ -20,8 +20,9 @@ from schemas.contracts import ModelContract, Monitoring, Reference
 from schemas.errors import StateCorrupt
 from schemas.ids import ROLES
 from streams.core.aggregates import Cell, Counts, FeatureCounts, Outcomes, pack, unpack
-from streams.core.counting import Members, PredictionFacts, count_features, count_outcomes, distinct
+from streams.core.counting import Members, PredictionFacts, count_features, count_outcomes
 from streams.core.delivery import Upsert
+from streams.core.distinct import distinct
 from streams.core.join_state import WindowKey
 from streams.core.outcomes import OutcomeRows
 
