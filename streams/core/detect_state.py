@@ -41,7 +41,8 @@ class Running:
     said: State = State.INCONCLUSIVE
     failed: bool = False
     touched: bool = True
-    written: bytes = b""
+    #: Of the piece as it was last written.
+    checksum: bytes = b""
     address: str = ""
 
 

@@ -20,8 +20,12 @@ from streams.core.delivery import (
     Upsert,
     plan,
 )
+from streams.core.piece_log import PieceLog
 from streams.core.records import RecordBatch
 
+#: Pieces of which there may be many, each small, are stored together: see ``streams.core.piece_log``.
+GATHERED = ("detector/", "model/", "window/")
+SEGMENT = "log/"
 #: Contracts and versions published before an offset of ``models``.
 Known = Callable[[int], Sequence[ModelRecord]]
 
@@ -44,6 +48,7 @@ class Ledger:
         #: Rows the warehouse has not confirmed: the newest of each (table, key).
         self.outbox: dict[tuple[str, tuple[Any, ...]], Upsert] = {}
         self._high: dict[TopicPartition, int] = {}
+        self._gathered = PieceLog(SEGMENT)
         self._confirmed: list[Upsert] = []
 
     def open(self, loaded: Loaded, starts: Mapping[TopicPartition, int], known: Known, now_ms: int) -> None:
@@ -76,7 +81,8 @@ class Ledger:
                 garbage=manifest.garbage,
             )
             self.core.activate(known(self.activations.get("models", 0)))
-        self.core.restore(loaded.pieces, manifest)
+        alone = {name: data for name, data in loaded.pieces.items() if not name.startswith(SEGMENT)}
+        self.core.restore(alone | self._gathered.restore(loaded.pieces), manifest)
 
     def fresh(self, tp: TopicPartition, records: RecordBatch) -> RecordBatch:
         """Which of these, consecutive on ``tp``, the core is to get; they count as read from now on.
@@ -122,11 +128,13 @@ class Ledger:
             core.confirm(confirmed)
         outs = core.outputs()
         changed = core.changed_pieces()
+        gathered = {name: data for name, data in changed.items() if name.startswith(GATHERED)}
+        alone = {name: data for name, data in changed.items() if name not in gathered}
         positions = core.positions()
         return plan(
             self.manifest,
             outs=outs,
-            changed=changed,
+            changed=alone | self._gathered.changed(gathered),
             offsets={tp: positions.get(tp, at) for tp, at in self.next.items()},
             high=self.next,
             watermarks=core.watermarks(),

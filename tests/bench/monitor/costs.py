@@ -142,7 +142,7 @@ def measured(shape: Shape) -> Cost:
 def _kept(detector: detect.DetectCore) -> float:
     """Bytes of the snapshots of all detectors: what a model's detectors hold."""
     for running in detector._running.values():
-        running.touched, running.written = True, b""
+        running.touched, running.checksum = True, b""
     return float(sum(len(data or b"") for data in detector.changed_pieces().values()))
 
 
