@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from schemas.blocks import ObservationBlock, decode_block
-from schemas.contracts import Feature, ModelContract, ModelRecord, Monitoring
+from schemas.contracts import DetectorConfig, Feature, ModelContract, ModelRecord, Monitoring
 from schemas.events import FORMAT_ARROW, HEADER_FORMAT, HEADER_KIND, KIND_TICK, DeadLetter
 from schemas.hashing import key_hashes
 from schemas.labels import Label, LabelColumns
@@ -33,7 +33,11 @@ CONTRACT = ModelContract(
         Feature(name="wind", nullable=True),
         Feature(name="origin", kind="categorical", categories=("EWR", "JFK", "LGA")),
     ),
-    monitoring=Monitoring(segments=("origin",), label_horizon=24 * HOUR),
+    monitoring=Monitoring(
+        segments=("origin",),
+        label_horizon=24 * HOUR,
+        detectors=(DetectorConfig(name="psi", kind="psi", stream="features"),),
+    ),
 )
 
 

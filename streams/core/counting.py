@@ -35,9 +35,13 @@ _LATENCY_BUCKETS = latency_bucket(np.arange(50_000, dtype=np.float64)).astype(np
 
 
 class Segments:
-    """The segments of one contract: for each segment feature, ``origin=EWR`` and the like by category code."""
+    """The segments of one contract: for each segment feature, ``origin=EWR`` and the like by category code.
+
+    ``contract_hash``: the contract's, which takes as long to make as a batch does to count.
+    """
 
     def __init__(self, contract: ModelContract) -> None:
+        self.contract_hash = contract.hash
         names = contract.feature_names
         most = contract.monitoring.segments_max
         self._places: list[int] = []

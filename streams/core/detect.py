@@ -167,14 +167,14 @@ class DetectCore:
                 self._tick(record)
                 continue
             try:
-                block = decode_block(record.value or b"")
+                self._take(record.offset, decode_block(record.value or b""))
             except BadMessage as error:
                 self._count("driftline_errors_total", where=f"detect: {error.reason}")
-                continue
-            self._take(record.offset, block)
 
     def _take(self, offset: int, block: ObservationBlock) -> None:
-        if not len(block):
+        coded_as = self._codings.get(block.contract_hash)
+        unread = block.kind == "predictions" and coded_as is not None and not coded_as.monitoring.detectors
+        if unread or not len(block):
             return
         reached, times = self._meta.reached(block.kind), block.order_ms
         if offset < self._reread_below:

@@ -42,15 +42,19 @@ class Addresses:
 
 
 def prediction_block(
-    columns: PredictionColumns, addresses: Addresses, segments: NDArray[np.int32]
+    columns: PredictionColumns, addresses: Addresses, segments: NDArray[np.int32], contract_hash: str
 ) -> ObservationBlock:
-    """Predictions as one block, in their order. ``segments (n, s)``: codes of their categories."""
+    """Predictions as one block, in their order. ``segments (n, s)``: codes of their categories.
+
+    Where no detector is configured it carries no features: the label index, which reads it too, has no use for them.
+    """
+    watched = bool(columns.contract.monitoring.detectors)
     nothing: dict[str, Any] = {name: np.empty(0, DTYPES[name]) for name in _LABEL_COLUMNS}
     return ObservationBlock(
         kind="predictions",
         model=columns.contract.model,
         versions=columns.versions,
-        contract_hash=columns.contract.hash,
+        contract_hash=contract_hash,
         partition=addresses.partition.astype(np.int32),
         offset=addresses.offset,
         row=addresses.row.astype(np.int32),
@@ -61,7 +65,7 @@ def prediction_block(
         score=columns.score,
         latency_ms=columns.latency_ms,
         status=columns.status,
-        features=columns.features,
+        features=columns.features if watched else np.empty((0, 0)),
         segments=segments,
         check=addresses.check,
         **nothing,
@@ -78,7 +82,7 @@ def outcome_block(
         kind="outcomes",
         model=contract.model,
         versions=versions,
-        contract_hash=contract.hash,
+        contract_hash=segments.contract_hash,
         partition=outcomes.partition,
         offset=outcomes.offset,
         row=outcomes.row,
@@ -109,7 +113,7 @@ def cut(blocks: Sequence[ObservationBlock]) -> Iterator[ObservationBlock]:
     width = whole.features.shape[1] if whole.features.ndim == 2 else 0
     most = max(1, BLOCK_BYTES_MAX // (8 * width + 4 * whole.segments.shape[1] + 96))
     for start in range(0, len(whole), most):
-        yield whole if len(whole) <= most else whole.take(np.arange(start, min(start + most, len(whole))))
+        yield whole if len(whole) <= most else whole.take(slice(start, start + most))
 
 
 def addresses_of(records: RecordBatch, columns: PredictionColumns, hashes: KeyHashes) -> Addresses:

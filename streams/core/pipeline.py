@@ -252,7 +252,7 @@ class JoinCore:
             references = self._references.get(contract.model, {})
             self._windows.add(columns, members, references, self._meta.prediction_ms)
             told = segments.categories(codes, len(columns))
-            self._observed(prediction_block(columns, addresses, told))
+            self._observed(prediction_block(columns, addresses, told, segments.contract_hash))
         self._settle(contract, outcomes)
 
     def _labels(self, records: RecordBatch) -> None:

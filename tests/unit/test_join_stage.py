@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from schemas.arrow import encode_arrow
+from schemas.contracts import ModelRecord
 from schemas.events import HEADER_KIND, HEADER_ORIGIN, Tick
 from schemas.ids import RowId, partition_of
 from streams.core.delivery import Manifest, Out
@@ -49,6 +50,19 @@ def test_rows_on_the_wrong_partition_are_sent_on_once_and_keep_their_address() -
     misled = Record("predictions", 0, 9, stray.encode(), sent[0].value, sent[0].headers)
     here.apply([misled], 0)
     assert [o.topic for o in here.outputs()] == ["observations"]
+
+
+def test_features_go_on_only_where_a_detector_may_read_them() -> None:
+    """Without one their copy in `observations` would be written, sent and read for nobody; the label index needs the rest."""
+    unwatched = CONTRACT.monitoring.model_copy(update={"detectors": ()})
+    core, stream = join_core(), Stream()
+    for name, monitoring, width in (
+        ("a", CONTRACT.monitoring, 3), ("b", unwatched, 0), ("c", CONTRACT.monitoring, 3),
+    ):  # fmt: skip
+        core.activate([ModelRecord(contract=CONTRACT.model_copy(update={"monitoring": monitoring}))])
+        core.apply([stream.event(prediction(name))], 0)
+        (block,) = blocks(core.outputs())
+        assert (block.features.size, len(block), block.segments.tolist()) == (width, 1, [[1]])
 
 
 def test_a_stray_row_of_an_arrow_batch_is_sent_on_as_json() -> None:
