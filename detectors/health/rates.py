@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 #: What is impossible counts this much: verdicts hold finite numbers only.
 NATS_MAX = 1e6
@@ -35,6 +36,7 @@ def rate_nats(count: int, rows: int, rate: float) -> float:
     return 0.0 if share <= rate else min(NATS_MAX, rows * kl_bernoulli(share, rate))
 
 
+@lru_cache(maxsize=16_384)
 def rate_upper(share: float, rows: int, nats: float) -> float:
     """Upper confidence bound of the rate behind ``share`` of ``rows``: wrong with probability at most ``exp(-nats)``."""
     if rows <= 0:

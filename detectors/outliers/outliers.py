@@ -31,7 +31,7 @@ from schemas.errors import SnapshotError
 from schemas.verdicts import Family, Verdict
 
 Floats = NDArray[np.float64]
-_SCHEMA = 1
+_SCHEMA = 2
 #: A reference sample of fewer rows sets no bound; the detector warms up instead.
 _SAMPLE_ROWS_MIN = 50
 #: Samples are kept inside what can be squared and added without overflow.
@@ -71,6 +71,14 @@ class OutlierSpec(Spec):
     def fit(self, context: Context, sample: Floats) -> Scorer:
         """Learn from ``sample (m, k)``: NaN is null, every row has a value, sizes below 1e100."""
 
+    def learnt(self, scorer: Scorer) -> bytes:
+        """All of a scorer that is small enough to be kept instead of what it learnt from; nothing: that is kept."""
+        return b""
+
+    def fitted(self, context: Context, learnt: bytes) -> Scorer:
+        """Inverse of :meth:`learnt`. Raises SnapshotError."""
+        raise SnapshotError(f"{self.kind!r} keeps what it learnt from")
+
     def build(self, context: Context) -> Detector:
         return OutlierDetector(self, context)
 
@@ -81,10 +89,12 @@ class OutlierSpec(Spec):
 
 
 class _State(msgspec.Struct):
-    """``sample``: what it learnt from, where that is not the reference; ``held``: what it will learn from; float64."""
+    """``sample``: what it learnt from, where that is not the reference; or ``learnt``: what of it. ``held``: what it will
+    learn from; float64."""
 
     rows: int = 0
     sample: bytes = b""
+    learnt: bytes = b""
     held: bytes = b""
     rate: RateState = msgspec.field(default_factory=RateState)
 
@@ -189,6 +199,9 @@ class OutlierDetector:
         self._state.sample, self._state.held = self._state.held, b""
         self._scorer, scores = self._learnt(self._sample())
         self._calibrate(scores, 1.0)
+        self._state.learnt = self._spec.learnt(self._scorer)
+        if self._state.learnt:
+            self._state.sample = b""
 
     def _sample(self) -> Floats:
         return np.frombuffer(self._state.sample, np.float64).reshape(-1, len(self._context.columns))
@@ -222,7 +235,9 @@ class OutlierDetector:
         self._rate.load(state.rate)
         self._state = state
         self._scorer = None if self._given is None else self._given[0]
-        if state.sample:
+        if state.learnt:
+            self._scorer = self._spec.fitted(self._context, state.learnt)
+        elif state.sample:
             self._scorer = self._learnt(self._sample())[0]
 
 

@@ -30,6 +30,7 @@ from pydantic import Field
 from detectors.base import Context
 from detectors.outliers.outliers import OutlierSpec, Scorer
 from detectors.transform import column_reference
+from schemas.errors import SnapshotError
 
 Floats = NDArray[np.float64]
 #: A normal's standard deviation over its median, and over its mean, absolute deviation.
@@ -72,6 +73,14 @@ class RobustZSpec(OutlierSpec):
         scorer = RobustZ(np.array(scales).reshape(-1, 2))
         return scorer.even_tailed(sample) if self.even_tails and len(sample) else scorer
 
+    def learnt(self, scorer: Scorer) -> bytes:
+        return scorer.scales.tobytes() if isinstance(scorer, RobustZ) else b""
+
+    def fitted(self, context: Context, learnt: bytes) -> Scorer:
+        if len(learnt) != 16 * len(context.columns):
+            raise SnapshotError(f"the snapshot of {self.kind!r} was taken with other columns")
+        return RobustZ(np.frombuffer(learnt, np.float64).reshape(-1, 2))
+
 
 def median_scale(values: Floats) -> tuple[float, float]:
     """Median and robust standard deviation of ``(n,)``, the latter above zero; (0, 1) of nothing."""
@@ -87,6 +96,7 @@ class RobustZ:
     """``scales (k, 2)``: median and scale of each column."""
 
     def __init__(self, scales: Floats) -> None:
+        self.scales = scales
         self._middle = np.ascontiguousarray(scales[:, :1])
         self._inverse = 1.0 / scales[:, 1:]
 

@@ -13,7 +13,7 @@ from schemas.verdicts import Family, SignalChanged, State
 from streams.core.delivery import Out
 from streams.core.detect_state import Key, Running, config_hash
 from streams.core.incidents import trace_headers
-from streams.core.standings import fitted, in_words, standing_key
+from streams.core.standings import fitted, in_words, reference_hash, standing_key
 
 #: What a detector that could not even be built would have spoken about.
 FAMILIES: Mapping[str, Family] = {
@@ -36,7 +36,8 @@ def build(
 ) -> Running:
     """A new detector of the version that ``key`` names. Raises ConfigurationError.
 
-    ``version``: its record, None while it is not known; ``cache``: where calibrations are kept.
+    ``version``: its record, None while it is not known; ``cache``: where calibrations are kept, and the hashes of
+    references, until a version is published again.
     """
     spec = spec_for(config)
     _, _, places = columns_read(contract, config, spec)
@@ -51,11 +52,20 @@ def build(
         trained_to_ms=None if version is None else version.trained_to_ms,
         cache=cache,
     )
-    hashes = config_hash(config, context), standing_key(spec, context)
+    named = reference_key(*key[:2])
+    reference = cache.get(named, b"").decode() or reference_hash(context.reference)
+    if version is not None:
+        cache[named] = reference.encode()
+    hashes = config_hash(config, context, reference), standing_key(spec, context, reference)
     # A knob is fitted to the budget here; the configuration, and so its hash, is what the owner wrote.
     made, standing = fitted(spec, context, hashes[1], cache)
     known = cache[hashes[1]]
     return Running(config, made, context, made.build(context), role, places, *hashes, known, standing)
+
+
+def reference_key(model: str, version: str) -> str:
+    """Under what the hash of a version's reference is kept."""
+    return f"reference/{model}/{version}"
 
 
 def signal_of(

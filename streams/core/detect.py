@@ -5,7 +5,7 @@ the same events give the same verdicts however partitions and blocks interleave;
 one of its detectors could speak (``streams.core.holding``). What waits is not stored: the manifest points back to the first
 record that is not wholly consumed, and rows that had been fed are dropped when it is read again. A row that comes behind
 the watermark is fed at once, after those that wait. Every advance of time is passed on by itself, and applied wherever it
-could close a block of time: else verdicts would come at other moments on a slower machine.
+could close a block of time, so that verdicts come at the same moments on any machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from schemas.errors import BadMessage, ConfigurationError, SnapshotError
 from schemas.events import HEADER_KIND, KIND_LABELS, KIND_TICK, Tick
 from schemas.ids import ROLES
 from schemas.verdicts import Evidence, SignalChanged, State, Verdict
-from streams.core.building import FAMILIES, build, signal_of, written
+from streams.core.building import FAMILIES, build, reference_key, signal_of, written
 from streams.core.comparing import BEGINNING_MS, FALLBACK, Span, groups, spans
 from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert, piece_checksum
 from streams.core.detect_state import (
@@ -101,6 +101,7 @@ class DetectCore:
         for record in records:
             if record.version is not None:
                 self._versions[(record.version.model, record.version.version)] = record.version
+                self._cache.pop(reference_key(record.version.model, record.version.version), None)
             elif record.contract is not None:
                 self._configure(record.contract)
 
@@ -360,8 +361,7 @@ class DetectCore:
         self, key: Key, running: Running, changes: list[Change], part: ObservationBlock | None = None
     ) -> None:
         for change in changes:
-            state = change.verdict.state
-            if state is running.said and not running.spec.announces_blocks:
+            if (state := change.verdict.state) is running.said and not running.spec.announces_blocks:
                 continue
             address = running.address if part is None or change.index < 0 else row_address(part, change.index)
             family = running.spec.family(running.config.stream)

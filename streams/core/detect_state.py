@@ -116,11 +116,10 @@ def is_current(piece: bytes) -> bool:
     return bool(msgspec.msgpack.decode(piece)[0] == DETECT_SCHEMA)
 
 
-def config_hash(config: DetectorConfig, context: Context) -> str:
-    """Changes with anything that makes an old snapshot meaningless. Slow for a large reference: once a detector."""
-    reference = context.reference
-    text = config.model_dump_json() + "|".join((*context.columns, repr(context.decision)))
-    return content_hash((text + ("" if reference is None else reference.model_dump_json())).encode())[:16]
+def config_hash(config: DetectorConfig, context: Context, reference: str) -> str:
+    """Changes with anything that makes an old snapshot meaningless. ``reference``: the hash of the version's."""
+    text = config.model_dump_json() + "|".join((*context.columns, repr(context.decision), reference))
+    return content_hash(text.encode())[:16]
 
 
 def encode_meta(meta: Meta) -> bytes:

@@ -12,6 +12,7 @@ import msgspec
 
 from detectors.base import Context, Spec, Standing
 from detectors.tools.calibrate import calibrated, duration, with_knob
+from schemas.contracts import Reference
 from schemas.ids import content_hash
 
 
@@ -47,9 +48,13 @@ def fitted(
     return with_knob(spec, spec.knob, known.value) or spec, known.standing
 
 
-def standing_key(spec: Spec, context: Context) -> str:
-    """Names all that a standing depends on. Slow for a large reference: once a detector."""
-    reference = context.reference
+def reference_hash(reference: Reference | None) -> str:
+    """Of all that is in it. Slow for a large one: once a version."""
+    return "" if reference is None else content_hash(reference.model_dump_json().encode())
+
+
+def standing_key(spec: Spec, context: Context, reference: str) -> str:
+    """Names all that a standing depends on; ``reference``: the hash of the context's."""
     parts = [
         spec.model_dump_json(),
         repr(
@@ -64,7 +69,7 @@ def standing_key(spec: Spec, context: Context) -> str:
         ),
         repr([feature.model_dump_json() for feature in context.features.values()]),
         repr(context.trained_to_ms),
-        "" if reference is None else reference.model_dump_json(),
+        reference,
     ]
     return f"standing/{spec.kind}/{content_hash('|'.join(parts).encode())[:32]}"
 

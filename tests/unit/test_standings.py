@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from detectors.base import Context, Standing
 from detectors.registry import spec_class
-from streams.core.standings import fitted, standing_key
+from streams.core.standings import fitted, reference_hash, standing_key
 
 
 class _Slow(spec_class("adwin")):  # type: ignore[misc]
@@ -29,7 +29,9 @@ def test_a_standing_is_worked_out_once_for_equal_content() -> None:
     found = []
     for seed in (1, 1, 2, 9, 9):
         context = Context(("x",), (0,), "features", seed=seed)
-        found.append(fitted(spec, context, standing_key(spec, context), cache)[1])
+        found.append(
+            fitted(spec, context, standing_key(spec, context, reference_hash(context.reference)), cache)[1]
+        )
     assert _Slow.asked == 3
     assert [s.note for s in found[:3]] == ["seed 1", "seed 1", "seed 2"]
     assert found[0] == Standing("resampled", pages=True, note="seed 1")
