@@ -104,19 +104,27 @@ class Cell:
     features: dict[str, FeatureCounts] = field(default_factory=dict)
 
 
-def pack(value: Any) -> Any:
+#: A histogram of fewer cells is not worth asking how many are zero.
+_SPARSE_MIN = 64
+
+
+def pack(value: Counts | FeatureCounts | Outcomes) -> list[Any]:
     """An aggregate as plain msgpack types; histograms that are mostly zero as (length, positions, counts),
     whole numbers beyond 64 bits as text."""
-    if isinstance(value, np.ndarray):
-        at = np.flatnonzero(value)
-        if 2 * len(at) < len(value):
-            return ["s", len(value), at.astype("<u4").tobytes(), value[at].astype("<i8").tobytes()]
-        return ["d", value.astype("<i8").tobytes()]
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return ["i", str(value)]
-    if isinstance(value, Counts | FeatureCounts | Outcomes):
-        return [pack(getattr(value, name)) for name in value.__slots__]
-    return value
+    return [_packed(getattr(value, name)) for name in value.__slots__]
+
+
+def _packed(item: Any) -> Any:
+    kind = type(item)
+    if kind is int:
+        return item if -(2**63) <= item < 2**63 else ["i", str(item)]
+    if kind is not np.ndarray:
+        return item
+    if len(item) >= _SPARSE_MIN:
+        at = np.flatnonzero(item)
+        if 2 * len(at) < len(item):
+            return ["s", len(item), at.astype("<u4").tobytes(), item[at].astype("<i8").tobytes()]
+    return ["d", item.astype("<i8", copy=False).tobytes()]
 
 
 def unpack(kind: type[Any], data: list[Any]) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from streams.core.distinct import distinct
 from streams.core.evicted import Fingerprints
 from streams.core.join import JoinIndex
 from streams.core.join_commit import Commit, Wait
@@ -110,16 +111,21 @@ class JoinPieces:
 
     def _encode(self, piece: _Piece) -> bytes:
         index, rows = self._index, self._index.rows
-        added = rows.living(piece.first, piece.end)
+        within = rows.between(piece.first, piece.end)
+        # Where all of them live they are read where they lie.
+        whole = bool(rows.alive[within].all())
+        added = within if whole else rows.living(piece.first, piece.end)
         # The labels of rows that are added here, and of rows of earlier pieces.
-        own = added[rows.revision[added] != NO_REVISION]
-        others = np.unique(piece.settled[(piece.settled < piece.first) | (piece.settled >= piece.end)])
+        own = np.flatnonzero(rows.revision[added] != NO_REVISION)
+        own = own + within.start if whole else rows.living(piece.first, piece.end)[own]
+        others = piece.settled[(piece.settled < piece.first) | (piece.settled >= piece.end)]
+        others = np.unique(others) if len(others) else _NONE
         at = rows.position_of(others)
         piece.settled = others[at >= 0]
         piece.waits = [wait for wait in piece.waits if self._waits(wait)]
         piece.gone = {window: marks for window, marks in piece.gone.items() if window in index.gone}
         settled = np.concatenate([own, at[at >= 0]])
-        codes, kind = np.unique(rows.kind[added], return_inverse=True)
+        codes, kind = distinct(rows.kind[added].astype(np.int64))
         columns = {name: getattr(rows, name)[added] for name in ADDED} | {"kind": kind}
         earlier = []
         if index.earlier:

@@ -87,12 +87,15 @@ class Body(msgspec.Struct, array_like=True):
 def _written(values: NDArray[Any]) -> _Column:
     if values.dtype.kind != "i" or not len(values):
         return _Column(0, values.dtype.str, values.tobytes())
-    base = int(values.min())
-    most = int(values.max()) - base
-    dtype = next((d for d in _INTEGERS if most <= np.iinfo(d).max), None)
+    base, top = int(values.min()), int(values.max())
+    if base == top:
+        return _Column(base, _INTEGERS[0], b"")
+    dtype = next((d for d in _INTEGERS if top - base <= np.iinfo(d).max), None)
     if dtype is None:
         return _Column(0, "<i8", values.astype("<i8").tobytes())
-    return _Column(base, dtype, (values.astype("<i8") - base).astype(dtype).tobytes() if most else b"")
+    # A distance fits where it is to be written, not always in what it is taken from.
+    wide = values if np.dtype(dtype).itemsize <= values.dtype.itemsize else values.astype(np.int64)
+    return _Column(base, dtype, (wide - base).astype(dtype).tobytes())
 
 
 def _read(column: _Column, rows: int) -> NDArray[Any]:

@@ -15,6 +15,7 @@ from schemas.errors import StateCorrupt
 from schemas.hashing import key_hashes
 from schemas.labels import Label
 from schemas.spans import Spans
+from streams.core import join_state
 from streams.core.join import Arrivals, JoinIndex, ModelCounts
 from streams.core.join_pieces import MERGE_FAN, JoinPieces
 from streams.core.join_rows import DTYPES, ROW_BYTES
@@ -328,3 +329,12 @@ def test_labels_that_were_joined_leave_nothing_behind() -> None:
         join.add(f"p{number}")
     assert join.index.early == 0
     assert sum(map(len, join.index.waiting._order.values())) < 2_000
+
+
+@pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "i8"])
+def test_whole_numbers_are_stored_as_their_distance_whatever_it_is(dtype: str) -> None:
+    """It may be wider than they are."""
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    for few in ([low, high], [low, low + 1], [high - 3, high], [5, 5], [-100, 100], [low, 0]):
+        column = join_state._written(np.array(few, dtype))
+        assert join_state._read(column, len(few)).tolist() == few
