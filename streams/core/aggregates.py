@@ -7,7 +7,8 @@ losses in 1e-9 units, feature sums in 1e-6 units. Minimum and maximum are exact 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,23 @@ def unit_bin(values: NDArray[np.float64], bins: int) -> Ints:
     return bin_of
 
 
+@cache
 def _zeros(bins: int) -> Ints:
-    return np.zeros(bins, np.int64)
+    """Of most cells most histograms are empty: they share one, so whoever adds to one puts the sum in its place."""
+    empty = np.zeros(bins, np.int64)
+    empty.setflags(write=False)
+    return empty
+
+
+@cache
+def _nothing(bins: int) -> list[int]:
+    return [0] * bins
+
+
+def listed(histogram: Ints) -> list[int]:
+    """Its counts; not to be written to."""
+    empty = histogram is _zeros(len(histogram))
+    return _nothing(len(histogram)) if empty else histogram.tolist()
 
 
 @dataclass(slots=True)
@@ -104,43 +120,51 @@ class Cell:
     features: dict[str, FeatureCounts] = field(default_factory=dict)
 
 
-#: A histogram of fewer cells is not worth asking how many are zero.
-_SPARSE_MIN = 64
+#: Histograms of more bins are stored as places and counts.
+_DENSE_MAX = 32
 
 
 def pack(value: Counts | FeatureCounts | Outcomes) -> list[Any]:
-    """An aggregate as plain msgpack types; histograms that are mostly zero as (length, positions, counts),
-    whole numbers beyond 64 bits as text."""
-    return [_packed(getattr(value, name)) for name in value.__slots__]
+    """An aggregate as plain msgpack types, without ``edges``: empty histograms as their length, long ones as length, places
+    and counts; whole numbers beyond 64 bits as text."""
+    if isinstance(value, Outcomes) and not (value.labelled or value.revisions or value.first_label_ms):
+        return [value.predictions]
+    return [_packed(getattr(value, name)) for name in value.__slots__ if name != "edges"]
 
 
 def _packed(item: Any) -> Any:
-    kind = type(item)
-    if kind is int:
-        return item if -(2**63) <= item < 2**63 else ["i", str(item)]
-    if kind is not np.ndarray:
+    if type(item) is int:
+        return item if -(2**63) <= item < 2**63 else str(item)
+    if not isinstance(item, np.ndarray):
         return item
-    if len(item) >= _SPARSE_MIN:
-        at = np.flatnonzero(item)
-        if 2 * len(at) < len(item):
-            return ["s", len(item), at.astype("<u4").tobytes(), item[at].astype("<i8").tobytes()]
-    return ["d", item.astype("<i8", copy=False).tobytes()]
+    if not item.any():
+        return len(item)
+    if len(item) <= _DENSE_MAX:
+        return item.tolist()
+    at = np.flatnonzero(item)
+    return [len(item), at.tolist(), item[at].tolist()]
 
 
-def unpack(kind: type[Any], data: list[Any]) -> Any:
+A = TypeVar("A", Counts, FeatureCounts, Outcomes)
+
+
+def unpack(kind: type[A], data: list[Any], edges: tuple[float, ...] = ()) -> A:
     """Inverse of :func:`pack` for an aggregate class."""
-    return kind(*(_unpacked(item) for item in data))
+    found = kind()
+    for name, item in zip((name for name in kind.__slots__ if name != "edges"), data, strict=False):
+        if isinstance(getattr(found, name), np.ndarray):
+            item = _unpacked(item)
+        setattr(found, name, int(item) if isinstance(item, str) else item)
+    if isinstance(found, FeatureCounts):
+        found.edges = edges
+    return found
 
 
-def _unpacked(item: Any) -> Any:
-    if isinstance(item, list) and item and item[0] == "s":
-        array = np.zeros(item[1], np.int64)
-        array[np.frombuffer(item[2], "<u4")] = np.frombuffer(item[3], "<i8")
+def _unpacked(item: Any) -> Ints:
+    if isinstance(item, int):
+        return _zeros(item)
+    if len(item) == 3 and isinstance(item[1], list):
+        array = np.zeros(item[0], np.int64)
+        array[item[1]] = item[2]
         return array
-    if isinstance(item, list) and item and item[0] == "d":
-        return np.frombuffer(item[1], "<i8").copy()
-    if isinstance(item, list) and item and item[0] == "i":
-        return int(item[1])
-    if isinstance(item, list):
-        return tuple(item)
-    return item
+    return np.array(item, np.int64)

@@ -192,7 +192,7 @@ class PredictionFacts:
                 if total:
                     setattr(counts, name, getattr(counts, name) + total)
             cell.outcomes.predictions += int(row[0])
-            counts.score_histogram += row[len(names) :]
+            counts.score_histogram = counts.score_histogram + row[len(names) :]
             _add_buckets(counts.latency_buckets, self._first, buckets)
 
 
@@ -275,7 +275,7 @@ def _count_numbers(
             one.sum_micro += (upper << tally.HALF) + lower
             least, most = range_[at].tolist()
             one.low, one.high = min(one.low, least), max(one.high, most)
-            one.histogram += bins[at]
+            one.histogram = one.histogram + bins[at]
 
 
 def _feature_counts(
@@ -351,11 +351,11 @@ def count_outcomes(
         for name, total in zip(tally.OUTCOMES, whole[at].tolist(), strict=True):
             if total:
                 setattr(kept, name, getattr(kept, name) + total)
-        kept.negative_scores += scores[at, 0]
-        kept.positive_scores += scores[at, 1]
-        kept.calibration_counts += calibration[at, 0]
-        kept.calibration_score_nano += calibration[at, 1]
-        kept.calibration_positives += calibration[at, 2]
+        kept.negative_scores = kept.negative_scores + scores[at, 0]
+        kept.positive_scores = kept.positive_scores + scores[at, 1]
+        kept.calibration_counts = kept.calibration_counts + calibration[at, 0]
+        kept.calibration_score_nano = kept.calibration_score_nano + calibration[at, 1]
+        kept.calibration_positives = kept.calibration_positives + calibration[at, 2]
         _add_buckets(kept.negative_delays, first, delays[at, 0])
         _add_buckets(kept.positive_delays, first, delays[at, 1])
         earliest, latest = times[at].tolist()

@@ -20,7 +20,8 @@ from streams.core.aggregates import Cell, Outcomes, pack, unpack
 from streams.core.delivery import Upsert
 from streams.core.join_state import WindowKey
 from streams.core.outcomes import OutcomeRows
-from streams.core.windows import CellKey, add_outcomes, outcome_row, row_key
+from streams.core.window_state import CellKey
+from streams.core.windows import add_outcomes, outcome_row, row_key
 
 LATE_SCHEMA = 1
 PREFIX = "late/"

@@ -24,7 +24,7 @@ from streams.core.piece_log import PieceLog
 from streams.core.records import RecordBatch
 
 #: Pieces of which there may be many, each small, are stored together: see ``streams.core.piece_log``.
-GATHERED = ("detector/", "model/", "window/")
+GATHERED = ("detector/", "edges/", "model/", "window/")
 SEGMENT = "log/"
 #: Contracts and versions published before an offset of ``models``.
 Known = Callable[[int], Sequence[ModelRecord]]

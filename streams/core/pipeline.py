@@ -121,6 +121,8 @@ class JoinCore:
             if record.contract is not None:
                 model = record.contract.model
                 self._cold.activate(record.contract, self._contracts.get(model), self._segments.get(model))
+                if model in self._contracts:
+                    self._windows.reconfigured(model)
                 self._contracts[model] = record.contract
                 self._segments[model] = Segments(record.contract)
                 changed = True
@@ -431,6 +433,8 @@ class JoinCore:
         self._pieces.restore(pieces, self._meta.floor_ms, self._oldest_waiting_ms(), first_number)
         self._evict()
         self._windows.restore(pieces)
+        # Under the contracts of then, which are known before any that came since.
+        self._windows.advance(self._contracts, self._meta.prediction_ms, self._meta.floor_ms)
 
     def positions(self) -> dict[TopicPartition, int]:
         """Nothing is read again: all that was applied is in the state."""

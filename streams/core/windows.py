@@ -1,87 +1,41 @@
 """Event-time windows: where counted rows go, when a window closes, what the warehouse still has to be told.
 
 A window lives in memory until its labels can no longer change it and ClickHouse has confirmed its last value. Each
-(window, model) is one piece of state; each (version, role, segment) in it is a cell of mergeable sums.
+(window, model) is one piece of state; each (version, role, segment) in it is a cell of mergeable sums. A piece is written
+when its sums have changed: that a window has closed, or is final, follows from the time, and is found out again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.codecs import PredictionColumns
-from schemas.contracts import ModelContract, Monitoring, Reference
-from schemas.errors import StateCorrupt
+from schemas.contracts import ModelContract, Reference
 from schemas.ids import ROLES
-from streams.core.aggregates import Cell, Counts, FeatureCounts, Outcomes, pack, unpack
+from streams.core.aggregates import Cell, Outcomes, listed
 from streams.core.counting import Members, PredictionFacts, count_features, count_outcomes
 from streams.core.delivery import Upsert
 from streams.core.distinct import distinct
 from streams.core.join_state import WindowKey
 from streams.core.outcomes import OutcomeRows
+from streams.core.window_state import (
+    PREFIX,
+    CellKey,
+    Group,
+    Layouts,
+    Mark,
+    decode_group,
+    encode_group,
+    piece_name,
+)
 
-WINDOW_SCHEMA = 3
-PREFIX = "window/"
 _INT64_MAX = 2**63 - 1
 _NOT_LATE = np.zeros(0, np.bool_)
-
-#: Version, role, segment.
-CellKey = tuple[str, str, str]
-#: Table, cell, feature.
-Mark = tuple[str, CellKey, str]
-
-
-@dataclass(slots=True)
-class Group:
-    """One window of one model. ``dirty``: (table, cell, feature) the warehouse is to be told; ``sent``: it was told
-    and has not confirmed.
-
-    ``span_ms``: length of the hopping windows that this one is a step of; its own length when windows do not overlap.
-    ``closes_ms``, ``settles_ms``: event times by which rows and labels were to come, as of the contract under which it
-    closed.
-    """
-
-    key: WindowKey
-    cells: dict[CellKey, Cell] = field(default_factory=dict)
-    span_ms: int = 0
-    closes_ms: int = 0
-    settles_ms: int = 0
-    closed: bool = False
-    final: bool = False
-    changed: bool = True
-    dirty: set[Mark] = field(default_factory=set)
-    sent: set[Mark] = field(default_factory=set)
-
-    def cell(self, key: CellKey) -> Cell:
-        """The cell, made if need be."""
-        found = self.cells.get(key)
-        if found is None:
-            found = self.cells[key] = Cell()
-        return found
-
-    def close(self, monitoring: Monitoring) -> None:
-        """No more rows are expected."""
-        if not self.closed:
-            self.closed = True
-            self.closes_ms = self.key.end_ms + monitoring.allowed_lateness
-            self.settles_ms = self.key.end_ms + max(monitoring.allowed_lateness, monitoring.label_horizon)
-
-    def touch(self, table: str, key: CellKey, feature: str = "") -> None:
-        """Note a row that changed."""
-        self.dirty.add((table, key, feature))
-        self.changed = True
-
-    def touch_all(self, *tables: str) -> None:
-        """Note a row of every cell in each of ``tables``."""
-        for table in tables:
-            for key in self.cells:
-                self.touch(table, key)
 
 
 class Windows:
@@ -92,6 +46,7 @@ class Windows:
         self._groups: dict[WindowKey, Group] = {}
         self._unsent: dict[tuple[Any, ...], tuple[WindowKey, Mark, int]] = {}
         self._gone: set[str] = set()
+        self._layouts = Layouts()
         self.late: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -166,13 +121,14 @@ class Windows:
                 continue
             if not group.closed and watermark_ms >= key.end_ms + contract.monitoring.allowed_lateness:
                 group.close(contract.monitoring)
-                group.touch_all("window_counts", "window_outcomes")
+                group.tell("window_counts", "window_outcomes")
             if not group.final and key.end_ms <= floor_ms.get(key.model, key.start_ms):
                 group.close(contract.monitoring)
                 group.final = True
-                group.touch_all("window_counts", "window_outcomes")
+                group.tell("window_counts", "window_outcomes")
             if group.final and not group.dirty and not group.sent:
                 del self._groups[key]
+                self._layouts.release(group.layouts)
                 self._gone.add(piece_name(key))
 
     # -- warehouse ------------------------------------------------------------------------------------------------
@@ -181,12 +137,12 @@ class Windows:
         """Rows changed since the last call, as of manifest ``version``. They stay marked until confirmed."""
         found = []
         for group in self._groups.values():
-            for mark in sorted(group.dirty):
+            for mark in group.dirty:
                 upsert = self._upsert(group, mark, version)
                 found.append(upsert)
                 self._unsent[(upsert.table, upsert.key)] = (group.key, mark, version)
             group.sent |= group.dirty
-            group.dirty = set()
+            group.dirty = {}
         return found
 
     def confirm(self, sent: Iterable[Upsert]) -> None:
@@ -199,7 +155,7 @@ class Windows:
             group = self._groups.get(waiting[0])
             if group is not None:
                 # The piece is not written anew for this: after a restart the row is sent once more, and is the same.
-                group.sent.discard(waiting[1])
+                group.sent.pop(waiting[1], None)
 
     def _upsert(self, group: Group, mark: Mark, version: int) -> Upsert:
         table, own, feature = mark
@@ -210,7 +166,7 @@ class Windows:
             c = cell.counts
             row = (
                 c.predictions, c.errors, c.fallbacks, c.late, c.positives, c.payload_bytes, c.latency_sum_us,
-                dict(sorted(c.latency_buckets.items())), c.score_histogram.tolist(), group.span_ms,
+                dict(sorted(c.latency_buckets.items())), listed(c.score_histogram), group.span_ms,
                 int(group.closed),
             )  # fmt: skip
         elif table == "window_outcomes":
@@ -231,21 +187,27 @@ class Windows:
 
     # -- state ----------------------------------------------------------------------------------------------------
 
+    def reconfigured(self, model: str) -> None:
+        """The model's contract has changed: under which one its windows closed has to be stored now."""
+        for key, group in self._groups.items():
+            group.changed = group.changed or (key.model == model and group.closed)
+
     def changed_pieces(self) -> dict[str, bytes | None]:
         """Pieces of groups that changed since the last call; None for groups that are gone."""
         pieces: dict[str, bytes | None] = dict.fromkeys(self._gone)
         self._gone = set()
         for key, group in self._groups.items():
             if group.changed:
-                pieces[piece_name(key)] = _encode(group)
+                pieces[piece_name(key)] = encode_group(group, self._layouts)
                 group.changed = False
-        return pieces
+        return pieces | self._layouts.changed_pieces()
 
     def restore(self, pieces: Mapping[str, bytes]) -> None:
-        """Become what ``pieces`` hold. Everything that was not confirmed when they were written is dirty again."""
+        """Become what ``pieces`` hold. Of everything that was not confirmed when they were written all is dirty again."""
+        self._layouts.restore(pieces)
         for name, data in pieces.items():
             if name.startswith(PREFIX):
-                group = _decode(name, data)
+                group = decode_group(name, data, self._layouts)
                 self._groups[group.key] = group
 
 
@@ -282,64 +244,9 @@ def outcome_row(o: Outcomes, final_ms: int, settled_ms: int, span_ms: int, final
     """A row of ``window_outcomes`` behind its key and before its part and version."""
     return (
         o.predictions, o.labelled, o.revisions, o.true_positive, o.false_positive, o.true_negative,
-        o.false_negative, o.log_loss_nano, o.brier_nano, o.positive_scores.tolist(),
-        o.negative_scores.tolist(), o.calibration_counts.tolist(), o.calibration_score_nano.tolist(),
-        o.calibration_positives.tolist(), o.positive_log_loss_nano, o.positive_brier_nano,
+        o.false_negative, o.log_loss_nano, o.brier_nano, listed(o.positive_scores),
+        listed(o.negative_scores), listed(o.calibration_counts), listed(o.calibration_score_nano),
+        listed(o.calibration_positives), o.positive_log_loss_nano, o.positive_brier_nano,
         dict(sorted(o.positive_delays.items())), dict(sorted(o.negative_delays.items())), o.first_label_ms,
         o.last_label_ms, final_ms, settled_ms, span_ms, int(final),
     )  # fmt: skip
-
-
-def piece_name(key: WindowKey) -> str:
-    """Name of a window group's piece."""
-    return f"{PREFIX}{key.model}/{key.start_ms}/{key.window_ms}"
-
-
-def _encode(group: Group) -> bytes:
-    return msgspec.msgpack.encode(
-        {
-            "schema": WINDOW_SCHEMA,
-            "key": list(group.key),
-            "times": [group.span_ms, group.closes_ms, group.settles_ms],
-            "closed": group.closed,
-            "final": group.final,
-            "dirty": sorted((t, list(k), f) for t, k, f in group.dirty | group.sent),
-            "cells": [
-                [
-                    list(key),
-                    pack(cell.counts),
-                    pack(cell.outcomes),
-                    {n: pack(f) for n, f in cell.features.items()},
-                ]
-                for key, cell in group.cells.items()
-            ],
-        }
-    )
-
-
-def _decode(name: str, data: bytes) -> Group:
-    try:
-        raw = msgspec.msgpack.decode(data, strict=False)
-        if raw["schema"] != WINDOW_SCHEMA:
-            raise StateCorrupt(f"piece {name}: schema {raw['schema']}, this code reads {WINDOW_SCHEMA}")
-        span_ms, closes_ms, settles_ms = raw["times"]
-        group = Group(
-            WindowKey(*raw["key"]),
-            {},
-            span_ms,
-            closes_ms,
-            settles_ms,
-            raw["closed"],
-            raw["final"],
-            changed=False,
-        )
-        for key, counts, outcomes, features in raw["cells"]:
-            group.cells[tuple(key)] = Cell(
-                unpack(Counts, counts),
-                unpack(Outcomes, outcomes),
-                {feature: unpack(FeatureCounts, packed) for feature, packed in features.items()},
-            )
-        group.dirty = {(table, tuple(key), feature) for table, key, feature in raw["dirty"]}
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
-        raise StateCorrupt(f"piece {name} cannot be read: {error}") from error
-    return group

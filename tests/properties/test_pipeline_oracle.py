@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.blocks import decode_block
-from schemas.contracts import Feature, ModelContract, ModelRecord, Monitoring
+from schemas.contracts import DetectorConfig, Feature, ModelContract, ModelRecord, Monitoring
 from schemas.events import HEADER_KIND, KIND_TICK
 from schemas.ids import ROLES, RowId
 from schemas.rows import whole_outcomes
@@ -38,6 +38,8 @@ CONTRACT = ModelContract(
         label_horizon=180 * MINUTE,
         event_ahead_max=2 * 86_400_000,
         segments=("where",),
+        # Without one no features would be observed.
+        detectors=(DetectorConfig(name="psi", kind="psi", stream="features"),),
         segments_max=2,
         histogram_bins=5,
     ),

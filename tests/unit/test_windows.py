@@ -268,7 +268,7 @@ def test_aggregates_are_packed_without_loss(values: list[int]) -> None:
     assert back.score_histogram.tolist() == values
     assert (back.predictions, back.latency_buckets) == (3, {1: 2})
     outcomes = Outcomes(labelled=5)
-    outcomes.positive_scores[7] = 9
+    outcomes.positive_scores = np.bincount([7] * 9, minlength=len(outcomes.positive_scores))
     assert unpack(Outcomes, pack(outcomes)).positive_scores.tolist() == outcomes.positive_scores.tolist()
 
 
