@@ -297,13 +297,15 @@ class DetectCore:
         for code in np.unique(block.version[wanted]).tolist():
             if block.versions[code] == FALLBACK:
                 continue
-            rows = np.flatnonzero(wanted & (block.version == code))
+            mine = wanted & (block.version == code)
             key = (block.model, block.versions[code], config.name)
-            running = self._running_for(contract, config, key, ROLES[int(block.role[rows[0]])])
+            running = self._running_for(contract, config, key, ROLES[int(block.role[mine.argmax()])])
             if running is None:
                 continue
-            part = block.take(rows)
-            values = column_values(config.stream, part)[:, list(running.columns)]
+            part = block if mine.all() else block.take(mine)
+            values = column_values(config.stream, part)
+            if len(running.columns) < values.shape[1]:
+                values = values[:, list(running.columns)]
             self._update(key, running, detector_rows(part, values, np.zeros(len(part), np.int8)), part)
 
     def _feed_comparison(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from detectors.base import NEVER_MS, NEVER_ROWS, Patient
+from detectors.base import NEVER_MS, NEVER_ROWS
 from schemas.blocks import ObservationBlock
 from schemas.contracts import ModelContract
 from schemas.ids import ROLES
@@ -112,7 +112,9 @@ def patience_of(
     rows, until_ms = NEVER_ROWS, NEVER_MS
     for one in running.values():
         if one.config.stream in STREAMS[kind] and not one.failed:
-            own = one.detector.patience() if isinstance(one.detector, Patient) else (0, BEGINNING_MS)
+            # Asking whether it is a ``Patient`` takes longer than its answer.
+            patience = getattr(one.detector, "patience", None)
+            own = (0, BEGINNING_MS) if patience is None else patience()
             rows, until_ms = min(rows, own[0]), min(until_ms, own[1])
     for config in contract.monitoring.detectors:
         if config.stream not in STREAMS[kind]:

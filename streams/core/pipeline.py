@@ -39,7 +39,7 @@ from streams.core.join import Arrivals, JoinIndex, LabelRows, ModelCounts, drain
 from streams.core.join_pieces import JoinPieces
 from streams.core.observe import address, addresses_of, cut, outcome_block, prediction_block
 from streams.core.outcomes import OutcomeRows
-from streams.core.records import Input, Record, RecordBatch, batches
+from streams.core.records import Input, Record, RecordBatch, batches, joined
 from streams.core.windows import Windows
 
 META_SCHEMA = 5
@@ -50,6 +50,8 @@ NO_ROOM = (
 DEAD_LETTER_BYTES_MAX = 262_144
 #: The share of bad messages is judged over at least this many.
 BAD_WINDOW_ROWS = 1_000
+#: From so many models on it is dearer to handle the few rows of each in every batch than to put batches together.
+MODELS_MANY = 8
 BEGINNING_MS = -(2**62)
 
 
@@ -137,7 +139,8 @@ class JoinCore:
 
     def apply(self, records: Sequence[Input], now_ms: int) -> None:
         """Take records of both topics in; what lies between ticks of one topic is decoded together."""
-        for batch in batches(records):
+        parts = batches(records)
+        for batch in joined(parts) if len(self._contracts) >= MODELS_MANY else parts:
             start = 0
             for at in sorted(batch.headers):
                 if batch.headers[at].get(HEADER_KIND) == KIND_TICK:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
@@ -126,3 +127,27 @@ def batches(records: Iterable[Input]) -> Iterator[RecordBatch]:
             alone.append(record)
     if alone:
         yield RecordBatch.of(alone)
+
+
+def joined(parts: Iterable[RecordBatch]) -> Iterator[RecordBatch]:
+    """Neighbours of one topic and partition as one batch: for a core to which every batch costs something by itself."""
+    for _, found in itertools.groupby(parts, lambda batch: (batch.topic, batch.partition)):
+        of = list(found)
+        if len(of) == 1:
+            yield of[0]
+            continue
+        starts = itertools.accumulate((len(batch) for batch in of), initial=0)
+        headers = {
+            start + at: held
+            for start, batch in zip(starts, of, strict=False)
+            for at, held in batch.headers.items()
+        }
+        yield RecordBatch(
+            of[0].topic,
+            of[0].partition,
+            np.concatenate([batch.offsets for batch in of]),
+            Spans.concat([batch.keys for batch in of]),
+            Spans.concat([batch.values for batch in of]),
+            headers,
+            np.concatenate([batch.timestamps_ms for batch in of]),
+        )

@@ -13,8 +13,8 @@ from schemas.events import HEADER_KIND, HEADER_ORIGIN, Tick
 from schemas.ids import RowId, partition_of
 from streams.core.delivery import Manifest, Out
 from streams.core.join_rows import ROW_BYTES
-from streams.core.pipeline import JoinCore
-from streams.core.records import Record
+from streams.core.pipeline import MODELS_MANY, JoinCore
+from streams.core.records import Record, RecordBatch, joined
 from tests.support_join import (
     CONTRACT,
     HOUR,
@@ -212,3 +212,35 @@ def test_a_smaller_bound_after_a_restart_evicts_once() -> None:
         assert core._index.totals["flights"].evicted == 3
         core.apply([stream.event(prediction("p0"))], 0)
         assert len(core._index) == 2, "a duplicate of an evicted one"
+
+
+def test_batches_of_many_models_are_put_together_and_say_the_same() -> None:
+    """With many models the batches of one call are one; rows, outcomes, aggregates, bad rows, their order and addresses stay."""
+    models = [f"m{n}" for n in range(MODELS_MANY)]
+    stream, parts = Stream(), []
+    for start in range(0, 60, 6):
+        parts.append(
+            [stream.event(prediction(f"p{n}", model=models[n % 8])) for n in range(start, start + 6)]
+        )
+        parts.append([stream.raw(b"{", key=b"bad"), stream.tick(T0 + start)])
+        parts.append([stream.event(truth(f"p{n}", model=models[n % 8])) for n in range(start, start + 3)])
+    batches = [RecordBatch.of(part) for part in parts]
+    found = []
+    for calls in ([batches], [[batch] for batch in batches]):
+        core = join_core()
+        core.activate([ModelRecord(contract=CONTRACT.model_copy(update={"model": name})) for name in models])
+        outs: list[Out] = []
+        for call in calls:
+            core.apply(call, 0)
+            outs += core.outputs() if len(calls) > 1 else []
+        outs += core.outputs()
+        core.committed(1)
+        rows = [
+            (block.kind, block.model, *address)
+            for block in blocks(outs)
+            for address in zip(block.offset.tolist(), block.event_time_ms.tolist(), strict=True)
+        ]
+        letters = [out.value for out in outs if out.topic == "dead-letters"]
+        found.append((sorted(rows), letters, sorted(repr(upsert) for upsert in core.upserts())))
+    assert found[0] == found[1]
+    assert [len(batch) for batch in joined(batches[:1] * 2 + batches[1:3])] == [14, 3]
