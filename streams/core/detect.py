@@ -48,6 +48,7 @@ from streams.core.holding import Holding, patience_of
 from streams.core.ordering import (
     STREAMS,
     coding,
+    chosen,
     column_values,
     detector_rows,
     in_order,
@@ -150,8 +151,7 @@ class DetectCore:
 
     def _readable(self, block: ObservationBlock) -> ObservationBlock | None:
         """The block, if its features are coded as the model's contract now says; it may change while rows wait."""
-        contract = self._contracts.get(block.model)
-        if contract is None:
+        if (contract := self._contracts.get(block.model)) is None:
             self._count("driftline_errors_total", where="detect: rows of an unknown model")
             return None
         found = readable(block, self._codings.get(block.contract_hash, contract), contract)
@@ -299,13 +299,11 @@ class DetectCore:
                 continue
             mine = wanted & (block.version == code)
             key = (block.model, block.versions[code], config.name)
-            running = self._running_for(contract, config, key, ROLES[int(block.role[mine.argmax()])])
-            if running is None:
+            role = ROLES[int(block.role[mine.argmax()])]
+            if (running := self._running_for(contract, config, key, role)) is None:
                 continue
             part = block if mine.all() else block.take(mine)
-            values = column_values(config.stream, part)
-            if len(running.columns) < values.shape[1]:
-                values = values[:, list(running.columns)]
+            values = chosen(column_values(config.stream, part), running.columns)
             self._update(key, running, detector_rows(part, values, np.zeros(len(part), np.int8)), part)
 
     def _feed_comparison(

@@ -78,6 +78,11 @@ def column_values(stream: str, block: ObservationBlock) -> NDArray[np.float64]:
             return np.column_stack([block.score, block.label, block.loss, segments])
 
 
+def chosen(values: NDArray[np.float64], columns: tuple[int, ...]) -> NDArray[np.float64]:
+    """These columns, which are all or in order; not copied where they are all."""
+    return values if len(columns) == values.shape[1] else values[:, list(columns)]
+
+
 def wanted_rows(config: DetectorConfig, block: ObservationBlock, roles: Sequence[str]) -> NDArray[np.bool_]:
     """Rows in these roles and of the sample that a configuration asks for, without failures where they say nothing."""
     wanted: NDArray[np.bool_] = np.array([role in roles for role in ROLES], bool)[block.role]
