@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
+from detectors.outliers.half_space_trees import HalfSpaceTrees
 from schemas.arrow import encode_arrow, encode_arrow_predictions
 from schemas.contracts import Feature, ModelContract, ModelRecord, Monitoring
 from schemas.events import FORMAT_ARROW, HEADER_FORMAT, GroundTruth, PredictionMade
@@ -50,6 +51,7 @@ def warm_up(process: Literal["monitor", "archive"]) -> None:
         core.apply(_records(), 0)
         core.outputs()
         core.changed_pieces()
+        HalfSpaceTrees(("x",), 1, 1, 1, 0).scores(np.zeros((1, 1)))
     seconds = round(time.monotonic() - began_s, 1)
     log.info("compiled or loaded what events pass", extra={"event": "warmed-up", "seconds": seconds})
 

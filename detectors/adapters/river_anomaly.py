@@ -2,9 +2,10 @@
 
 ``half-space-trees``, or any other of ``river.anomaly`` that needs no target, as ``river-anomaly`` with its class's ``name``
 and ``params``. Each row is scored, then learnt: numeric columns on the probability transform, because the trees split
-[0, 1]; rows with a null are passed over, and those taken back. The first rows are learnt unscored. 90 microseconds a row:
-give it a sample (``sample_every``) where traffic is heavy. Costs are of rows of 10 columns. River's objects have no stable form: after a restart they learn
-again, and say so. Tan, Ting and Liu, "Fast anomaly detection for streaming data", IJCAI 2011.
+[0, 1]; rows with a null are passed over, and those taken back. The first rows are learnt unscored. The trees are compiled
+(``detectors.outliers.half_space_trees``), with river's scores; the others take some ten microseconds a row: give them a sample
+(``sample_every``) where traffic is heavy. Costs are of rows of 10 columns. River's objects have no stable form: after a restart
+they learn again, and say so. Tan, Ting and Liu, "Fast anomaly detection for streaming data", IJCAI 2011.
 
 >>> import numpy as np
 >>> from detectors.base import Context, Rows
@@ -20,15 +21,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from detectors.adapters.extras import checked_params, classes, imported, made
 from detectors.adapters.river_drift import INSTALL
 from detectors.base import Change, Context, Detector, Rows, Spec, Stream, pack, undecided, unpack
+from detectors.outliers.half_space_trees import HalfSpaceTrees
 from detectors.outliers.outlier_limits import tail_of
 from detectors.outliers.outlier_rate import OutlierRate, finite_rows
 from detectors.transform import column_reference, mid_rank
@@ -37,6 +40,12 @@ from schemas.verdicts import Family, Verdict
 _SCHEMA = 2
 #: What river has and a stream cannot use, and why.
 _UNFIT = {"LocalOutlierFactor": "it keeps every row it has seen"}
+
+
+class Learner(Protocol):
+    """What scores each row, shape (n, k), and then learns it."""
+
+    def scores(self, rows: NDArray[np.float64]) -> NDArray[np.float64]: ...
 
 
 class RiverOutlierSpec(Spec):
@@ -61,8 +70,8 @@ class RiverOutlierSpec(Spec):
         """Rows that are only learnt."""
 
     @abstractmethod
-    def learner(self, context: Context) -> Any:
-        """A new detector of river's, with ``score_one`` and ``learn_one``."""
+    def learner(self, context: Context) -> Learner:
+        """A new detector."""
 
     def build(self, context: Context) -> Detector:
         return RiverOutliers(self, context)
@@ -72,7 +81,7 @@ class HalfSpaceTreesSpec(RiverOutlierSpec):
     """Options of ``half-space-trees``."""
 
     kind: ClassVar[str] = "half-space-trees"
-    cost_ns: ClassVar[int] = 110_000
+    cost_ns: ClassVar[int] = 900
     state_size: ClassVar[str] = "about 170 KB, not kept over a restart"
     sees: ClassVar[str] = "events in regions that were empty lately"
     blind_to: ClassVar[str] = "outliers inside the range of each column seen so far; a rate that grows slowly"
@@ -88,14 +97,8 @@ class HalfSpaceTreesSpec(RiverOutlierSpec):
     def unscored(self) -> int:
         return 2 * self.tree_window
 
-    def learner(self, context: Context) -> Any:
-        return imported("river.anomaly", "HalfSpaceTrees", INSTALL)(
-            n_trees=self.trees,
-            height=self.height,
-            window_size=self.tree_window,
-            limits=dict.fromkeys(context.columns, (0.0, 1.0)),
-            seed=context.seed,
-        )
+    def learner(self, context: Context) -> Learner:
+        return HalfSpaceTrees(context.columns, self.trees, self.height, self.tree_window, context.seed)
 
 
 class RiverAnomalySpec(RiverOutlierSpec):
@@ -131,8 +134,23 @@ class RiverAnomalySpec(RiverOutlierSpec):
     def unscored(self) -> int:
         return self.unscored_rows
 
-    def learner(self, context: Context) -> Any:
-        return made(self._class(), self.params, context.seed)
+    def learner(self, context: Context) -> Learner:
+        return _OneByOne(context.columns, made(self._class(), self.params, context.seed))
+
+
+class _OneByOne:
+    """A detector of river's, which takes rows as mappings."""
+
+    def __init__(self, names: tuple[str, ...], learner: Any) -> None:
+        self._names, self._learner = names, learner
+
+    def scores(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        found = np.empty(len(rows))
+        for index, values in enumerate(rows.tolist()):
+            row = dict(zip(self._names, values, strict=True))
+            found[index] = self._learner.score_one(row)
+            self._learner.learn_one(row)
+        return found
 
 
 class _Nothing(msgspec.Struct):
@@ -173,12 +191,7 @@ class RiverOutliers:
             values = np.where(np.isfinite(rows.values[:, at]), rows.values[:, at], np.nan)
             ranks[:, at] = np.clip(values, 0, 1) if column is None else mid_rank(values, column)
         places = finite_rows(ranks, rows.sign)
-        scores = np.empty(len(places))
-        names, learner = self._context.columns, self._learner
-        for index, values in enumerate(ranks[places].tolist()):
-            row = dict(zip(names, values, strict=True))
-            scores[index] = learner.score_one(row)
-            learner.learn_one(row)
+        scores = self._learner.scores(ranks[places])
         kept = min(self._unscored, len(places))
         self._unscored -= kept
         places, scores = places[kept:], scores[kept:]

@@ -83,8 +83,10 @@ def write(
     """
     first, start_ms = (0, START_MS) if after is None else (after.first + after.events, after.end_ms)
     rng = np.random.default_rng(seed)
+    # Arrow batches are compressed already.
     producer = Producer(kafka.producer(**{"linger.ms": 50, "queue.buffering.max.messages": 2_000_000, "acks": "1",
-                                          "enable.idempotence": False}))  # fmt: skip
+                                          "enable.idempotence": False,
+                                          "compression.type": "none" if arrow else "lz4"}))  # fmt: skip
     per_tick = events // TICKS
     total = written = labels = 0
     for tick in range(TICKS):
