@@ -22,6 +22,7 @@ from schemas.settings import MonitorSettings
 from schemas.spans import Spans
 from streams.core import pipeline
 from streams.core.archive import log_copy
+from streams.core.counting import FEW_ROWS
 from streams.core.delivery import StageContext
 from streams.core.records import RecordBatch
 from streams.record_batches import read
@@ -57,18 +58,18 @@ def warm_up(process: Literal["monitor", "archive"]) -> None:
 
 
 def _records() -> list[RecordBatch]:
-    """A prediction and its label, as JSON and as Arrow."""
+    """A prediction and its label as JSON, and as Arrow more predictions than are counted as few."""
     event = PredictionMade(
         prediction_id="p", model="m", version="1", event_time_ms=_TIME_MS, features={"x": 0.5, "c": "a"}, score=0.5
     )  # fmt: skip
     truth = GroundTruth(prediction_id="p", model="m", label=1.0, label_time_ms=_TIME_MS)
     rows: dict[str, list[Any]] = {
-        "prediction_id": ["q"],
-        "version": ["1"],
-        "event_time_ms": [_TIME_MS],
-        "score": [0.5],
-        "x": [0.5],
-        "c": ["a"],
+        "prediction_id": ["q", *(f"q{n}" for n in range(FEW_ROWS))],
+        "version": ["1"] * (FEW_ROWS + 1),
+        "event_time_ms": [_TIME_MS] * (FEW_ROWS + 1),
+        "score": [0.5] * (FEW_ROWS + 1),
+        "x": [0.5] * (FEW_ROWS + 1),
+        "c": ["a"] * (FEW_ROWS + 1),
     }
     labels = pa.table({"prediction_id": ["q"], "model": ["m"], "label": [1.0], "label_time_ms": [_TIME_MS]})
     return [

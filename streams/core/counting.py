@@ -27,6 +27,8 @@ from streams.core.join_state import Kind, WindowKey
 from streams.core.maturity import delay_bucket
 from streams.core.outcomes import OutcomeRows
 
+#: Of so many rows all numeric features are counted in one call; of more, one after the other along memory.
+FEW_ROWS = 512
 OTHER, NULL = "(other)", "(null)"
 _ERROR, _FALLBACK = STATUSES.index("error"), STATUSES.index("fallback")
 Ints = NDArray[np.int64]
@@ -228,6 +230,8 @@ def count_features(
     """Add every feature of row i to the cell of ``cells[member[i]]``, which is (version, cell). No cell is empty."""
     contract, values = columns.contract, columns.features
     rows = np.bincount(member, minlength=len(cells)).tolist()
+    numeric: list[list[FeatureCounts]] = []
+    places: list[int] = []
     for place, feature in enumerate(contract.features):
         counts = [_feature_counts(contract, place, cell, references.get(version)) for version, cell in cells]
         for one, times in zip(counts, rows, strict=True):
@@ -235,7 +239,70 @@ def count_features(
         if feature.kind == "categorical":
             _count_categories(counts, feature.categories, member, values[:, place])
         else:
-            _count_numbers(counts, feature, member, values[:, place])
+            numeric.append(counts)
+            places.append(place)
+    if len(values) <= FEW_ROWS and all(one.edges is counts[0].edges for counts in numeric for one in counts):
+        _count_few(numeric, member, columns)
+        return
+    for place, counts in zip(places, numeric, strict=True):
+        _count_numbers(counts, contract.features[place], member, values[:, place])
+
+
+class _Numbers:
+    """All numeric features of a contract, each with one histogram's edges, as ``tally.few_numbers`` takes them."""
+
+    def __init__(self, contract: ModelContract, edges: tuple[tuple[float, ...], ...]) -> None:
+        # What they are known by must live as long as they do.
+        self.made_of = contract, edges
+        of = [(place, f) for place, f in enumerate(contract.features) if f.kind == "numeric"]
+        self.places = np.array([place for place, _ in of], np.int64)
+        self.low = np.array([-math.inf if f.low is None else f.low for _, f in of])
+        self.high = np.array([math.inf if f.high is None else f.high for _, f in of])
+        self.edges = np.array([edge for one in edges for edge in one], np.float64)
+        self.starts = np.cumsum([0, *map(len, edges)])
+        first = [start + at for at, start in enumerate(self.starts.tolist())]
+        self.bins = [slice(begin, end) for begin, end in itertools.pairwise(first)]
+
+
+#: By identity: a model's are the same in every batch, and to compare them would take as long as to make them.
+_NUMBERS: dict[tuple[int, ...], _Numbers] = {}
+_NUMBERS_MAX = 16_384
+
+
+def _numbers(contract: ModelContract, edges: tuple[tuple[float, ...], ...]) -> _Numbers:
+    key = (id(contract), *map(id, edges))
+    found = _NUMBERS.get(key)
+    if found is None:
+        if len(_NUMBERS) >= _NUMBERS_MAX:
+            _NUMBERS.clear()
+        found = _NUMBERS[key] = _Numbers(contract, edges)
+    return found
+
+
+def _count_few(numeric: list[list[FeatureCounts]], member: Ints, columns: PredictionColumns) -> None:
+    """``numeric[f][c]``: of each numeric feature, the counts of cell c; their edges are the same in all cells."""
+    if not numeric:
+        return
+    of, n = _numbers(columns.contract, tuple(counts[0].edges for counts in numeric)), len(numeric[0])
+    whole, range_ = np.zeros((n, len(numeric), len(tally.NUMBERS)), np.int64), np.empty((n, len(numeric), 2))
+    range_[:] = math.inf, -math.inf
+    bins = np.zeros((n, len(of.edges) + len(numeric)), np.int64)
+    tally.few_numbers(
+        columns.features, member, of.places, of.low, of.high, of.edges, of.starts, whole, range_, bins
+    )
+    for at in range(n):
+        rows = zip(numeric, whole[at].tolist(), range_[at].tolist(), of.bins, strict=True)
+        for counts, sums, (least, most), cells in rows:
+            _add_numbers(counts[at], sums, least, most, bins[at, cells])
+
+
+def _add_numbers(one: FeatureCounts, sums: list[int], least: float, most: float, bins: Ints) -> None:
+    missing, invalid, upper, lower = sums
+    one.missing += missing
+    one.invalid += invalid
+    one.sum_micro += (upper << tally.HALF) + lower
+    one.low, one.high = min(one.low, least), max(one.high, most)
+    one.histogram = one.histogram + bins
 
 
 def _count_categories(
@@ -268,14 +335,8 @@ def _count_numbers(
         # Infinite values never come: the decoder has refused them.
         tally.numbers(values, member, slot, low, high, cut.edges, cut.before, cut.scale, whole, range_, bins)
         for at in cells:
-            one = counts[at]
-            missing, invalid, upper, lower = whole[at].tolist()
-            one.missing += missing
-            one.invalid += invalid
-            one.sum_micro += (upper << tally.HALF) + lower
             least, most = range_[at].tolist()
-            one.low, one.high = min(one.low, least), max(one.high, most)
-            one.histogram = one.histogram + bins[at]
+            _add_numbers(counts[at], whole[at].tolist(), least, most, bins[at])
 
 
 def _feature_counts(

@@ -47,8 +47,8 @@ from streams.core.detect_state import (
 from streams.core.holding import Holding, patience_of
 from streams.core.ordering import (
     STREAMS,
-    coding,
     chosen,
+    coding,
     column_values,
     detector_rows,
     in_order,

@@ -27,7 +27,7 @@ from streams.core.ordering import STREAMS
 #: Beyond so many rows nothing is gained by more.
 ROWS_MAX = 1_024
 #: How much event time may pass before rows that are held are fed.
-AGE_MAX_MS = 600_000
+AGE_MAX_MS = 1_800_000
 #: Bytes of a row beside its features.
 _ROW_BYTES = 96
 

@@ -106,6 +106,7 @@ class JoinIndex:
         self.kinds = Kinds()
         self.gone = Gone(self.kinds)
         self.salts = Salts()
+        self._nothing: OutcomeRows | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -337,15 +338,13 @@ class JoinIndex:
     # -- outcomes -------------------------------------------------------------------------------------------------
 
     def _outcomes(self, model: str, given: list[Given]) -> OutcomeRows:
+        if not given and self._nothing is not None:
+            return self._nothing
         at, old, label, time_ms, revision = zip(*given, strict=True) if given else ((), (), (), (), ())
-        return self._outcome_rows(
-            model,
-            np.array(at, np.int64),
-            np.array(old, np.float64),
-            np.array(label, np.float64),
-            np.array(time_ms, np.int64),
-            np.array(revision, np.int32),
-        )
+        columns = np.array(old, np.float64), np.array(label, np.float64), np.array(time_ms, np.int64)
+        found = self._outcome_rows(model, np.array(at, np.int64), *columns, np.array(revision, np.int32))
+        self._nothing = self._nothing if given else found
+        return found
 
     def _outcome_rows(
         self,

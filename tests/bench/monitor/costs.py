@@ -35,6 +35,7 @@ from schemas.contracts import (
 from schemas.events import HEADER_KIND, KIND_TICK, Tick
 from schemas.settings import MonitorSettings
 from schemas.spans import Spans
+from streams.__main__ import GC_OBJECTS
 from streams.core import detect, pipeline
 from streams.core.delivery import Loaded, Out, StageContext, TaskCore, Transaction
 from streams.core.join_rows import ROW_BYTES
@@ -186,6 +187,9 @@ def _stage(core: TaskCore, topics: Iterable[str], records: list[ModelRecord]) ->
 def measured(shape: Shape) -> Cost:
     """Rounds of events through both cores, in this process."""
     settings = MonitorSettings()
+    # As the worker does.
+    gc.freeze()
+    gc.set_threshold(GC_OBJECTS, 5, 2)
     before = _resident()
     records = [r for m in range(shape.models) for r in _model(f"m{m}", shape)]
     join = _stage(pipeline.create(StageContext("join", 0, 1, settings)), ("predictions", "feedback"), records)
