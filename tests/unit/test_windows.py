@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.contracts import (
@@ -21,8 +21,9 @@ from schemas.contracts import (
 )
 from schemas.errors import StateCorrupt
 from schemas.rows import DELAY_GAMMA, LATENCY_GAMMA, MICRO, SCORE_BINS, TABLES
+from streams.core import counting
 from streams.core.aggregates import Counts, Outcomes, latency_bucket, pack, unit_bin, unpack
-from streams.core.counting import Segments
+from streams.core.counting import FEW_ROWS, Segments
 from streams.core.delivery import Upsert
 from streams.core.maturity import delay_bucket
 from streams.core.pipeline import JoinCore
@@ -369,3 +370,35 @@ def test_a_window_is_bounded_and_made_of_whole_steps(window: str, step: str | in
     """A contract that would cost without bound, or means nothing, is refused with the reason."""
     with pytest.raises(ValueError, match=says):
         Monitoring.model_validate({"window": window, "window_step": step})
+
+
+@given(
+    st.lists(
+        st.sampled_from([-3.0, -2.0, -0.1, 0.0, 0.25, 0.5, 1.0, 1.5, 9e30, None]), min_size=1, max_size=12
+    )
+)
+def test_few_rows_and_many_are_counted_alike(values: list[float | None]) -> None:
+    """All features in one call or one after the other, values on borders and beyond every range, null, in several windows."""
+    found = []
+    for most in (0, FEW_ROWS):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(counting, "FEW_ROWS", most)
+            core, stream = join_core(), Stream()
+            quantiles = tuple(np.linspace(-2, 1, 7).tolist())
+            columns = {"distance": ColumnReference(rows=9, quantiles=quantiles)}
+            version = ModelVersion(
+                model="flights", version="v1", uri="x", sha256="0" * 64, reference=Reference(columns=columns)
+            )
+            core.activate([ModelRecord(version=version)])
+            events = [
+                prediction(
+                    f"p{at}",
+                    event_time_ms=T0 + at % 3 * HOUR,
+                    features={"distance": 0.5 if value is None else value, "wind": value, "origin": "JFK"},
+                )
+                for at, value in enumerate(values)
+            ]
+            core.apply([stream.event(event) for event in events], 0)
+            rows = [u.row for u in committed(core, 1) if u.table == "window_features"]
+            found.append(sorted(map(repr, rows)))
+    assert found[0] == found[1] != []
