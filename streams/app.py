@@ -24,7 +24,7 @@ from streams.stages import Stage
 from streams.task import Services, Task
 
 log = logging.getLogger(__name__)
-FETCH_BYTES_MAX = 4 * 1024 * 1024
+FETCH_BYTES_MAX = 2 * 1024 * 1024
 FETCH_RESPONSES_MAX = 1_000
 IO_THREADS = 16
 #: How long the end of a worker waits for a broker that may be away.

@@ -26,6 +26,10 @@ _TIMEOUT_S = 60.0
 _RETRY_PAUSE_S = 0.5
 #: Attempts at one transaction that a broker answered and refused.
 _ATTEMPTS_MAX = 20
+#: Bytes of a transaction that are handed to the client at once, well under what a topic takes in one request. Of a partition
+#: that has five records under way librdkafka sends no more, and does not sleep until it may: with several requests in its
+#: queue that took half of what a transaction costs.
+REQUEST_BYTES = 3_500_000
 #: An abandoned transaction holds up every reader of its partitions until its task is taken over, which takes seconds, or
 #: until this. It is the longest outage of a broker that a worker sits out; after a longer one it finds itself fenced.
 TRANSACTION_TIMEOUT_MS = 600_000
@@ -58,6 +62,8 @@ class TaskStore:
         self._state_topic = kafka.topic("state")
         self._state_partition = state_partition(stage, partition, kafka.input_partitions)
         self._producer: Producer | None = None
+        #: Bytes handed over since the client was last waited for.
+        self._handed = 0
 
     def open(self) -> dict[bytes, bytes]:
         """Fence the previous owner and read what it committed, the newest record of each key; waits for a broker that is
@@ -67,7 +73,10 @@ class TaskStore:
                 **{
                     "transactional.id": f"{self._kafka.topic_prefix}driftline-monitor-{self.task}",
                     "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
-                    "linger.ms": 0,
+                    # What is handed over at once goes as one request a partition, when the flush or the commit says so.
+                    "linger.ms": 100,
+                    "batch.size": 4_000_000,
+                    "batch.num.messages": 1_000_000,
                     "retry.backoff.ms": 10,
                     "queue.buffering.max.messages": 1_000_000,
                     "queue.buffering.max.kbytes": 262_144,
@@ -98,6 +107,7 @@ class TaskStore:
     def _attempt(self, producer: Producer, transaction: Transaction) -> None:
         failpoint(f"{self._stage}.before-transaction")
         producer.begin_transaction()
+        self._handed = 0
         for out in transaction.outs:
             self._produce(producer, self._kafka.topic(out.topic), out)
         failpoint(f"{self._stage}.before-state")
@@ -125,6 +135,12 @@ class TaskStore:
         arguments: dict[str, Any] = {} if out.partition is None else {"partition": out.partition}
         if out.headers:
             arguments["headers"] = list(out.headers.items())
+        size = len(out.value or b"")
+        if self._handed + size > REQUEST_BYTES:
+            # Should the broker be away the commit waits for it.
+            producer.flush(ASK_TIMEOUT_S)
+            self._handed = 0
+        self._handed += size
         while True:
             try:
                 producer.produce(topic, out.value, out.key, **arguments)
