@@ -26,6 +26,8 @@ from streams.core.records import RecordBatch
 #: Pieces of which there may be many, each small, are stored together: see ``streams.core.piece_log``.
 GATHERED = ("detector/", "edges/", "model/", "window/")
 SEGMENT = "log/"
+#: Rows that may wait for the warehouse before more are made.
+OUTBOX_MAX = 50_000
 #: Contracts and versions published before an offset of ``models``.
 Known = Callable[[int], Sequence[ModelRecord]]
 
@@ -142,10 +144,11 @@ class Ledger:
         )
 
     def committed(self, transaction: Transaction) -> list[Upsert]:
-        """``transaction`` is durable. What is to be offered to the warehouse."""
+        """``transaction`` is durable. What is to be offered to the warehouse: nothing while much waits for it, for by the
+        time it is taken the same rows will have changed again. They stay marked in the core till a later transaction."""
         self.manifest = transaction.manifest
         self.core.committed(self.manifest.sequence)
-        return self.core.upserts()
+        return self.core.upserts() if len(self.outbox) < OUTBOX_MAX else []
 
     def offer(self, upserts: Sequence[Upsert]) -> None:
         """Put rows into the outbox, in the place of older values."""

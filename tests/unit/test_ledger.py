@@ -17,7 +17,7 @@ from streams.core.delivery import (
     Upsert,
     disposition,
 )
-from streams.core.ledger import Ledger
+from streams.core.ledger import OUTBOX_MAX, Ledger
 from streams.core.records import Record, RecordBatch
 
 TP = ("predictions", 0)
@@ -124,3 +124,16 @@ def test_what_is_fresh_is_what_the_delivery_table_does_not_skip(next_offset: int
         fresh = [record.offset for record in ledger.fresh(TP, RecordBatch.of(records))]
         assert fresh == [o for o in offsets if disposition(next_offset, high, o) is not Disposition.SKIP]
         assert ledger.next[TP] == max(next_offset, 9)
+
+
+def test_rows_are_not_made_while_many_wait_for_the_warehouse() -> None:
+    """A warehouse that is behind is told the newest values when it has caught up, not all those in between."""
+    ledger = _opened(Loaded(None, {}))
+    waiting = [Upsert("other", (n,), (n,), 0) for n in range(OUTBOX_MAX)]
+    ledger.offer(waiting)
+    for _ in range(3):
+        _commit(ledger)
+    assert len(ledger.outbox) == OUTBOX_MAX
+    ledger.confirmed(waiting)
+    last = _commit(ledger)
+    assert [upsert.version for upsert in ledger.outbox.values()] == [last.sequence]
