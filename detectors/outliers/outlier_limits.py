@@ -13,6 +13,7 @@ outlier makes another likely in the same window, and the count of a window is be
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ def _log_ways(rows: int, count: int) -> float:
     return math.lgamma(rows + 1) - math.lgamma(count + 1) - math.lgamma(rows - count + 1)
 
 
+@lru_cache(maxsize=4_096)
 def binomial_bound(rows: int, share: float, tail: float) -> int:
     """Smallest count whose upper tail probability under Binomial(rows, share) is at most ``tail``."""
     log_p, log_q = math.log(share), math.log1p(-share)
@@ -45,6 +47,7 @@ def binomial_bound(rows: int, share: float, tail: float) -> int:
     return 0
 
 
+@lru_cache(maxsize=4_096)
 def beta_binomial_bound(rows: int, share: float, correlation: float, tail: float) -> int:
     """As ``binomial_bound`` for a count whose rows have ``correlation`` with each other; 0: the binomial's."""
     if correlation <= 0:
@@ -61,6 +64,7 @@ def beta_binomial_bound(rows: int, share: float, correlation: float, tail: float
     return 0
 
 
+@lru_cache(maxsize=4_096)
 def rate_upper(above: int, rows: int, delta: float) -> float:
     """Upper 1 - ``delta`` bound of the share above a threshold that ``above`` of ``rows`` exceed (Clopper, Pearson 1934)."""
     if above >= rows:

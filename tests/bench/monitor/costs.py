@@ -50,7 +50,22 @@ ROUND_EVENTS = 20_000
 #: Of the join; the detect stage goes on until what came in the first of them has been fed.
 ROUNDS, WARM_UP, DETECT_ROUNDS_MAX = 5, 2, 60
 ROUND_MS = 60_000
-PLOT = Path(__file__).with_name("costs.svg")
+PLOT, TABLE = Path(__file__).with_name("costs.svg"), Path(__file__).with_name("COSTS.md")
+#: From so many models on their memory stands out.
+MEMORY_MODELS_MIN = 1_000
+HEAD = (
+    "shape", "µs an event", "of it join", "of it detect", "a model's first row, ms", "state written / read",
+    "stored, KB a model", "memory, KB a model",
+)  # fmt: skip
+EXPLAINED = """# What an event costs
+
+Written by `python -m tests.bench.monitor --only costs`: the cores alone, on one core, without Kafka and warehouse. Each
+round brings 20,000 JSON events (fewer where they are wide) and one minute of event time to one partition, with the default
+detectors, one segment feature and one transaction a round, so with 10,000 models each has two events a round, and each of
+its windows no more than these two. `state written / read`: bytes of state and manifests by bytes of events. `stored`: the
+state that is alive and what of older is not yet cleared away. `memory`: beside the version's reference, which all models
+of a shape share here.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +114,17 @@ class Cost:
 
 
 def run(size: Size) -> None:
-    """One JSON line a shape, the table, and the plot beside this file."""
-    rows, costs = [], dict[Shape, Cost]()
+    """One JSON line a shape, the table, and both with a plot beside this file."""
+    costs = dict[Shape, Cost]()
     for shape in shapes(size.quick):
         costs[shape] = cost = _apart(shape)
         parts = {name: round(value, 3) for name, value in asdict(cost).items()}
         say("monitor.core.us_per_event", cost.us, "us", shape=str(shape), **parts)
-        rows.append((str(shape), *asdict(cost).values()))
-    head = (
-        "shape", "join, µs an event", "detect, µs an event", "state written / read", "first row, ms a model",
-        "stored, KB a model", "memory, KB a model",
-    )  # fmt: skip
-    print(table("What an event costs", head, rows))
+    found = table("What an event costs", HEAD, _rows(costs))
+    print(found)
     if not size.quick:
         PLOT.write_text(drawn(costs))
+        TABLE.write_text(f"{EXPLAINED}\n{found}\n![Cost by features and by models]({PLOT.name})\n")
     say(
         "monitor.index.bytes_per_pending",
         ROW_BYTES,
@@ -120,6 +132,29 @@ def run(size: Size) -> None:
         "the bound beside loss inputs",
         ROW_BYTES / (64 + 46),
     )
+
+
+def _rows(costs: dict[Shape, Cost]) -> list[tuple[object, ...]]:
+    """Of one model's memory nothing can be said: it drowns in what the process needs for itself."""
+    base = costs.get(Shape())
+    rows = []
+    for shape, cost in costs.items():
+        kept: float | None = None
+        if base is not None and shape.models >= MEMORY_MODELS_MIN:
+            kept = (cost.memory_kb * shape.models - base.memory_kb) / (shape.models - 1)
+        rows.append(
+            (
+                str(shape),
+                cost.us,
+                cost.join_us,
+                cost.detect_us,
+                cost.first_ms,
+                cost.state_share,
+                cost.stored_kb,
+                kept,
+            )
+        )
+    return rows
 
 
 def drawn(costs: dict[Shape, Cost]) -> str:
