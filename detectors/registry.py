@@ -49,7 +49,7 @@ KINDS: dict[str, str] = {
     "robust-z": "detectors.outliers.robust_z:RobustZSpec",
     "mahalanobis": "detectors.outliers.mahalanobis:MahalanobisSpec",
     "isolation-forest": "detectors.outliers.isolation_forest:IsolationForestSpec",
-    "half-space-trees": "detectors.adapters.river_anomaly:HalfSpaceTreesSpec",
+    "half-space-trees": "detectors.outliers.half_space_trees:HalfSpaceTreesSpec",
     "river-anomaly": "detectors.adapters.river_anomaly:RiverAnomalySpec",
     "cvm-online": "detectors.adapters.alibi_drift:CvmOnlineSpec",
     "fet-online": "detectors.adapters.alibi_drift:FetOnlineSpec",

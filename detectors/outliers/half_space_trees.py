@@ -1,16 +1,30 @@
-"""Half-space trees over rows of [0, 1], compiled: the trees, masses and scores of river's ``HalfSpaceTrees`` of the same seed.
+"""Half-space trees, compiled: the trees, masses and scores of river's ``HalfSpaceTrees`` of the same seed.
 
-A node's place among the nodes of its tree is that of a heap: its children stand at twice its place, plus one and plus two.
-Tan, Ting and Liu, "Fast anomaly detection for streaming data", IJCAI 2011.
+The trees split [0, 1], so columns are taken on the probability transform (``detectors.outliers.learned``). A node's place among
+the nodes of its tree is that of a heap: its children stand at twice its place, plus one and plus two. Costs are of rows of 10
+columns. Tan, Ting and Liu, "Fast anomaly detection for streaming data", IJCAI 2011.
+
+>>> import numpy as np
+>>> from detectors.base import Context, Rows
+>>> rng = np.random.default_rng(1)
+>>> spec = HalfSpaceTreesSpec(warm_up_rows=300, window_rows=100, tree_window=100)
+>>> detector = spec.build(Context(("a", "b"), (0, 0), stream="features"))
+>>> x = np.concatenate([rng.uniform(0.4, 0.6, (600, 2)), rng.uniform(0.9, 1.0, (300, 2))])
+>>> [str(change.verdict.state) for change in detector.update(Rows.of(x, np.arange(900)))]
+['stable', 'drift', 'stable', 'stable']
 """
 
 from __future__ import annotations
 
 import random
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from detectors.base import Context
+from detectors.outliers.learned import LearnedOutlierSpec, Learner
 from schemas.compiled import compiled
 
 Floats = NDArray[np.float64]
@@ -19,6 +33,30 @@ Ints = NDArray[np.int64]
 _PADDING = 0.15
 #: A node with a smaller share of a window's rows ends the way of a row.
 _SIZE_LIMIT = 0.1
+
+
+class HalfSpaceTreesSpec(LearnedOutlierSpec):
+    """Options of ``half-space-trees``."""
+
+    kind: ClassVar[str] = "half-space-trees"
+    cost_ns: ClassVar[int] = 900
+    state_size: ClassVar[str] = "about 170 KB, not kept over a restart"
+    sees: ClassVar[str] = "events in regions that were empty lately"
+    blind_to: ClassVar[str] = "outliers inside the range of each column seen so far; a rate that grows slowly"
+    statistic: ClassVar[str] = "half-space score"
+
+    trees: int = Field(default=10, ge=1, le=100)
+    height: int = Field(default=8, ge=1, le=15)
+    tree_window: int = Field(
+        default=250, ge=10, description="Rows after which the trees' counts change places."
+    )
+
+    @property
+    def unscored(self) -> int:
+        return 2 * self.tree_window
+
+    def learner(self, context: Context) -> Learner:
+        return HalfSpaceTrees(context.columns, self.trees, self.height, self.tree_window, context.seed)
 
 
 class HalfSpaceTrees:

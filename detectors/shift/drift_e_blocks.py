@@ -279,7 +279,7 @@ class DriftEBlocks:
         self._rows[at] += rows
         self._moved[at] += moved * rows
         sd = float(np.sqrt(self._sd[at] ** 2 + self._within[at] * max(0.0, 1 / rows - 1 / self._usual[at])))
-        gains = np.concatenate([_gains(sign * moved, float(self._zone[at]), sd) for sign in (1, -1)])
+        gains = _gains(moved, float(self._zone[at]), sd)
         grown = (self._evidence[at] + self._block_ms) * gains
         self._evidence[at] = np.minimum(grown, _CEILING * self._threshold_ms)
 
@@ -359,13 +359,14 @@ def _facets(column: int, binning: Binning, zone: float) -> list[_Facet]:
 
 
 def _gains(moved: float, zone: float, sd: float) -> Floats:
-    """E-values of a block, one a bet; see the module."""
+    """E-values of a block, one a bet on each direction, up first; see the module."""
     bets = np.array(_BETS) / sd
     clip = _CLIP_SD * sd
     inside = np.linspace(0.0, 2 * zone, 9)[:, None]
     reach = bets * (clip + inside)
     bound = np.exp(-bets * inside) * (1 + sd**2 * (np.expm1(reach) - reach) / (clip + inside) ** 2)
-    return np.asarray(np.exp(bets * min(moved - zone, clip)) / bound.max(axis=0), np.float64)
+    worst = bound.max(axis=0)
+    return np.concatenate([np.exp(bets * min(way - zone, clip)) / worst for way in (moved, -moved)])
 
 
 def _verified(spec: DriftEBlocksSpec, context: Context) -> Standing:
