@@ -16,6 +16,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from detectors.outliers.half_space_trees import HalfSpaceTrees
 from schemas.arrow import encode_arrow, encode_arrow_predictions
+from schemas.blocks import decode_block
 from schemas.contracts import Feature, ModelContract, ModelRecord, Monitoring
 from schemas.events import FORMAT_ARROW, HEADER_FORMAT, GroundTruth, PredictionMade
 from schemas.settings import MonitorSettings
@@ -24,6 +25,7 @@ from streams.core import pipeline
 from streams.core.archive import log_copy
 from streams.core.counting import FEW_ROWS
 from streams.core.delivery import StageContext
+from streams.core.ordering import in_order
 from streams.core.records import RecordBatch
 from streams.record_batches import read
 
@@ -50,7 +52,8 @@ def warm_up(process: Literal["monitor", "archive"]) -> None:
         core = pipeline.create(StageContext("join", 0, 1, MonitorSettings()))
         core.activate([ModelRecord(contract=_CONTRACT)])
         core.apply(_records(), 0)
-        core.outputs()
+        for out in core.outputs():
+            in_order(decode_block(out.value or b""))
         core.changed_pieces()
         HalfSpaceTrees(("x",), 1, 1, 1, 0).scores(np.zeros((1, 1)))
     seconds = round(time.monotonic() - began_s, 1)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from detectors.base import Rows
 from schemas.blocks import DTYPES, SEGMENT_NULL, ObservationBlock
 from schemas.codecs import STATUSES
+from schemas.compiled import compiled
 from schemas.contracts import DetectorConfig, Feature, ModelContract
 from schemas.ids import ROLES, RowId
 
@@ -25,6 +26,10 @@ STREAMS: Mapping[str, tuple[str, ...]] = {
 _WITH_FAILURES = ("features", "predictions")
 
 
+#: So many rows of one time are put in order one by one.
+_FEW_TIES = 32
+
+
 def kind_of(stream: str) -> str:
     """The kind of block that a stream reads."""
     return next(kind for kind, streams in STREAMS.items() if stream in streams)
@@ -32,15 +37,59 @@ def kind_of(stream: str) -> str:
 
 def in_order(block: ObservationBlock) -> ObservationBlock:
     """Rows by (time, identity, version, role, sign): the same order in every run."""
-    order = np.argsort(block.order_ms, kind="stable")
-    same = np.diff(block.order_ms[order]) == 0
-    # Most rows have a time of their own, and they come nearly in order.
-    tied = np.append(same, False) | np.append(False, same)
-    at = order[tied]
-    sign = block.sign[at] if len(block.sign) else np.zeros(len(at), np.int8)
-    versions = np.array(block.versions, dtype="U")[block.version[at]]
-    order[tied] = at[np.lexsort((sign, block.role[at], versions, block.identity[at], block.order_ms[at]))]
+    times = block.order_ms
+    # They come nearly in order.
+    order = np.argsort(times, kind="stable")
+    place = {version: at for at, version in enumerate(sorted(block.versions))}
+    version = np.array([place[name] for name in block.versions], np.int32)[block.version]
+    # Copies, for what is compiled is compiled anew for arrays that cannot be written to.
+    times, identity, role = np.array(times), np.array(block.identity), np.array(block.role)
+    sign = np.array(block.sign) if len(block.sign) else np.zeros(len(block), np.int8)
+    crowded = np.zeros(len(block), np.bool_)
+    if _order_ties(order, times, identity, version, role, sign, crowded):
+        at = order[crowded]
+        order[crowded] = at[np.lexsort((sign[at], role[at], version[at], identity[at], times[at]))]
     return block.take(order)
+
+
+@compiled
+def _order_ties(
+    order: NDArray[np.int64], times: NDArray[np.int64], identity: NDArray[np.uint64], version: NDArray[np.int32],
+    role: NDArray[np.int8], sign: NDArray[np.int8], crowded: NDArray[np.bool_],
+) -> bool:  # fmt: skip
+    """Put the few rows of each time, which stand side by side in ``order``, in their order; true: there are times with many,
+    whose places ``crowded`` shows."""
+    start, some = 0, False
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and times[order[end]] == times[order[start]]:
+            end += 1
+        if end - start > _FEW_TIES:
+            crowded[start:end] = True
+            some = True
+        else:
+            for i in range(start + 1, end):
+                row, at = order[i], i
+                while at > start and _before(row, order[at - 1], identity, version, role, sign):
+                    order[at] = order[at - 1]
+                    at -= 1
+                order[at] = row
+        start = end
+    return some
+
+
+@compiled
+def _before(
+    a: int, b: int, identity: NDArray[np.uint64], version: NDArray[np.int32], role: NDArray[np.int8],
+    sign: NDArray[np.int8],
+) -> bool:  # fmt: skip
+    if identity[a] != identity[b]:
+        return bool(identity[a] < identity[b])
+    if version[a] != version[b]:
+        return bool(version[a] < version[b])
+    if role[a] != role[b]:
+        return bool(role[a] < role[b])
+    return bool(sign[a] < sign[b])
 
 
 def merged(blocks: Sequence[ObservationBlock]) -> ObservationBlock:
