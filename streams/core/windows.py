@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -236,8 +237,13 @@ def add_outcomes(
 
 def row_key(window: WindowKey, cell: CellKey, partition: int) -> tuple[Any, ...]:
     """By what a cell's rows are known in the warehouse."""
-    start = datetime.fromtimestamp(window.start_ms / 1000, UTC)
-    return (start, window.window_ms, window.model, *cell, partition)
+    return (_moment(window.start_ms), window.window_ms, window.model, *cell, partition)
+
+
+@lru_cache(maxsize=4_096)
+def _moment(time_ms: int) -> datetime:
+    """One for all rows of a window: it remembers its hash, which takes longer than that of the rest of a key."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC)
 
 
 def outcome_row(o: Outcomes, final_ms: int, settled_ms: int, span_ms: int, final: bool) -> tuple[Any, ...]:
