@@ -5,7 +5,7 @@ detectors, each with its transactions planned but not sent, after a warm-up. Eve
 row says. Each shape runs in a process of its own, so that memory is its own too.
 
 Rows of models that have few are held before detectors get them, so the detect stage is measured from one moment at which
-nothing is held to the next. Its rounds beyond those of the join are the last one's blocks with later times and other ids.
+nothing is held to the next but one. Its rounds beyond those of the join are the last one's blocks with later times and other ids.
 """
 
 from __future__ import annotations
@@ -243,12 +243,16 @@ def measured(shape: Shape) -> Cost:
             first_s = stage.seconds
             stage.settle()
             low = log.next
-    rounds = 0
+    rounds, over = 0, False
     for outs in _going_on(observed[1:]):
         stage.take(log.batch(outs))
         rounds += 1
         if stage.ledger.offsets["observations", 0] > low or rounds == DETECT_ROUNDS_MAX:
-            break
+            if over:
+                break
+            # The first time some detectors had to be fed early, to say that they have seen enough.
+            stage.settle()
+            rounds, over, low = 0, True, log.next
     gc.collect()
     own = ROUNDS - WARM_UP
     detect_us = stage.seconds / (rounds * shape.events) * 1e6
