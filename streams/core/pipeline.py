@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from schemas.blocks import ObservationBlock, encode_block
 from schemas.codecs import PREDICTION_COLUMNS, Bad, Messages, PredictionColumns, PredictionDecoder, read_arrow
 from schemas.contracts import ModelContract, ModelRecord, Reference
-from schemas.errors import Halted, StateCorrupt
+from schemas.errors import Halted
 from schemas.events import (
     FORMAT_ARROW,
     HEADER_FORMAT,
@@ -35,14 +35,14 @@ from schemas.labels import LabelColumns, LabelDecoder
 from streams.core.cold import ANSWERS, ColdLabels, Question, known_labels
 from streams.core.counting import Members, Segments
 from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
-from streams.core.join import Arrivals, JoinIndex, LabelRows, ModelCounts, drain
+from streams.core.join import Arrivals, JoinIndex, LabelRows, drain
+from streams.core.join_meta import BEGINNING_MS, Meta, restored
 from streams.core.join_pieces import JoinPieces
 from streams.core.observe import address, addresses_of, cut, outcome_block, prediction_block
 from streams.core.outcomes import OutcomeRows
 from streams.core.records import Input, Record, RecordBatch, batches, joined
 from streams.core.windows import Windows
 
-META_SCHEMA = 5
 NO_ROOM = (
     "monitor.early_labels_max labels of this partition wait already, for their prediction or for ClickHouse to be looked up "
     "in: send it again when there is room, or raise the limit"
@@ -52,23 +52,11 @@ DEAD_LETTER_BYTES_MAX = 262_144
 BAD_WINDOW_ROWS = 1_000
 #: From so many models on it is dearer to handle the few rows of each in every batch than to put batches together.
 MODELS_MANY = 8
-BEGINNING_MS = -(2**62)
 
 
 def create(context: StageContext) -> JoinCore:
     """The join stage's core for one partition."""
     return JoinCore(context)
-
-
-@dataclass(slots=True)
-class _Meta:
-    """What is stored besides windows and the index."""
-
-    prediction_ms: int = BEGINNING_MS
-    feedback_ms: int = BEGINNING_MS
-    judged: int = 0
-    bad: int = 0
-    floor_ms: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -103,8 +91,7 @@ class JoinCore:
             limits.label_lookup_rows_max,
         )
         self._pieces = JoinPieces(self._index)
-        self._meta = _Meta()
-        self._meta_changed = True
+        self._meta = Meta()
         self._outs: list[Out] = []
         self._blocks: dict[tuple[str, str, str], list[ObservationBlock]] = {}
         self._segments: dict[str, Segments] = {}
@@ -153,7 +140,7 @@ class JoinCore:
     def _evict(self) -> None:
         first_number = self._index.first_number
         self._index.evict()
-        self._meta_changed = self._meta_changed or self._index.first_number != first_number
+        self._meta.changed = self._meta.changed or self._index.first_number != first_number
 
     def _run(self, records: RecordBatch) -> None:
         self._opened = None
@@ -319,15 +306,10 @@ class JoinCore:
             meta.feedback_ms = max(meta.feedback_ms, tick.event_time_ms)
         if not moved:
             return
-        self._meta_changed = True
+        self._meta.changed = True
         self._cold.asks.position = meta.prediction_ms + meta.feedback_ms
         self._flush_blocks()
-        for model, contract in self._contracts.items():
-            monitoring = contract.monitoring
-            floor_ms = min(
-                meta.prediction_ms - monitoring.allowed_lateness, meta.feedback_ms - monitoring.label_horizon
-            )
-            meta.floor_ms[model] = max(floor_ms, meta.floor_ms.get(model, floor_ms))
+        meta.settle(self._contracts)
         self._windows.advance(self._contracts, meta.prediction_ms, meta.floor_ms)
         self._index.expire(meta.floor_ms, self._oldest_waiting_ms())
         value = (
@@ -361,7 +343,7 @@ class JoinCore:
             self._meta.judged += total
         if self._meta.judged >= 2 * BAD_WINDOW_ROWS:
             self._meta.judged, self._meta.bad = self._meta.judged // 2, self._meta.bad // 2
-        self._meta_changed = True
+        self._meta.changed = True
         for one in bad:
             self._dead_letter(records[one.message], one)
 
@@ -411,29 +393,18 @@ class JoinCore:
 
     def changed_pieces(self) -> dict[str, bytes | None]:
         pieces = self._windows.changed_pieces() | self._pieces.changed() | self._cold.changed_pieces()
-        if self._meta_changed:
-            m = self._meta
-            values = [m.prediction_ms, m.feedback_ms, m.judged, m.bad, m.floor_ms]
-            index = [self._index.totals, self._index.first_number]
-            pieces["meta"] = msgspec.msgpack.encode([META_SCHEMA, *values, *index])
-            self._meta_changed = False
+        self._meta.first_number = self._index.first_number
+        pieces |= self._meta.changed_pieces(self._contracts, self._index.totals)
         return pieces
 
     def restore(self, pieces: Mapping[str, bytes], manifest: Manifest | None) -> None:
         if manifest is None:
             return
         self._sequence = manifest.sequence
-        first_number = 0
-        if "meta" in pieces:
-            schema, *values = msgspec.msgpack.decode(pieces["meta"])
-            if schema != META_SCHEMA:
-                raise StateCorrupt(f"piece meta: schema {schema}, this code reads {META_SCHEMA}")
-            self._meta = _Meta(*values[:5])
-            self._index.totals = msgspec.convert(values[5], dict[str, ModelCounts])
-            first_number = values[6]
-            self._cold.asks.position = self._meta.prediction_ms + self._meta.feedback_ms
+        self._meta, self._index.totals = restored(pieces, self._contracts)
+        self._cold.asks.position = self._meta.prediction_ms + self._meta.feedback_ms
         self._cold.restore(pieces)
-        self._pieces.restore(pieces, self._meta.floor_ms, self._oldest_waiting_ms(), first_number)
+        self._pieces.restore(pieces, self._meta.floor_ms, self._oldest_waiting_ms(), self._meta.first_number)
         self._evict()
         self._windows.restore(pieces)
         # Under the contracts of then, which are known before any that came since.

@@ -462,7 +462,9 @@ class Simulation:
             held = {name: value for name, _, value in core.measurements() if not name.endswith("_total")}
             for name in ("pending_predictions", "pending_labels", "open_windows", "hot_index_bytes"):
                 assert held[f"driftline_{name}"] == 0, name
-            assert set(run.ledger.manifest.pieces) <= {"meta", "late-next"}, run.ledger.manifest.pieces
+            assert set(run.ledger.manifest.pieces) <= {"meta", "models", "late-next"}, (
+                run.ledger.manifest.pieces
+            )
             assert not run.ledger.outbox
 
 

@@ -120,4 +120,4 @@ def test_every_order_of_what_can_happen_to_a_label_ends_in_the_same_window(
         assert have.keys() == want.keys(), order
         for key, row in want.items():
             assert [*have[key][:at], *have[key][at + 1 :]] == [*row[:at], *row[at + 1 :]], (order, key)
-        assert set(life.pieces) <= {"meta", "late-next"}, order
+        assert set(life.pieces) <= {"meta", "models", "late-next"}, order

@@ -244,3 +244,28 @@ def test_batches_of_many_models_are_put_together_and_say_the_same() -> None:
         found.append((sorted(rows), letters, sorted(repr(upsert) for upsert in core.upserts())))
     assert found[0] == found[1]
     assert [len(batch) for batch in joined(batches[:1] * 2 + batches[1:3])] == [14, 3]
+
+
+def test_what_every_transaction_writes_does_not_grow_with_models() -> None:
+    """Times and counts alone; which windows are settled follows from them, but for models whose contract gave labels more
+    time later, and for those that time has not reached: what a restart knows is what was known."""
+    models = [f"model-{n}" for n in range(200)]
+    core, stream = join_core(), Stream()
+    core.activate([ModelRecord(contract=CONTRACT.model_copy(update={"model": name})) for name in models])
+    core.apply([stream.tick(T0 + 40 * HOUR), stream.tick(T0 + 40 * HOUR, "feedback")], 0)
+    longer = CONTRACT.monitoring.model_copy(update={"label_horizon": 100 * HOUR})
+    records = [
+        ModelRecord(contract=CONTRACT.model_copy(update={"model": "model-7", "monitoring": longer})),
+        ModelRecord(contract=CONTRACT.model_copy(update={"model": "new"})),
+    ]
+    core.activate(records)
+    pieces = {name: data for name, data in core.changed_pieces().items() if data is not None}
+    assert len(pieces["meta"]) < 100 and len(pieces["models"]) < 100
+    fresh = join_core()
+    fresh.activate([ModelRecord(contract=CONTRACT.model_copy(update={"model": name})) for name in models])
+    fresh.activate(records)
+    fresh.restore(pieces, Manifest(task="join/0", sequence=1))
+    assert fresh._meta.floor_ms == core._meta.floor_ms
+    assert "new" not in fresh._meta.floor_ms and fresh._meta.floor_ms["model-7"] == T0 + 16 * HOUR
+    core.apply([stream.event(prediction(model="model-3"))], 0)
+    assert set(core.changed_pieces()) >= {"meta"} and "models" not in core.changed_pieces()
