@@ -9,6 +9,8 @@ from xml.sax.saxutils import escape
 
 _COLOURS = ("#1f4e79", "#c0392b", "#27763d", "#8a6d00")
 _WIDTH, _HEIGHT = 440.0, 320.0
+#: Height of a line of text.
+_LINE = 12.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 76.0, 40.0, 48.0
 
 #: Points of a line: x and y, both above zero.
@@ -69,14 +71,21 @@ def _drawn(panel: Panel) -> list[str]:
         parts += [_rule(x(mark), x(mark), _TOP, base), _text(x(mark), base + 16, f"{mark:,g}", "middle")]
     for mark in up.marks:
         parts += [_rule(_LEFT, right, y(mark), y(mark)), _text(_LEFT - 6, y(mark) + 4, f"{mark:,g}", "end")]
+    numbers, names = list[tuple[float, float]](), list[float]()
     for colour, (name, line) in zip(_COLOURS, panel.lines.items(), strict=False):
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         for a, b in line:
             parts.append(f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.5" fill="{colour}"/>')
-            parts.append(_text(x(a) + 4, y(b) - 5, f"{b:.3g}", colour=colour))
-        last = line[-1]
-        parts.append(_text(right + 22, y(last[1]) + 4, name, colour=colour))
+            # Where lines lie on each other the number of the first stands for them.
+            if all(abs(x(a) - there) > 1 or abs(y(b) - at) > _LINE for there, at in numbers):
+                numbers.append((x(a), y(b)))
+                parts.append(_text(x(a) + 4, y(b) - 5, f"{b:.3g}", colour=colour))
+        at = y(line[-1][1]) + 4
+        while any(abs(at - other) < _LINE for other in names):
+            at += _LINE
+        names.append(at)
+        parts.append(_text(right + 34, at, name, colour=colour))
     return parts
 
 
