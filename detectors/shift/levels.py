@@ -17,6 +17,7 @@ from scipy.special import betaincinv
 
 from schemas.bins import Binning
 from schemas.contracts import ColumnReference
+from schemas.edges import Edges
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int32]
@@ -24,10 +25,6 @@ Codes = NDArray[np.int32]
 #: Where numeric columns are cut, as shares of the reference.
 _CUTS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5,
          0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)  # fmt: skip
-#: Blocks with fewer values are coded by bisection, larger ones by comparing with one cut of all columns at a time.
-_FEW_VALUES = 512
-#: So many values are coded at a time that what is compared stays in the processor's cache.
-_CACHED_VALUES = 65_536
 
 
 class Levels:
@@ -96,43 +93,18 @@ class Coder(Generic[C]):
             np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int32) if sizes else np.empty(0, np.int32)
         )
         self.total = int(sum(sizes))
-        self._numeric = np.array([at for at, column in enumerate(columns) if column.numeric], np.intp)
-        self._others = [at for at, column in enumerate(columns) if not column.numeric]
-        depth = max((len(columns[at].edges) for at in self._numeric), default=0)
-        # Padding is NaN: nothing compares with it, so no level is counted.
-        self._grid = np.full((depth, len(self._numeric)), np.nan)
-        for place, at in enumerate(self._numeric):
-            self._grid[: len(columns[at].edges), place] = columns[at].edges
-        self._missing = np.array([columns[at].size - 1 for at in self._numeric], np.uint8)
+        self._edges = [Edges(column.edges) if column.numeric else None for column in columns]
 
     def codes(self, values: Floats) -> Codes:
         """Codes of ``values (n, k)``, shape ``(n, k)``."""
         out = np.empty(values.shape, np.int32)
-        if values.size < _FEW_VALUES:
-            for at, column in enumerate(self.columns):
+        for at, (column, edges) in enumerate(zip(self.columns, self._edges, strict=True)):
+            if edges is None:
                 out[:, at] = column.codes(values[:, at])
-        else:
-            for at in self._others:
-                out[:, at] = self.columns[at].codes(values[:, at])
-            step = max(32, _CACHED_VALUES // max(1, values.shape[1]))
-            for start in range(0, len(values), step):
-                self._compare(values[start : start + step], out[start : start + step])
+            else:
+                edges.places(values[:, at], column.size - 1, out[:, at])
         out += self.offsets
         return out
-
-    def _compare(self, values: Floats, out: Codes) -> None:
-        """Count the edges that each value has reached. Columns as rows: the inner loop runs over many values and one edge."""
-        numeric = np.ascontiguousarray((values[:, self._numeric] if self._others else values).T)
-        levels = np.zeros(numeric.shape, np.uint8)
-        reached = np.empty(numeric.shape, np.bool_)
-        for edge in self._grid:
-            np.greater_equal(numeric, edge[:, None], out=reached)
-            levels += reached.view(np.uint8)
-        np.copyto(levels, self._missing[:, None], where=~np.isfinite(numeric))
-        if self._others:
-            out[:, self._numeric] = levels.T
-        else:
-            out[:] = levels.T
 
 
 def at_most(share: Floats, rows: int, delta: float) -> Floats:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from schemas.blocks import SEGMENT_NULL
 from schemas.codecs import STATUSES, PredictionColumns
 from schemas.contracts import Feature, ModelContract, Reference
+from schemas.edges import Edges
 from schemas.ids import ROLES
 from schemas.rows import CALIBRATION_BINS, OUTCOME_BINS
 from streams.core import tally
@@ -363,8 +364,8 @@ def _by_edges(counts: list[FeatureCounts]) -> list[tuple[tuple[float, ...], list
 
 
 @lru_cache(maxsize=4_096)
-def _edges(edges: tuple[float, ...]) -> tally.Edges:
-    return tally.Edges(edges)
+def _edges(edges: tuple[float, ...]) -> Edges:
+    return Edges(edges)
 
 
 def feature_edges(contract: ModelContract, place: int, reference: Reference | None) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.compiled import compiled
+from schemas.edges import place_of
 from schemas.rows import CALIBRATION_BINS, MICRO, NANO, OUTCOME_BINS, PROBABILITY_MIN, SCORE_BINS
 
 Ints = NDArray[np.int64]
@@ -30,8 +31,6 @@ OUTCOMES = (
     "labelled", "revisions", "true_positive", "false_positive", "true_negative", "false_negative", "log_loss_nano",
     "brier_nano", "positive_log_loss_nano", "positive_brier_nano",
 )  # fmt: skip
-#: How many steps a range of edges is cut into, to find the one below a value.
-STEPS = 512
 
 
 @compiled
@@ -80,11 +79,9 @@ def numbers(
 ) -> None:  # fmt: skip
     """Add value i of a numeric feature to ``into[slot[member[i]]]``, where that is not negative; NaN is missing.
 
-    ``low`` and ``high``: what the contract allows. ``edges``: ascending borders of the histogram's cells; ``before``: see
-    ``Edges``. ``range_ (cells, 2)``: least and greatest.
+    ``low`` and ``high``: what the contract allows. ``edges``, ``before`` and ``scale``: the borders of the histogram's
+    cells, see ``schemas.edges``. ``range_ (cells, 2)``: least and greatest.
     """
-    last = len(edges) - 1
-    first, final = (edges[0], edges[last]) if last >= 0 else (0.0, 0.0)
     # Neighbours are mostly of one cell: what they come to is kept at hand until another one's turn.
     now, cell = -1, -1
     missing, invalid, upper, lower = 0, 0, 0, 0
@@ -116,14 +113,7 @@ def numbers(
         upper += unit >> HALF
         lower += unit & 0xFFFFFFFF
         least, most = min(least, value), max(most, value)
-        place = 0
-        if last >= 0 and value >= final:
-            place = last + 1
-        elif last >= 0 and value >= first:
-            place = before[int((value - first) * scale)]
-            while edges[place] <= value:
-                place += 1
-        histogram[cell, place] += 1
+        histogram[cell, place_of(value, edges, before, scale)] += 1
 
 
 @compiled
@@ -214,24 +204,3 @@ def losses(score: Floats, label: Floats, into: Ints) -> None:
         p = min(max(score[i], PROBABILITY_MIN), 1 - PROBABILITY_MIN)
         loss = -math.log(p) if label[i] == 1.0 else -math.log1p(-p)
         into[i] = np.int64(np.rint(loss * NANO))
-
-
-class Edges:
-    """Borders of a histogram's cells, and what finds a value among them: ``before (STEPS,)``, how many of them lie in steps of
-    their range before each. Which step a value is in is monotone in the value, rounding included."""
-
-    __slots__ = ("before", "edges", "scale")
-
-    def __init__(self, edges: tuple[float, ...]) -> None:
-        self.edges = np.array(edges, np.float64)
-        span = edges[-1] - edges[0] if len(edges) > 1 else 0.0
-        scale = (STEPS - 1) / span if 0 < span < math.inf else 0.0
-        #: Where the edges are no range to be cut, all lie in one step.
-        self.scale = scale if math.isfinite(scale) else 0.0
-        steps = (
-            ((self.edges - self.edges[:1]) * self.scale).astype(np.int64)
-            if self.scale
-            else np.zeros(len(edges), np.int64)
-        )
-        counts: Any = np.bincount(steps, minlength=STEPS)
-        self.before: Ints = np.cumsum(counts) - counts

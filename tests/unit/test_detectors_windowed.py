@@ -14,8 +14,9 @@ from detectors.base import DAY_MS, Context, Detector, Rows, Stream
 from detectors.blocks import BlockSums
 from detectors.registry import spec_class
 from detectors.shift import statistics
-from detectors.shift.cells import Cells, Search, sample_of, short_tails
+from detectors.shift.cells import Cells, sample_of, short_tails
 from schemas.contracts import ColumnReference, FalsePages, Feature, Reference
+from schemas.edges import Edges
 from schemas.verdicts import State, Verdict
 
 Floats = NDArray[np.float64]
@@ -164,10 +165,8 @@ def test_the_table_finds_what_bisection_finds() -> None:
         edges = np.unique(np.concatenate([edges, np.nextafter(edges[::2], np.inf)]))
         around = np.concatenate([edges, np.nextafter(edges, -np.inf), np.nextafter(edges, np.inf)])
         values = np.concatenate([rng.normal(size=50), around, [1e308, -1e308, 0.0, np.nan, np.inf, -np.inf]])
-        finite = np.isfinite(values)
-        assert np.array_equal(
-            Search(edges)(values, finite)[finite], edges.searchsorted(values[finite], "right")
-        )
+        expected = np.where(np.isfinite(values), edges.searchsorted(values, "right"), -1)
+        assert np.array_equal(Edges(edges).places(values, -1), expected)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.2])

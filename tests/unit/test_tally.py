@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schemas.edges import Edges
 from schemas.rows import NANO, PROBABILITY_MIN
 from streams.core import tally
 
@@ -37,7 +38,7 @@ def test_numbers_are_counted_as_one_by_one(
         at = data.draw(st.integers(0, len(rows) - 1))
         rows[at] = (data.draw(st.sampled_from(borders)), rows[at][1])
     values, member = np.array([value for value, _ in rows]), np.array([cell for _, cell in rows], np.int64)
-    cut = tally.Edges(borders)
+    cut = Edges(borders)
     whole, bins = np.zeros((3, 4), np.int64), np.zeros((3, len(borders) + 1), np.int64)
     range_ = np.array([[math.inf, -math.inf]] * 3)
     slot = np.array([0, -1, 2])
