@@ -107,8 +107,8 @@ class Ledger:
 
     @property
     def offsets(self) -> dict[TopicPartition, int]:
-        """The last manifest's offsets, for lag display."""
-        return {tp: at for tp, at in self.manifest.offsets.items() if tp in self.next}
+        """How far the last manifest had read, for lag display: what a core holds back for its own reasons is no lag."""
+        return {tp: at for tp, at in self.manifest.high.items() if tp in self.next}
 
     def confirmed(self, sent: Sequence[Upsert]) -> None:
         """The warehouse has these rows. Only noted: the core hears of it with the next ``plan``."""

@@ -137,3 +137,16 @@ def test_rows_are_not_made_while_many_wait_for_the_warehouse() -> None:
     ledger.confirmed(waiting)
     last = _commit(ledger)
     assert [upsert.version for upsert in ledger.outbox.values()] == [last.sequence]
+
+
+def test_what_a_core_holds_back_is_no_lag() -> None:
+    """Who looks at the group's offsets sees what was read, not where a restart would begin."""
+
+    class Holding(Counter):
+        def positions(self) -> dict[TopicPartition, int]:
+            return {TP: 1}
+
+    ledger = Ledger("join/0", Holding())
+    ledger.open(Loaded(None, {}), {TP: 0}, lambda before: [], 1_000)
+    ledger.core.apply([ledger.fresh(TP, RecordBatch.of([Record(*TP, at, b"k", b"v") for at in range(5)]))], 0)
+    assert (_commit(ledger).offsets, ledger.offsets) == ({TP: 1}, {TP: 5})

@@ -259,7 +259,7 @@ def measured(shape: Shape) -> Cost:
     for outs in _going_on(observed[1:]):
         stage.take(log.batch(outs))
         rounds += 1
-        if stage.ledger.offsets["observations", 0] > low or rounds == DETECT_ROUNDS_MAX:
+        if stage.ledger.manifest.offsets["observations", 0] > low or rounds == DETECT_ROUNDS_MAX:
             if over:
                 break
             # The first time some detectors had to be fed early, to say that they have seen enough.
