@@ -197,8 +197,9 @@ class Holding:
         queue.rows, queue.until_ms = rows, min(until_ms, time_ms + AGE_MAX_MS, NEVER_MS)
 
     def forget(self, kind: str, model: str) -> None:
-        """Of a model that nobody knows nothing is kept."""
-        self._queues[kind].pop(model, None)
+        """Of a model that nobody knows only rows are kept that are not due: it may be known when they are."""
+        if not self.queue(kind, model).ahead:
+            del self._queues[kind][model]
 
     def offsets(self) -> Iterable[int]:
         """Of the first record of each queue."""

@@ -162,3 +162,16 @@ def test_a_new_contract_reads_what_comes_after_it() -> None:
     changed = contract((_config("quality", "quality", "features", tail=1e-9),), revision=2)
     core.activate([ModelRecord(contract=changed)])
     assert core.positions() == {}
+
+
+def test_a_model_may_be_known_by_the_time_its_rows_are_due() -> None:
+    """Rows of a model that nobody knows are dropped when they are due, and not before."""
+    core = create(StageContext("detect", 0, 1, MonitorSettings()))
+    core.restore({}, None)
+    core.activate([ModelRecord(version=version("v1"))])
+    said(core, [predictions([T0, T0 + HOUR], identity=[0, 1]), tick(T0)])
+    assert core.positions() == {("observations", 0): 0}
+    core.activate([ModelRecord(contract=contract((_config("quality", "quality", "features"),)))])
+    said(core, [tick(T0 + HOUR)], 2)
+    assert core._progress["m"].seen == {"v1": T0 + HOUR}
+    assert core.positions() == {}
