@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import cramjam
 import lz4.frame
 import numpy as np
 from aiokafka import codec
@@ -28,6 +29,10 @@ _COMPRESSION, _APPEND_TIME, _TRANSACTIONAL, _CONTROL = 0x07, 0x08, 0x10, 0x20
 _DECODERS: dict[int, Callable[[bytes], bytes]] = {
     1: codec.gzip_decode, 2: codec.snappy_decode, 3: lz4.frame.decompress, 4: codec.zstd_decode,
 }  # fmt: skip
+_LZ4 = 3
+_LZ4_HEADER_BYTES = 7
+#: No byte of LZ4 stands for more.
+_LZ4_RATIO_MAX = 255
 _ABORT = 0
 
 
@@ -103,6 +108,8 @@ def _committed(buffer: Bytes, frames: _Frames, aborted: Sequence[tuple[int, int]
 
 def _unpacked(raw: bytes, frames: _Frames) -> tuple[Bytes, _Frames]:
     """One buffer with all records as they were before compression."""
+    if ((frames.attributes & _COMPRESSION) == _LZ4).all():
+        return _unpacked_in_place(raw, frames)
     parts = []
     for start, end, attributes in zip(
         frames.start.tolist(), frames.end.tolist(), frames.attributes.tolist(), strict=True
@@ -123,6 +130,44 @@ def _unpacked(raw: bytes, frames: _Frames) -> tuple[Bytes, _Frames]:
     starts = ends - np.array([len(part) for part in parts], np.int64)
     others = [getattr(frames, name) for name in _Frames.__slots__[2:]]
     return np.frombuffer(b"".join(parts), np.uint8), _Frames(starts, ends, *others)
+
+
+def _unpacked_in_place(raw: bytes, frames: _Frames) -> tuple[Bytes, _Frames]:
+    """As :func:`_unpacked`, for LZ4, the usual: straight to where it stays, instead of in parts that are joined."""
+    packed = [memoryview(raw)[start:end] for start, end in zip(frames.start, frames.end, strict=True)]
+    ends = np.empty(len(packed), np.int64)
+    at = 0
+    try:
+        buffer = np.empty(sum(_lz4_size_max(one) for one in packed), np.uint8)
+        for i, one in enumerate(packed):
+            at += cramjam.lz4.decompress_into(one, buffer.data[at:])
+            ends[i] = at
+    except Exception as error:  # the codec's own among them
+        raise CorruptRecordException(f"a record batch cannot be decompressed: {error}") from error
+    buffer.setflags(write=False)
+    return buffer[:at], _Frames(
+        np.concatenate(([0], ends[:-1])), ends, *(getattr(frames, name) for name in _Frames.__slots__[2:])
+    )
+
+
+def _lz4_size_max(frame: memoryview) -> int:
+    """Bytes that an LZ4 frame becomes at most: that of its blocks. Raises ValueError when they are not all there."""
+    if len(frame) < _LZ4_HEADER_BYTES:
+        raise ValueError("an LZ4 frame without a header")
+    flags = frame[4]
+    # Of those that may be in a header: the size, a dictionary's id. After a block: its checksum.
+    at = _LZ4_HEADER_BYTES + (8 if flags & 0x08 else 0) + (4 if flags & 0x01 else 0)
+    after = 4 if flags & 0x10 else 0
+    most = 1 << (8 + 2 * (frame[5] >> 4 & 0x07))
+    found = 0
+    while at + 4 <= len(frame):
+        word = int.from_bytes(frame[at : at + 4], "little")
+        if word == 0:
+            return found
+        size = word & 0x7FFFFFFF
+        found += size if word >> 31 else min(most, _LZ4_RATIO_MAX * size)
+        at += 4 + size + after
+    raise ValueError("an LZ4 frame without an end")
 
 
 def _records(topic: str, partition: int, buffer: Bytes, frames: _Frames, from_offset: int) -> RecordBatch:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import lz4.frame
 import pytest
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
@@ -72,6 +75,40 @@ def test_a_response_is_read_as_aiokafka_reads_it(kind: int) -> None:
     batch, end = read("a", 0, raw + raw[:-1][: len(_raw(parts[0])) - 1], [], 2)
     assert (list(batch), end) == (expected[2:], 300)
     assert expected == [one for part in parts for one in part]
+
+
+@pytest.mark.parametrize("block_size", [0, 4, 5, 7])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"block_linked": False}, {"content_checksum": True, "block_checksum": True}, {"store_size": False}],
+)
+def test_a_response_all_in_lz4_is_read_whatever_its_frames_look_like(
+    block_size: int, options: dict[str, bool]
+) -> None:
+    """Blocks of any size, that shrink to nothing or not at all, in any number."""
+    noise = random.Random(7).randbytes(300_000)
+    values = [[b"v"], [b"0" * 600_000, noise], [noise[:70_000], b""]]
+    batches = []
+    for at, held in enumerate(values):
+        raw = _raw([Record("a", 0, 10 * at + i, b"k", value) for i, value in enumerate(held)])
+        body = lz4.frame.compress(raw[61:], block_size=block_size, **options)
+        batches.append(
+            raw[:8]
+            + (49 + len(body)).to_bytes(4, "big")
+            + raw[12:22]
+            + bytes([raw[22] | 3])
+            + raw[23:61]
+            + body
+        )
+    batch, end = read("a", 0, b"".join(batches), [], 0)
+    assert ([one.value for one in batch], end) == ([value for held in values for value in held], 22)
+    with pytest.raises(CorruptRecordException):
+        read("a", 0, b"".join([*batches[:2], _shorter(batches[2])]), [], 0)
+
+
+def _shorter(batch: bytes) -> bytes:
+    """A batch whose compressed records lack their last byte."""
+    return batch[:8] + (len(batch) - 13).to_bytes(4, "big") + batch[12:-1]
 
 
 def test_what_an_aborted_transaction_wrote_is_not_handed_out() -> None:

@@ -11,7 +11,15 @@ from deploy.local.platform import Platform
 from schemas.contracts import ModelRecord
 from tests.bench.figures import say
 from tests.bench.monitor import load, peers
-from tests.bench.monitor.worker import Size, platform_with, process_of, used_s, wait_for, wait_restarted
+from tests.bench.monitor.worker import (
+    Size,
+    platform_with,
+    process_of,
+    used_s,
+    wait_for,
+    wait_restarted,
+    wait_watched,
+)
 
 WARM_UP_EVENTS = 50_000
 
@@ -76,18 +84,23 @@ def written_ahead(platform: Platform, events: int, arrow: bool = False) -> load.
     few = load.write(platform.kafka, WARM_UP_EVENTS, arrow=arrow)
     platform.add("monitor")
     wait_for(platform, few.events)
+    wait_watched(platform, few.end_ms)
     platform.kill("monitor", signal.SIGSTOP)
     return load.write(platform.kafka, events, after=few, arrow=arrow)
 
 
 def measured(platform: Platform, written: load.Load) -> tuple[float, dict[str, object]]:
-    """From the moment at which the worker is ready, as the peers are from their first event on."""
+    """From the moment at which the worker is ready, as the peers are from their first event on; to the one at which the
+    detectors, too, have seen all."""
     platform.kill("monitor")
     wait_restarted(platform)
     worker = process_of(platform)
     others = {name: process_of(platform, name) for name in ("kafka", "warehouse")}
     before, before_others = used_s(worker), {name: used_s(p) for name, p in others.items()}
-    wall_s = wait_for(platform, WARM_UP_EVENTS + written.events)
+    began = time.perf_counter()
+    wait_for(platform, WARM_UP_EVENTS + written.events)
+    wait_watched(platform, written.end_ms)
+    wall_s = time.perf_counter() - began
     cpu_s = used_s(worker) - before
     beside = {f"{name}_cpu_s": round(used_s(p) - before_others[name], 2) for name, p in others.items()}
     return written.events / cpu_s, {

@@ -20,6 +20,7 @@ from tests.bench.monitor.worker import (
     used_s,
     wait_for,
     wait_restarted,
+    wait_watched,
 )
 
 #: Broker and warehouse: where workers, too, have cores of their own, there are so many more.
@@ -57,22 +58,24 @@ def _measured(workers: int, events: int) -> tuple[float, float]:
         few = load.write(platform.kafka, WARM_UP_EVENTS)
         platform.add(*names)
         wait_for(platform, few.events)
+        wait_watched(platform, few.end_ms, names)
         for name in names:
             platform.kill(name, signal.SIGSTOP)
-        load.write(platform.kafka, events, after=few)
+        written = load.write(platform.kafka, events, after=few)
         for name in names:
             platform.kill(name)
         for name in names:
             wait_restarted(platform, name)
-        return _used(platform, names, few.events + events)
+        return _used(platform, names, few.events + events, written.end_ms)
 
 
-def _used(platform: Platform, names: tuple[str, ...], events: int) -> tuple[float, float]:
+def _used(platform: Platform, names: tuple[str, ...], events: int, end_ms: int) -> tuple[float, float]:
     processes = [process_of(platform, name) for name in names]
     before_s = sum(used_s(process) for process in processes)
     with clickhouse_connect.get_client(**platform.clickhouse.client()) as client:
         done = counted(client)
     began = time.perf_counter()
     wait_for(platform, events)
+    wait_watched(platform, end_ms, names)
     seconds = time.perf_counter() - began
     return (events - done) / seconds, sum(used_s(process) for process in processes) - before_s

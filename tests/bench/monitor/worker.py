@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from deploy.models import publish_records
 from schemas.contracts import ModelRecord
 
 WAIT_S = 900.0
+_FED = re.compile(r'driftline_watermark_ms\{(?=.*source="predictions")(?=.*stage="detect")')
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,23 @@ def counted(client: Any, model: str = "bench") -> int:
         "SELECT sum(predictions) FROM windows WHERE segment = '' AND model = {model:String}", {"model": model}
     )
     return int(found.result_rows[0][0] or 0)
+
+
+def wait_watched(platform: Platform, end_ms: int, services: Sequence[str] = ("monitor",)) -> None:
+    """Until the detectors of every partition have been fed all that is before ``end_ms``, as the workers' metrics say: they
+    come after the windows, and are part of the work."""
+    shown = json.loads((platform.data_dir / "platform.json").read_text())["metrics"]
+    began = time.perf_counter()
+    while True:
+        text = "".join(
+            urllib.request.urlopen(shown[name], timeout=WAIT_S).read().decode() for name in services
+        )
+        found = [float(line.rpartition(" ")[2]) for line in text.splitlines() if _FED.match(line)]
+        if len(found) >= platform.kafka.input_partitions and min(found) >= end_ms - 1:
+            return
+        if time.perf_counter() - began > WAIT_S or platform.failure:
+            raise SystemExit(f"the detectors did not finish: {platform.failure or 'too slow'}")
+        time.sleep(0.1)
 
 
 def wait_for(platform: Platform, events: int) -> float:
