@@ -19,6 +19,7 @@ from schemas.events import GroundTruth, PredictionMade
 from schemas.ids import partition_of
 from schemas.labels import LabelColumns, LabelDecoder, encode_label
 from schemas.messages import Messages
+from schemas.spans import Spans
 from tests.support_join import CONTRACT, T0, prediction, truth
 
 DECODER = PredictionDecoder([CONTRACT, CONTRACT.model_copy(update={"model": "other"})])
@@ -299,6 +300,32 @@ def test_labels_as_arrow_are_cut_by_the_partition_of_their_prediction() -> None:
         assert not bad and {partition_of(key or b"", 4) for key in labels.keys} == {partition}
         seen += [(key or b"").decode() for key in labels.keys]
     assert sorted(seen) == sorted(ids)
+
+
+@pytest.mark.parametrize("before", range(1, 9))
+def test_a_batch_is_read_wherever_it_lies(before: int) -> None:
+    """An uncompressed one is not copied, and a fetch response puts it at any byte."""
+    event = prediction()
+    rows: dict[str, Any] = {"prediction_id": ["a", "b"], "version": ["v1", "v2"]}
+    rows |= {name: [event[name]] * 2 for name in ("event_time_ms", "score")}
+    rows |= {name: [value] * 2 for name, value in event["features"].items() if value is not None}
+    table = pa.table(rows).replace_schema_metadata({b"model": b"flights"})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    value = sink.getvalue().to_pybytes()
+    whole = Spans.of([b"x" * before + value])
+    messages = Messages(
+        Spans.of([None]), Spans(whole.buffer, whole.start + before, whole.length - before), np.ones(1, bool)
+    )
+    (columns,), bad = DECODER.decode(messages)
+    assert (columns.ids, columns.versions, columns.score.tolist(), bad) == (
+        ["a", "b"],
+        ("v1", "v2"),
+        [0.75, 0.75],
+        [],
+    )
+    assert columns.features[:, 0].tolist() == [event["features"]["distance"]] * 2
 
 
 def test_a_batch_with_a_column_twice_is_rejected() -> None:
