@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,8 +74,9 @@ class Segments:
         """For each segment feature, the place in its ``labels`` of every row of ``features`` (n, k)."""
         found = []
         for place, codes in zip(self._places, self._codes, strict=True):
-            column = np.nan_to_num(features[:, place], nan=float(len(codes) - 1)).astype(np.int64)
-            found.append(codes[column])
+            own = np.empty(len(features), np.int64)
+            tally.translated(features[:, place], codes, own)
+            found.append(own)
         return found
 
     def categories(self, codes: list[Ints], rows: int) -> NDArray[np.int32]:
@@ -118,21 +120,28 @@ class Members:
         """``starts_ms (n,)``: where each row's window begins; ``codes``: see ``Segments.codes``."""
         contract = columns.contract
         window_ms, first_ms = contract.monitoring.pane_ms, int(starts_ms.min())
-        found, window = distinct((starts_ms - first_ms) // window_ms)
-        windows = [WindowKey(contract.model, first_ms + at * window_ms, window_ms) for at in found.tolist()]
-        combined = (window * len(columns.versions) + columns.version) * len(ROLES) + columns.role
+        step = (starts_ms - first_ms) // window_ms
+        combined: Ints = step
+        size = int(step.max()) + 1
+        of_version = [(len(columns.versions), columns.version)] if len(columns.versions) > 1 else []
+        of_segments = [(len(of), code) for of, code in zip(segments.labels, codes, strict=True)]
+        parts: list[tuple[int, NDArray[Any]]] = [*of_version, (len(ROLES), columns.role), *of_segments]
+        for width, code in parts:
+            if size * width > 4 * len(step):
+                # Made small again, so that any number of segment features fits.
+                found, combined = distinct(combined)
+                size = len(found)
+            combined, size = combined * width + code, size * width
         combined = distinct(combined)[1]
-        for labels, code in zip(segments.labels, codes, strict=True):
-            # Made small again each time, so that any number of segment features fits.
-            combined = distinct(combined * len(labels) + code)[1]
         one = np.zeros(int(combined.max()) + 1, np.int64)
         one[combined] = np.arange(len(combined))
+        found, window = distinct(step[one])
         return cls(
-            windows,
+            [WindowKey(contract.model, first_ms + at * window_ms, window_ms) for at in found.tolist()],
             columns.versions,
             segments.labels,
             combined,
-            window[one],
+            window,
             columns.version[one].astype(np.int64),
             columns.role[one].astype(np.int64),
             [code[one] for code in codes],

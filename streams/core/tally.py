@@ -151,6 +151,15 @@ def few_numbers(
 
 
 @compiled
+def translated(values: Floats, codes: Ints, into: Ints) -> None:
+    """What ``codes`` says of each category's code; of NaN its last word."""
+    last = len(codes) - 1
+    for i in range(len(into)):
+        value = values[i]
+        into[i] = codes[last if value != value else int(value)]
+
+
+@compiled
 def categories(values: Floats, member: Ints, into: Ints) -> None:
     """Count code i of a categorical feature in ``into[member[i]]``; NaN, which is missing, in the last column."""
     last = into.shape[1] - 1
