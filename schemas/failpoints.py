@@ -3,7 +3,8 @@
 Names begin with the stage or the service.
 Each stage of the monitor: ``before-apply``, ``after-apply``, ``before-transaction``, ``before-state`` (outputs produced),
 ``before-commit`` (all produced), ``after-commit`` (nothing acknowledged yet), as in ``join.before-commit``.
-Archive: ``archive.before-progress`` (rows written), ``archive.before-commit`` (progress written).
+Archive: ``archive.before-progress`` (rows written), ``archive.before-commit`` (progress written). The monitor's raw log:
+``raw-log.before-progress`` (rows written), ``raw-log.before-commit`` (progress written).
 Scorer: ``scorer.gathered``, ``scorer.scored``, ``scorer.begun``, ``scorer.produced`` (outputs, no offsets yet),
 ``scorer.before-commit``, ``scorer.after-commit`` (nothing acknowledged in the process), ``scorer.shadow-scored``,
 ``scorer.tripped`` (the trip not reported yet), ``scorer.swapped`` (a revision applied).

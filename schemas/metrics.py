@@ -54,6 +54,8 @@ METRICS: dict[str, Metric] = {
         Metric("driftline_warehouse_rows_total", "counter", "Rows written to ClickHouse.", ("table",)),
         Metric("driftline_warehouse_errors_total", "counter", "Failed writes, each tried again.", ("table",)),
         Metric("driftline_warehouse_dirty", "gauge", "Aggregates not yet confirmed by ClickHouse.", ("partition",)),
+        Metric("driftline_raw_log_waiting_bytes", "gauge", "Events read that wait to be written to the raw log; monitor.raw_log_bytes_max bounds them."),
+        Metric("driftline_raw_log_partitions_behind", "gauge", "Partitions that are read again for the raw log, because the warehouse was away or a worker ended."),
         # Scorer
         Metric("driftline_requests_total", "counter", "Scoring requests answered.", ("model", "version", "status")),
         Metric("driftline_score_seconds", "histogram", "Time of one inference batch.", ("model", "version")),

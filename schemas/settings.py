@@ -131,6 +131,11 @@ class ClickHouseSettings(Section):
     certificate_file: Path | None = None
     key_file: Path | None = None
     timeout: DurationMs = 30_000
+    raw_log: Literal["monitor", "archive"] = Field(
+        default="monitor",
+        description="Who copies predictions and ground truths: the monitor's workers, who have read them anyway, or the archive "
+        "process, which reads them once more.",
+    )
     retention: dict[str, DurationMs] = Field(
         default={},
         description="By table, how long its rows are kept (by event time; 0 or not named: for ever, but label_index and "
@@ -289,6 +294,11 @@ class MonitorSection(Section):
         ge=0,
         description="Rows of models that have few are held until a detector could speak, or so many bytes have come since; "
         "so many are read again after a restart.",
+    )
+    raw_log_bytes_max: int = Field(
+        default=268_435_456,
+        ge=0,
+        description="Events that wait to be written to the raw log; what does not fit is read again when there is room.",
     )
     early_labels_max: int = Field(
         default=1_000_000,

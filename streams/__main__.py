@@ -34,7 +34,6 @@ def main(arguments: list[str] | None = None) -> int:
             from streams.warm_up import warm_up
 
             warm_up("monitor")
-            warm_up("archive")
             return 0
         return _monitor() if process == "monitor" else _archive()
     except DriftlineError as error:
@@ -51,11 +50,14 @@ def _monitor() -> int:
     settings = MonitorSettings.load()
     _configure(settings)
     sink = ClickHouseSink(settings.clickhouse) if settings.monitor.warehouse else None
+    raw_sink = None
+    if settings.monitor.warehouse and settings.clickhouse.raw_log == "monitor":
+        raw_sink = ClickHouseSink(settings.clickhouse)
     index = LabelIndex(ClickHouseSink(settings.clickhouse)) if settings.monitor.warehouse else None
     warm_up("monitor")
     gc.freeze()
     gc.set_threshold(GC_OBJECTS, 5, 2)
-    return asyncio.run(run_monitor(settings, sink=sink, index=index))
+    return asyncio.run(run_monitor(settings, sink=sink, index=index, raw_sink=raw_sink))
 
 
 def _archive() -> int:

@@ -19,6 +19,7 @@ from streams.agents import add_agents
 from streams.batches import BatchTransport, Chunk, StageAssignor, chunk_scheduler
 from streams.broadcast import Broadcast
 from streams.core.delivery import StageContext
+from streams.raw_log import RawLog
 from streams.reader import ssl_context
 from streams.stages import Stage
 from streams.task import Services, Task
@@ -109,8 +110,10 @@ class TaskSet:
         stages: Sequence[Stage],
         metrics: Metrics,
         on_fatal: Callable[[BaseException], None],
+        raw_log: RawLog | None = None,
     ) -> None:
         self._settings = settings
+        self._raw_log = raw_log
         self._stages = {stage.name: stage for stage in stages}
         self._owner = {topic: stage.name for stage in stages for topic in stage.inputs}
         self._tasks: dict[tuple[str, int], Task] = {}
@@ -203,17 +206,20 @@ class TaskSet:
         task = self._tasks.get((self._owner[topic], chunk.partition))
         if task is None:
             return
+        if self._raw_log is not None:
+            self._raw_log.offer(topic, chunk)
         try:
             await task.put(topic, chunk)
         except Exception as error:  # noqa: BLE001  # whatever it is, the process must not go on
             self._failed(task, error)
 
     def positions(self, seek: int) -> dict[tuple[str, int], int]:
-        kafka = self._settings.kafka
+        found = {tp: offset for task in self._tasks.values() for tp, offset in task.positions(seek).items()}
+        if self._raw_log is not None:
+            self._raw_log.seek(seek, found)
         return {
-            (kafka.topic(topic), partition): offset
-            for task in self._tasks.values()
-            for (topic, partition), offset in task.positions(seek).items()
+            (self._settings.kafka.topic(topic), partition): offset
+            for (topic, partition), offset in found.items()
         }
 
     def offsets(self) -> dict[tuple[str, int], int]:

@@ -23,7 +23,8 @@ from schemas.settings import MonitorSettings
 from streams.app import MonitorApp, TaskSet, wire
 from streams.broker import Ends
 from streams.lookup import LabelIndex, Lookup
-from streams.sink import Sink, SinkWriter
+from streams.raw_log import RawLog
+from streams.sink import ClickHouseSink, Sink, SinkWriter
 from streams.stages import MONITOR_STAGES, Stage
 from streams.ticker import Ticker
 from streams.watchdog import Reading, Watchdog
@@ -43,9 +44,10 @@ async def run_monitor(
     stages: Sequence[Stage] = MONITOR_STAGES,
     sink: Sink | None = None,
     index: LabelIndex | None = None,
+    raw_sink: ClickHouseSink | None = None,
 ) -> int:
     """Run until told to stop; the process's exit code. ``sink`` None: aggregates stay in the tasks' outboxes. ``index`` None:
-    labels that find nobody wait for ever."""
+    labels that find nobody wait for ever. ``raw_sink`` None: somebody else writes the raw log."""
     loop = asyncio.get_running_loop()
     end: asyncio.Future[int] = loop.create_future()
 
@@ -62,7 +64,8 @@ async def run_monitor(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, finish, 0)
     metrics = Metrics()
-    tasks = TaskSet(settings, stages, metrics, on_fatal)
+    raw_log = RawLog(settings, raw_sink, metrics) if raw_sink is not None else None
+    tasks = TaskSet(settings, stages, metrics, on_fatal, raw_log)
     app = wire(settings, stages, tasks)
     ticker: Ticker | None = None
     async with AsyncExitStack() as stack:
@@ -81,6 +84,10 @@ async def run_monitor(
             stack.callback(index.close)
             lookup = Lookup(index, lambda: tasks.tasks, settings.monitor, metrics)
             stack.callback(_attend(lookup.run(), "lookup", on_fatal))
+        if raw_log is not None:
+            stack.callback(raw_log.close)
+            stack.callback(_attend(raw_log.run(), "raw-log", on_fatal))
+            stack.callback(_attend(raw_log.read_again(), "raw-log-again", on_fatal))
         stack.callback(_attend(_watch(settings, app, tasks, ticker), "watch", on_fatal))
         starting = asyncio.create_task(_start(app, tasks), name="start")
         starting.add_done_callback(_told(on_fatal))

@@ -1,7 +1,8 @@
-"""A member of a consumer group that reads committed record batches and says itself how far the group has come.
+"""Who reads committed record batches for copies: a member of a consumer group that says itself how far the group has come, and
+a reader of given partitions from given offsets on.
 
-For processes that copy: what is read again after a kill or a rebalance must do no harm. A broker that is away is waited for,
-however long; what a broker that is there refuses ends the process.
+What is read again after a kill or a rebalance must do no harm. A broker that is away is waited for, however long; what a
+broker that is there refuses ends the process.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import aiokafka
@@ -30,7 +31,15 @@ from streams.core.records import RecordBatch
 from streams.fetched import hand_out_batches
 
 log = logging.getLogger(__name__)
-FETCH_WAIT_MS = 50
+_READING: dict[str, Any] = {
+    "enable_auto_commit": False,
+    "auto_offset_reset": "earliest",
+    "isolation_level": "read_committed",
+    "check_crcs": False,
+    "fetch_max_wait_ms": 50,
+    "max_partition_fetch_bytes": 4 * 1024 * 1024,
+    "metadata_max_age_ms": 30_000,
+}
 #: A member that waits for the warehouse does not read, for as long as that takes; that it lives its heartbeats say.
 _POLL_INTERVAL_MS = 2**31 - 1
 _LOOK_S = 0.2
@@ -50,26 +59,17 @@ class GroupReader(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         stop: threading.Event,
         *,
         instance: str = "",
-        partition_bytes_max: int = 4 * 1024 * 1024,
     ) -> None:
         self._kafka = kafka
         self._topics = {kafka.topic(name): name for name in topics}
         self._stop = stop
         self._absence = Absence(group)
-        self._arguments: dict[str, Any] = {
-            "client_id": kafka.client_id,
+        self._arguments: dict[str, Any] = _READING | {
             "group_id": kafka.topic_prefix + group,
             "group_instance_id": f"{kafka.topic_prefix}{instance}" if instance else None,
-            "enable_auto_commit": False,
-            "auto_offset_reset": "earliest",
-            "isolation_level": "read_committed",
-            "check_crcs": False,
-            "fetch_max_wait_ms": FETCH_WAIT_MS,
-            "max_partition_fetch_bytes": partition_bytes_max,
             "session_timeout_ms": kafka.session_timeout,
             "heartbeat_interval_ms": kafka.session_timeout // 4,
             "max_poll_interval_ms": _POLL_INTERVAL_MS,
-            "metadata_max_age_ms": 30_000,
         }
         self._consumer: Any = None
         #: Whether partitions were given to it once.
@@ -77,23 +77,13 @@ class GroupReader(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def start(self) -> None:
         """Join the group; waits for a broker. Raises DeliveryError when a topic is not there or may not be read."""
-        hand_out_batches()
-        while not self._stop.is_set():
+
+        def member() -> Any:
             consumer = aiokafka.AIOKafkaConsumer(**(self._arguments | security(self._kafka)))
             consumer.subscribe(list(self._topics), listener=self)
-            try:
-                await self._unless_stopped(consumer.start())
-            except KafkaConnectionError as error:
-                self._absence.note(False, error)
-                await consumer.stop()
-                await self._unless_stopped(asyncio.sleep(_RETRY_PAUSE_S))
-            except KafkaError as error:
-                await consumer.stop()
-                raise DeliveryError(f"{', '.join(self._topics)} cannot be read: {error!r}") from error
-            else:
-                self._consumer = consumer
-                self._absence.note(True)
-                return
+            return consumer
+
+        self._consumer = await _started(member, self._absence, self._stop)
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Whoever has them next reads from what was committed."""
@@ -128,7 +118,7 @@ class GroupReader(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         """The group has everything before these offsets, by (topic, partition). Raises DeliveryError."""
         offsets = {TopicPartition(self._kafka.topic(topic), p): end for (topic, p), end in ends.items()}
         try:
-            await self._unless_stopped(self._consumer.commit(offsets))
+            await _unless(self._stop, self._consumer.commit(offsets))
         except (CommitFailedError, IllegalStateError) as error:
             # A rebalance: whoever has the partition now copies these rows again, to the same keys.
             log.warning("offsets not committed", extra={"event": "commit-failed", "detail": str(error)})
@@ -139,18 +129,93 @@ class GroupReader(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def end(self) -> None:
         """Leave the group, unless the broker is away."""
-        if self._consumer is not None:
-            await asyncio.wait({asyncio.ensure_future(self._consumer.stop())}, timeout=_END_S)
+        await _ended(self._consumer)
 
-    async def _unless_stopped(self, work: Coroutine[Any, Any, Result]) -> Result | None:
-        """The result; None when told to stop before."""
-        task = asyncio.ensure_future(work)
-        while not task.done() and not self._stop.is_set():
-            await asyncio.wait({task}, timeout=_LOOK_S)
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
-        return None if task.cancelled() else task.result()
+
+class LogReader:
+    """Reads partitions of ``topics`` (logical names). All methods belong to one event loop; ``stop`` ends every wait."""
+
+    def __init__(self, kafka: KafkaSettings, topics: Sequence[str], stop: threading.Event) -> None:
+        self._kafka = kafka
+        self._names = {kafka.topic(name): name for name in topics}
+        self._stop = stop
+        self._absence = Absence("log reader")
+        self._consumer: Any = None
+        self._at: dict[tuple[str, int], int] = {}
+
+    async def start(self) -> None:
+        """Waits for a broker. Raises DeliveryError."""
+        self._consumer = await _started(
+            lambda: aiokafka.AIOKafkaConsumer(**(_READING | security(self._kafka))), self._absence, self._stop
+        )
+
+    async def read(
+        self, positions: Mapping[tuple[str, int], int], wait_s: float
+    ) -> list[tuple[int, RecordBatch]]:
+        """What there is from these offsets on, by (topic, partition), each with the offset from which on it is all there is; what
+        was deleted is passed over. Empty when none comes for so long. Raises DeliveryError."""
+        if self._consumer is None:
+            return []
+        if self._at != positions:
+            places = {TopicPartition(self._kafka.topic(t), p): offset for (t, p), offset in positions.items()}
+            self._consumer.assign(list(places))
+            for place, offset in places.items():
+                self._consumer.seek(place, offset)
+            self._at = dict(positions)
+        try:
+            fetched = await self._consumer.getmany(timeout_ms=int(wait_s * 1000))
+        except KafkaError as error:
+            if not error.retriable:
+                raise DeliveryError(f"{', '.join(self._names)} cannot be read: {error!r}") from error
+            await asyncio.sleep(_RETRY_PAUSE_S)
+            return []
+        found = []
+        for place, batches in fetched.items():
+            for batch in batches:
+                tp = (self._names[place.topic], place.partition)
+                found.append((self._at[tp], batch.named(tp[0])))
+                self._at[tp] = int(batch.offsets[-1]) + 1
+        return found
+
+    async def end(self) -> None:
+        """Let go of the broker."""
+        await _ended(self._consumer)
+
+
+async def _started(make: Callable[[], Any], absence: Absence, stop: threading.Event) -> Any:
+    """A consumer that has reached a broker; None when told to stop before. Raises DeliveryError."""
+    hand_out_batches()
+    while not stop.is_set():
+        consumer = make()
+        try:
+            await _unless(stop, consumer.start())
+        except KafkaConnectionError as error:
+            absence.note(False, error)
+            await consumer.stop()
+            await _unless(stop, asyncio.sleep(_RETRY_PAUSE_S))
+        except KafkaError as error:
+            await consumer.stop()
+            raise DeliveryError(f"topics cannot be read: {error!r}") from error
+        else:
+            absence.note(True)
+            return consumer
+    return None
+
+
+async def _ended(consumer: Any) -> None:
+    if consumer is not None:
+        await asyncio.wait({asyncio.ensure_future(consumer.stop())}, timeout=_END_S)
+
+
+async def _unless(stop: threading.Event, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """The result; None when told to stop before."""
+    task = asyncio.ensure_future(work)
+    while not task.done() and not stop.is_set():
+        await asyncio.wait({task}, timeout=_LOOK_S)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    return None if task.cancelled() else task.result()
 
 
 def security(kafka: KafkaSettings) -> dict[str, Any]:

@@ -45,10 +45,9 @@ def warm_up(process: Literal["monitor", "archive"]) -> None:
     batch = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1_000)
     batch.append(0, 0, b"p", b"", [("h", b"")])
     read("", 0, bytes(batch.build()), [], 0)
-    if process == "archive":
-        for one in _records():
-            list(log_copy(one))
-    else:
+    for one in _records():
+        list(log_copy(one))
+    if process == "monitor":
         core = pipeline.create(StageContext("join", 0, 1, MonitorSettings()))
         core.activate([ModelRecord(contract=_CONTRACT)])
         core.apply(_records(), 0)

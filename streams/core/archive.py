@@ -150,8 +150,9 @@ _EVENTS: dict[str, tuple[str, Any, Callable[[Any, Address], Row]]] = {
     "predictions": ("prediction_log", _predictions, _prediction_row),
     "feedback": ("label_log", _labels, _label_row),
 }
-#: Topics the archive copies.
+#: Topics that are copied, and those of them that are the raw log.
 ARCHIVED = (*_EVENTS, *_DOCUMENTS)
+EVENTS = tuple(_EVENTS)
 #: The same documents as the decoders above read, in the order of the tables' columns.
 _FIELDS: dict[str, tuple[Field, ...]] = {
     "predictions": (

@@ -1,4 +1,5 @@
-"""The archive on a real Kafka and a real ClickHouse engine: every row once, though it is killed in between."""
+"""The archive, and the monitor's raw log, on a real Kafka and a real ClickHouse engine: every row once, though who writes it is
+killed in between."""
 
 from __future__ import annotations
 
@@ -14,12 +15,18 @@ from support_streams import PARTITIONS, Worker, create_topics, send_ticks
 
 from deploy.local.kafka import LocalKafka
 from deploy.local.warehouse import LocalWarehouse
+from deploy.models import publish_records
 from schemas import migrations
+from schemas.contracts import Feature, ModelContract, ModelRecord
 from schemas.control import ControlTick, Decision, Deployment, Phase, RollbackRequested
 from schemas.events import GroundTruth, PredictionMade
 from schemas.settings import ClickHouseSettings, KafkaSettings
 
 pytestmark = pytest.mark.integration
+CONTRACT = ModelContract(
+    model="m",
+    features=(Feature(name="x"), Feature(name="color", kind="categorical", categories=("red",))),
+)
 
 
 class Place:
@@ -38,17 +45,22 @@ class Place:
             "DRIFTLINE_CLICKHOUSE__PORT": str(database.port),
             "DRIFTLINE_CLICKHOUSE__DATABASE": database.database,
             "DRIFTLINE_ARCHIVE__FLUSH_INTERVAL": "100ms",
+            "DRIFTLINE_MONITOR__TICKER": "off",
+            "DRIFTLINE_MONITOR__INSTANCE": "monitor-0",
         }
         self._workers: list[Worker] = []
 
-    def start(self, failpoint: str = "") -> Worker:
-        worker = Worker(["-m", "streams", "archive"], self._environment | {"DRIFTLINE_FAILPOINT": failpoint})
+    def start(self, failpoint: str = "", process: str = "archive", **more: str) -> Worker:
+        given = self._environment | {"DRIFTLINE_FAILPOINT": failpoint} | more
+        worker = Worker(["-m", "streams", process], given)
         self._workers.append(worker)
         return worker
 
-    def send(self, topic: str, value: bytes, partition: int = 0, **headers: bytes) -> None:
+    def send(
+        self, topic: str, value: bytes, partition: int = 0, key: bytes | None = b"k", **headers: bytes
+    ) -> None:
         names: dict[str, str | bytes | None] = {name.replace("_", "-"): v for name, v in headers.items()}
-        self.producer.produce(self.kafka.topic(topic), value, b"k", partition=partition, headers=names)
+        self.producer.produce(self.kafka.topic(topic), value, key, partition=partition, headers=names)
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in self.client.query(sql).result_rows]
@@ -84,30 +96,35 @@ def place(
     found.close()
 
 
-def prediction(number: int) -> bytes:
-    features = {"x": number / 2, "flag": True, "color": "red", "none": None}
+def prediction(number: int, **more: bool | None) -> bytes:
+    features = {"x": number / 2, "color": "red"} | more
     return PredictionMade(
         prediction_id=f"p{number}", model="m", version="v1", event_time_ms=1_700_000_000_123 + number,
         features=features, score=0.25, latency_ms=1.5,
     ).model_dump_json().encode()  # fmt: skip
 
 
-async def test_killed_before_it_commits_the_archive_holds_every_row_once_and_says_how_far_it_is(
-    place: Place,
+@pytest.mark.parametrize("who", ["archive", "monitor"])
+async def test_killed_before_it_commits_the_raw_log_holds_every_row_once_and_says_how_far_it_is(
+    place: Place, who: str
 ) -> None:
     """Rows are written again after a kill, to the same keys; bad rows are left out; ticks become progress."""
+    publish_records(place.kafka, [ModelRecord(contract=CONTRACT)])
+    name = {"archive": "archive", "monitor": "raw-log"}[who]
+    chosen = {"process": who, "DRIFTLINE_CLICKHOUSE__RAW_LOG": who}
+    # The log has what was sent, whatever the model's contract says of it.
     for number in range(200):
-        place.send("predictions", prediction(number), number % PARTITIONS)
+        place.send("predictions", prediction(number, flag=True, none=None), number % PARTITIONS, None)
     place.send("predictions", b"{not json")
-    place.send("predictions", prediction(0), 1, driftline_origin=b"predictions/0/0/0")
+    place.send("predictions", prediction(0, flag=True), 1, driftline_origin=b"predictions/0/0/0")
     label = GroundTruth(prediction_id="p7", model="m", label=1.0, label_time_ms=1_700_000_100_000)
     place.send("feedback", label.model_dump_json().encode(), 3)
     assert place.producer.flush(30) == 0
-    assert place.start("archive.before-progress").wait() == 137
-    assert place.start("archive.before-commit").wait() == 137
-    place.start()
+    assert place.start(f"{name}.before-progress", **chosen).wait() == 137
+    assert place.start(f"{name}.before-commit", **chosen).wait() == 137
+    place.start(**chosen)
     for number in range(200, 300):
-        place.send("predictions", prediction(number), number % PARTITIONS)
+        place.send("predictions", prediction(number), number % PARTITIONS, None)
     send_ticks(place.producer, place.kafka, "predictions", 1_700_000_500_000)
     await place.eventually("SELECT count(), uniqExact(prediction_id) FROM prediction_log FINAL", [(300, 300)])
     await place.eventually(
@@ -122,6 +139,30 @@ async def test_killed_before_it_commits_the_archive_holds_every_row_once_and_say
     assert place.query("SELECT prediction_id, label, revision, source_partition FROM label_log FINAL") == [
         ("p7", 1.0, 0, 3)
     ]
+
+
+async def test_what_the_warehouse_did_not_take_in_time_is_read_again_when_it_is_back(
+    place: Place,
+) -> None:
+    """The worker goes on meanwhile; next to nothing may wait here, so nearly all of it is let go and read once more."""
+    publish_records(place.kafka, [ModelRecord(contract=CONTRACT)])
+    place.client.command("RENAME TABLE prediction_log TO away")
+    worker = place.start(process="monitor", DRIFTLINE_MONITOR__RAW_LOG_BYTES_MAX="1000")
+    worker.wait_for("ready")
+    for number in range(400):
+        place.send("predictions", prediction(number), number % PARTITIONS, None)
+    assert place.producer.flush(30) == 0
+    worker.wait_for("warehouse-error")
+    await place.eventually("SELECT sum(predictions) FROM windows WHERE segment = ''", [(400,)])
+    place.client.command("RENAME TABLE away TO prediction_log")
+    await place.eventually("SELECT count(), uniqExact(prediction_id) FROM prediction_log FINAL", [(400, 400)])
+    assert worker.terminate() == 0
+    # What it had written is known to the next one, which has nothing to read again.
+    worker = place.start(process="monitor")
+    worker.wait_for("ready")
+    place.send("predictions", prediction(400), key=None)
+    assert place.producer.flush(30) == 0
+    await place.eventually("SELECT count(), uniqExact(prediction_id) FROM prediction_log", [(401, 401)])
 
 
 async def test_commands_deployments_and_decisions_are_logged_and_ticks_of_control_are_its_time(

@@ -1,0 +1,162 @@
+"""Copies of topics in the warehouse: records become rows, rows are written until they are in, then how far that is.
+
+Killed in between, the same rows are written again: their key is the address of the record they copy, so the table keeps one.
+Who reads the records is somebody else's (``streams.archive``, ``streams.raw_log``).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from schemas.clock import wall_ms
+from schemas.errors import BadMessage, WarehouseError
+from schemas.failpoints import failpoint
+from schemas.observability import Metrics
+from schemas.row_binary import RowBlock
+from streams.core.archive import ARCHIVED, EVENTS, PartitionTime, Row, log_copy, sources_of
+from streams.core.delivery import TopicPartition
+from streams.core.label_index import PROGRESS, index_copy
+from streams.core.records import RecordBatch
+from streams.sink import BACKOFF_S_MAX, BACKOFF_S_MIN, ClickHouseSink, Sink
+
+log = logging.getLogger(__name__)
+#: By (topic, partition): the offset to go on from, and event time there.
+Progress = dict[TopicPartition, tuple[int, int]]
+Copied = Iterable[tuple[str, list[Row] | RowBlock]]
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What one reader copies. ``rows``: (table, rows) of records of one topic, at the clock's time. ``last``: the table that
+    says what the others hold, of which only the newest rows count. ``records_max``: at one time; blocks are large."""
+
+    group: str
+    topics: tuple[str, ...]
+    rows: Callable[[RecordBatch, int], Copied]
+    records_max: int = 2**31
+    last: str = ""
+
+
+def _index_rows(batch: RecordBatch, now_ms: int) -> Copied:
+    for record in batch:
+        try:
+            yield from index_copy(record, now_ms)
+        except BadMessage as error:
+            log.warning("left out", extra={"event": "bad-message", "detail": str(error)})
+
+
+def logs(topics: Sequence[str] = ARCHIVED) -> Copy:
+    """The logs of these topics."""
+    return Copy("driftline-archive", tuple(topics), lambda batch, now_ms: log_copy(batch))
+
+
+RAW_LOG = logs(EVENTS)
+LABEL_INDEX = Copy("driftline-label-index", ("observations",), _index_rows, 32, PROGRESS)
+
+
+class Copier:
+    """Writes records to ``sink`` and knows how far it is. ``stop`` ends its waiting. Not thread-safe."""
+
+    def __init__(
+        self,
+        copies: Copy,
+        sink: Sink,
+        metrics: Metrics,
+        partitions: int,
+        progress: Progress,
+        stop: threading.Event,
+        name: str = "archive",
+    ) -> None:
+        self._copies = copies
+        self._sink = sink
+        self._metrics = metrics
+        self._partitions = partitions
+        self._stop = stop
+        self._name = name
+        self._times = defaultdict[TopicPartition, PartitionTime](PartitionTime)
+        self._next: dict[TopicPartition, int] = {}
+        self.go_on(progress)
+
+    def go_on(self, progress: Progress) -> None:
+        """These partitions go on from where somebody had come with them."""
+        for tp, (next_offset, event_time_ms) in progress.items():
+            self._times[tp] = PartitionTime(event_time_ms)
+            self._next[tp] = next_offset
+
+    def copy(self, batches: Sequence[RecordBatch]) -> dict[TopicPartition, int]:
+        """Write what they hold, then how far that is: the offset after the last of each partition. Raises WarehouseError when
+        told to stop before."""
+        rows: dict[str, list[Row]] = defaultdict(list)
+        blocks: dict[str, list[RowBlock]] = defaultdict(list)
+        ends: dict[TopicPartition, int] = {}
+        now_ms = wall_ms()
+        for batch in batches:
+            tp = (batch.topic, batch.partition)
+            ends[tp] = int(batch.offsets[-1]) + 1
+            for at in range(len(batch)) if batch.topic == "control" else sorted(batch.headers):
+                self._times[tp].take(batch[at], sources_of(batch.topic, self._partitions))
+            for table, found in self._copies.rows(batch, now_ms):
+                if isinstance(found, RowBlock):
+                    blocks[table].append(found)
+                else:
+                    rows[table] += found
+        for tp, end in ends.items():
+            self._next[tp] = max(end, self._next.get(tp, 0))
+        newest = {row[:-1]: row for row in rows.pop(self._copies.last, [])}
+        for table, of_table in blocks.items():
+            data = b"".join([block.data for block in of_table])
+            self._insist(table, RowBlock(sum(block.rows for block in of_table), memoryview(data)))
+        for table, of in rows.items():
+            self._insist(table, of)
+        self._insist(self._copies.last, list(newest.values()))
+        failpoint(f"{self._name}.before-progress")
+        self._insist(
+            "archive_progress",
+            [
+                (topic, p, self._next[topic, p], self._times[topic, p].event_time_ms)
+                for topic, p in sorted(ends)
+            ],
+        )
+        failpoint(f"{self._name}.before-commit")
+        return ends
+
+    def _insist(self, table: str, rows: list[Row] | RowBlock) -> None:
+        """Write until it is in or the process is told to stop (then WarehouseError: nothing is committed)."""
+        backoff_s, count = BACKOFF_S_MIN, rows.rows if isinstance(rows, RowBlock) else len(rows)
+        while count:
+            try:
+                if isinstance(rows, RowBlock):
+                    self._sink.write_block(table, rows)
+                else:
+                    self._sink.write(table, rows)
+                self._metrics.count("driftline_warehouse_rows_total", count, table=table)
+                return
+            except WarehouseError as error:
+                self._metrics.count("driftline_warehouse_errors_total", table=table)
+                log.warning(
+                    "the warehouse did not take a batch; it is sent again",
+                    extra={"event": "warehouse-error", "detail": str(error)[:500], "pause_s": backoff_s},
+                )
+                if self._stop.wait(backoff_s):
+                    raise
+                backoff_s = min(BACKOFF_S_MAX, backoff_s * 2)
+
+
+def read_progress(sink: ClickHouseSink, stop: threading.Event) -> Progress:
+    """What copies had reached, once the warehouse says it. Raises WarehouseError when told to stop before."""
+    while True:
+        try:
+            rows = sink.query(
+                "SELECT topic, partition, max(next_offset), max(event_time_ms) FROM archive_progress GROUP BY topic, partition"
+            )
+            return {(topic, partition): (next_offset, at_ms) for topic, partition, next_offset, at_ms in rows}
+        except WarehouseError as error:
+            log.warning(
+                "waiting for the warehouse", extra={"event": "warehouse-error", "detail": str(error)[:500]}
+            )
+            if stop.wait(1.0):
+                raise
