@@ -9,6 +9,7 @@ from there.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from contextlib import suppress
@@ -24,6 +25,7 @@ from streams.core.records import RecordBatch
 from streams.reader import LogReader
 from streams.sink import ClickHouseSink
 
+log = logging.getLogger(__name__)
 #: Rows of one insert, and how long it may gather them.
 ROWS_MAX = 100_000
 FLUSH_S = 0.5
@@ -110,8 +112,12 @@ class RawLog:
             await reader.start()
             try:
                 at = self._queue.behind()
+                log.info(
+                    "reading again for the raw log", extra={"event": "raw-log-behind", "offsets": _named(at)}
+                )
                 while at:
                     at = await self._some_again(reader, at)
+                log.info("the raw log has caught up", extra={"event": "raw-log-caught-up"})
             finally:
                 await reader.end()
 
@@ -134,3 +140,7 @@ class RawLog:
             self._gap.set()
         self._metrics.set("driftline_raw_log_waiting_bytes", self._queue.bytes)
         self._metrics.set("driftline_raw_log_partitions_behind", len(behind))
+
+
+def _named(offsets: Offsets) -> dict[str, int]:
+    return {f"{topic}/{partition}": offset for (topic, partition), offset in sorted(offsets.items())}

@@ -6,9 +6,11 @@ import signal
 import time
 
 import clickhouse_connect
+from confluent_kafka import Consumer, TopicPartition
 
 from deploy.local.platform import Platform
 from schemas.contracts import ModelRecord
+from streams.core.archive import EVENTS
 from tests.bench.figures import say
 from tests.bench.monitor import load, peers
 from tests.bench.monitor.worker import (
@@ -25,10 +27,17 @@ WARM_UP_EVENTS = 50_000
 
 
 def run(size: Size) -> None:
-    """JSON beside the peers, then Arrow with everything on and with detectors off."""
+    """JSON beside the peers, and with the raw log left to the archive; then Arrow with everything on and with detectors off."""
     _json(size.events)
-    _arrow("monitor.arrow.events_per_s", load.records(), size.events)
-    _arrow("monitor.arrow.plain.events_per_s", [_without_detectors(r) for r in load.records()], size.events)
+    _one(
+        "monitor.json.without_raw_log.events_per_s",
+        load.records(),
+        size.events,
+        DRIFTLINE_CLICKHOUSE__RAW_LOG="archive",
+    )
+    _one("monitor.arrow.events_per_s", load.records(), size.events, arrow=True)
+    plain = [_without_detectors(record) for record in load.records()]
+    _one("monitor.arrow.plain.events_per_s", plain, size.events, arrow=True)
 
 
 def _without_detectors(record: ModelRecord) -> ModelRecord:
@@ -55,24 +64,14 @@ def _json(events: int) -> None:
         )
         for name, rate in others.items():
             say(f"monitor.json.vs_{name.removeprefix('peer.')}", value / rate, "ratio", name, value / rate)
-        archive = _archived(platform, written)
-        say(
-            "archive.json.events_per_s", archive, "events/CPU-s", "monitor.json.events_per_s", archive / value
-        )
-        both = 1 / (1 / value + 1 / archive)
-        say(
-            "monitor.json.with_archive.events_per_s",
-            both,
-            "events/CPU-s",
-            "peer.aiokafka",
-            both / others["peer.aiokafka"],
-        )
 
 
-def _arrow(figure: str, records: list[ModelRecord], events: int) -> None:
-    with platform_with(records) as platform:
-        written = written_ahead(platform, events, arrow=True)
-        value, more = measured(platform, written)
+def _one(
+    figure: str, records: list[ModelRecord], events: int, *, arrow: bool = False, **environment: str
+) -> None:
+    with platform_with(records, **environment) as platform:
+        written = written_ahead(platform, events, arrow=arrow)
+        value, more = measured(platform, written, with_log=not environment)
         say(figure, value, "events/CPU-s", **more)
 
 
@@ -89,9 +88,11 @@ def written_ahead(platform: Platform, events: int, arrow: bool = False) -> load.
     return load.write(platform.kafka, events, after=few, arrow=arrow)
 
 
-def measured(platform: Platform, written: load.Load) -> tuple[float, dict[str, object]]:
+def measured(
+    platform: Platform, written: load.Load, with_log: bool = True
+) -> tuple[float, dict[str, object]]:
     """From the moment at which the worker is ready, as the peers are from their first event on; to the one at which the
-    detectors, too, have seen all."""
+    detectors, too, have seen all, and the raw log has it."""
     platform.kill("monitor")
     wait_restarted(platform)
     worker = process_of(platform)
@@ -100,6 +101,8 @@ def measured(platform: Platform, written: load.Load) -> tuple[float, dict[str, o
     began = time.perf_counter()
     wait_for(platform, WARM_UP_EVENTS + written.events)
     wait_watched(platform, written.end_ms)
+    if with_log:
+        _wait_logged(platform)
     wall_s = time.perf_counter() - began
     cpu_s = used_s(worker) - before
     beside = {f"{name}_cpu_s": round(used_s(p) - before_others[name], 2) for name, p in others.items()}
@@ -113,17 +116,26 @@ def measured(platform: Platform, written: load.Load) -> tuple[float, dict[str, o
     }
 
 
-def _archived(platform: Platform, written: load.Load) -> float:
-    """The raw log's share: the archive process over the same topic."""
-    platform.add("archive")
-    worker = process_of(platform, "archive")
-    before = used_s(worker)
+def _wait_logged(platform: Platform) -> None:
+    """Until the raw log has everything on its topics."""
+    kafka = platform.kafka
+    ends = {}
+    reader = Consumer(kafka.consumer())
+    try:
+        for topic in EVENTS:
+            for partition in range(kafka.input_partitions):
+                place = TopicPartition(kafka.topic(topic), partition)
+                ends[topic, partition] = reader.get_watermark_offsets(place, timeout=10)[1]
+    finally:
+        reader.close()
     with clickhouse_connect.get_client(**platform.clickhouse.client()) as client:
-        while (
-            int(client.query("SELECT count() FROM prediction_log").result_rows[0][0])
-            < WARM_UP_EVENTS + written.events
-        ):
+        while True:
+            rows = client.query(
+                "SELECT topic, partition, max(next_offset) FROM archive_progress GROUP BY ALL"
+            )
+            reached = {(topic, partition): offset for topic, partition, offset in rows.result_rows}
+            if all(reached.get(tp, 0) >= end for tp, end in ends.items()):
+                return
             if platform.failure:
-                raise SystemExit(f"the archive did not finish: {platform.failure}")
-            time.sleep(0.2)
-    return (WARM_UP_EVENTS + written.events) / (used_s(worker) - before)
+                raise SystemExit(f"the raw log was not finished: {platform.failure}")
+            time.sleep(0.1)
