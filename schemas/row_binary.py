@@ -31,6 +31,15 @@ class RowBlock(NamedTuple):
     data: memoryview
 
 
+def joined(blocks: Sequence[RowBlock]) -> RowBlock:
+    """Blocks of one table, one behind the other."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return RowBlock(
+        sum(block.rows for block in blocks), memoryview(b"".join([block.data for block in blocks]))
+    )
+
+
 def length_bytes(length: int) -> bytes:
     """A length as it stands in front of a text, an array or a map."""
     found = bytearray()

@@ -109,6 +109,7 @@ class LogScanner:
             rule.append((KINDS.index(field.kind), field.low, field.high, field.null, context, default))
         required = sum(1 << at for at, field in enumerate(fields) if field.default is None)
         names = table_of([text.encode() for text in texts], contexts)
+        self._to = np.empty(0, np.uint8)
         self._shape = _Shape(names, np.array(rule, np.int64), required)
         width = len(fields)
         self._scratch = _Scratch(
@@ -127,12 +128,17 @@ class LogScanner:
         n = len(values)
         taken = np.zeros(n, np.bool_)
         most = 2 * int(np.maximum(values.length, 0).sum()) + n * (ROW_BYTES + self._default_bytes())
-        to = np.empty(most, np.uint8)
+        if len(self._to) < most:
+            self._to = np.empty(most, np.uint8)
         self._scratch.state[1] = 0
         size = _rows(
-            values.buffer, values.start, values.length, skip, self._shape, self._scratch, partition, offsets, taken, to
+            values.buffer, values.start, values.length, skip, self._shape, self._scratch, partition, offsets, taken,
+            self._to,
         )  # fmt: skip
-        return RowBlock(int(np.count_nonzero(taken)), to[:size].data), np.flatnonzero(~taken)
+        # A copy of what was written: pages that were touched once are quicker than new ones.
+        return RowBlock(int(np.count_nonzero(taken)), memoryview(self._to[:size].tobytes())), np.flatnonzero(
+            ~taken
+        )
 
     def _default_bytes(self) -> int:
         shape = self._shape

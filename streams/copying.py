@@ -16,7 +16,7 @@ from schemas.clock import wall_ms
 from schemas.errors import BadMessage, WarehouseError
 from schemas.failpoints import failpoint
 from schemas.observability import Metrics
-from schemas.row_binary import RowBlock
+from schemas.row_binary import RowBlock, joined
 from streams.core.archive import ARCHIVED, EVENTS, PartitionTime, Row, log_copy, sources_of
 from streams.core.delivery import TopicPartition
 from streams.core.label_index import PROGRESS, index_copy
@@ -108,8 +108,7 @@ class Copier:
             self._next[tp] = max(end, self._next.get(tp, 0))
         newest = {row[:-1]: row for row in rows.pop(self._copies.last, [])}
         for table, of_table in blocks.items():
-            data = b"".join([block.data for block in of_table])
-            self._insist(table, RowBlock(sum(block.rows for block in of_table), memoryview(data)))
+            self._insist(table, joined(of_table))
         for table, of in rows.items():
             self._insist(table, of)
         self._insist(self._copies.last, list(newest.values()))

@@ -3,6 +3,22 @@
 Every record is offered when it is read. It waits for the warehouse if there is room, and is let go if there is none: nothing
 that acts waits. What was let go, and what was read by a process that died before it was written, is read again from Kafka,
 until that has come to where the worker is. So of each partition everything before ``next`` has been handed on to be written.
+
+What is known of the partition, what comes, what is done:
+
+    next is not known yet         records were read        they wait for the warehouse's answer, as far as there is room
+    no gap, there is room         records were read        they wait, and are written in their turn
+    no gap, there is no room      records were read        let go: there is a gap from the end of what waits on
+    a gap                         records were read        let go; how far the worker has read moves on
+    a gap, nothing waits          -                        read again from ``next`` on
+    a gap                         read again, up to live   the gap is closed: what is read next waits again
+    next = n                      the turn of start > n    let go: a worker before had read, not written, what lies between
+    next = n                      the turn of start <= n   what lies before n is in already; the rest is written, next = end
+
+    the process dies                                       after recovery
+    before rows are written                                next is what the warehouse says: they are read again
+    behind rows, before how far that is is written         the same rows again, to the same keys
+    and somebody else has the partition meanwhile          both write the same rows to the same keys
 """
 
 from __future__ import annotations
