@@ -26,8 +26,9 @@ from streams.reader import LogReader
 from streams.sink import ClickHouseSink
 
 log = logging.getLogger(__name__)
-#: Rows of one insert, and how long it may gather them.
-ROWS_MAX = 100_000
+#: Of one insert, and how long it may gather them. A record may be a batch of many rows.
+RECORDS_MAX = 100_000
+BYTES_MAX = 67_108_864
 FLUSH_S = 0.5
 _READ_S = 0.2
 Offsets = dict[TopicPartition, int]
@@ -90,7 +91,7 @@ class RawLog:
 
     async def _gathered(self, written_s: float) -> list[RecordBatch]:
         """What is written next, once it is enough or has waited long enough."""
-        while 0 < self._queue.rows < ROWS_MAX:
+        while 0 < self._queue.records < RECORDS_MAX and self._queue.bytes < BYTES_MAX:
             left_s = written_s + FLUSH_S - time.monotonic()
             if left_s <= 0:
                 break
@@ -101,7 +102,7 @@ class RawLog:
             if self._queue.unknown():
                 self._came.set()
                 break
-        return self._queue.take(ROWS_MAX)
+        return self._queue.take(RECORDS_MAX, BYTES_MAX)
 
     async def read_again(self) -> None:
         """Close gaps for ever. Cancel to end."""

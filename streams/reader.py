@@ -43,6 +43,8 @@ _READING: dict[str, Any] = {
 #: A member that waits for the warehouse does not read, for as long as that takes; that it lives its heartbeats say.
 _POLL_INTERVAL_MS = 2**31 - 1
 _LOOK_S = 0.2
+#: Handed over at once, about: a record may be a batch of many rows.
+_BYTES_MAX = 67_108_864
 _RETRY_PAUSE_S = 0.5
 _END_S = 5.0
 Result = TypeVar("Result")
@@ -95,11 +97,12 @@ class GroupReader(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
         self.ready = True
 
     async def read(self, records_max: int, wait_s: float) -> list[RecordBatch]:
-        """What has come: after the first records until there are ``records_max`` or ``wait_s`` is over; empty when none come for
-        that long. Raises DeliveryError."""
+        """What has come until there are ``records_max`` records, much in bytes, or ``wait_s`` is over; empty when none come for that
+        long. Raises DeliveryError."""
         found: list[RecordBatch] = []
+        size = 0
         deadline_s = time.monotonic() + wait_s
-        while self._consumer is not None and sum(map(len, found)) < records_max:
+        while self._consumer is not None and sum(map(len, found)) < records_max and size < _BYTES_MAX:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 break
@@ -112,6 +115,7 @@ class GroupReader(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
                 continue
             for tp, batches in fetched.items():
                 found += [batch.named(self._topics[tp.topic]) for batch in batches]
+                size += sum(batch.values.size for batch in batches)
         return found
 
     async def commit(self, ends: Mapping[tuple[str, int], int]) -> None:

@@ -62,7 +62,7 @@ class RawLogQueue:
         self._entries: deque[_Entry] = deque()
         #: Of what waits.
         self.bytes = 0
-        self.rows = 0
+        self.records = 0
 
     @property
     def full(self) -> bool:
@@ -100,29 +100,30 @@ class RawLogQueue:
         else:
             self._put(place, start, records)
 
-    def take(self, rows_max: int) -> list[RecordBatch]:
-        """What is to be written next; about ``rows_max`` rows."""
+    def take(self, records_max: int, bytes_max: int = 2**62) -> list[RecordBatch]:
+        """What is to be written next; about so many records and bytes."""
         found: list[RecordBatch] = []
-        rows = 0
-        while self._entries and rows < rows_max:
+        records = size_taken = 0
+        while self._entries and records < records_max and size_taken < bytes_max:
             entry = self._entries[0]
-            tp, place, start, records, size = entry
+            tp, place, start, held, size = entry
             if place.next is None and self._places.get(tp) is place:
                 break
             self._entries.popleft()
             place.waiting -= 1
             self.bytes -= size
-            self.rows -= len(records)
+            self.records -= len(held)
             if self._places.get(tp) is not place or place.next is None:
                 continue
             if start > place.next:
                 place.gap = True
                 continue
-            fresh = records.since(place.next)
-            place.next = max(place.next, _end(records))
+            fresh = held.since(place.next)
+            place.next = max(place.next, _end(held))
             if len(fresh):
                 found.append(fresh)
-                rows += len(fresh)
+                records += len(fresh)
+                size_taken += size
         return found
 
     def behind(self) -> dict[TopicPartition, int]:
@@ -151,7 +152,7 @@ class RawLogQueue:
         size = records.values.size
         place.waiting += 1
         self.bytes += size
-        self.rows += len(records)
+        self.records += len(records)
         self._entries.append(_Entry((records.topic, records.partition), place, start, records, size))
 
 

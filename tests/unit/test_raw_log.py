@@ -125,7 +125,7 @@ def test_every_record_is_handed_over_once_a_worker_and_in_order(
         world.drained()
         assert set(world.written) == set(LOG)
         assert world.reached == LOG[-1] + 1
-        assert world.queue.bytes == world.queue.rows == 0
+        assert world.queue.bytes == world.queue.records == 0
 
 
 def test_what_was_read_before_the_warehouse_said_how_far_it_is_waits_for_its_answer() -> None:
@@ -158,7 +158,7 @@ def test_no_more_than_the_bound_waits_and_one_gap_is_closed_by_one_reading() -> 
     world = World(9)
     for _ in range(8):
         world.read(3)
-    assert world.queue.rows == 6
+    assert world.queue.records == 6
     world.answer()
     world.write(100)
     assert world.queue.behind() == {TP: 7}
