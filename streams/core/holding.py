@@ -73,6 +73,9 @@ class Queue:
             if waiting.last_ms > time_ms:
                 times, block = waiting.block.order_ms, waiting.block
                 passed = times <= time_ms
+                if not passed.any():
+                    rest.append(Waiting(waiting.offset, block, time_ms + 1, waiting.last_ms))
+                    continue
                 after = block.take(np.flatnonzero(~passed))
                 rest.append(Waiting(waiting.offset, after, time_ms + 1, waiting.last_ms))
                 waiting = Waiting(

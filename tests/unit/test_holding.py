@@ -18,7 +18,7 @@ from schemas.settings import MonitorSection, MonitorSettings
 from schemas.verdicts import SignalChanged
 from streams.core.delivery import StageContext
 from streams.core.detect import DetectCore, create
-from streams.core.holding import AGE_MAX_MS, ROWS_MAX
+from streams.core.holding import AGE_MAX_MS, ROWS_MAX, Queue, Waiting
 from tests.support_detect import (
     HOUR,
     T0,
@@ -175,3 +175,17 @@ def test_a_model_may_be_known_by_the_time_its_rows_are_due() -> None:
     said(core, [tick(T0 + HOUR)], 2)
     assert core._progress["m"].seen == {"v1": T0 + HOUR}
     assert core.positions() == {}
+
+
+def test_time_that_passes_no_row_hands_over_none() -> None:
+    """A block of which some rows are due and others are not for long: the moments between are nobody's."""
+    block = predictions([T0, T0 + 10_000, T0 + 60_000], x=[0.1, 0.2, 0.3], identity=[1, 2, 3])
+    times = np.sort(block.order_ms)
+    queue = Queue(ahead=[Waiting(0, block, int(times[0]), int(times[-1]))])
+    handed: list[int] = []
+    for time_ms in (int(times[0]), *range(int(times[0]) + 1, int(times[-1]) + 1, 997), int(times[-1])):
+        queue.pass_(time_ms)
+        taken = queue.take()
+        assert all(len(part) for part in taken)
+        handed += [time for part in taken for time in part.order_ms.tolist()]
+    assert sorted(handed) == times.tolist()
