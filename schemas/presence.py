@@ -9,16 +9,16 @@ import logging
 import threading
 import time
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 log = logging.getLogger(__name__)
 ASK_TIMEOUT_S = 5.0
 
 
-def answers(consumer: Consumer, topic: str) -> bool:
+def answers(client: Consumer | Producer, topic: str) -> bool:
     """Whether a broker answers at all, asked about ``topic`` (which the question does not create)."""
     try:
-        consumer.list_topics(topic, timeout=ASK_TIMEOUT_S)
+        client.list_topics(topic, timeout=ASK_TIMEOUT_S)
     except KafkaException:
         return False
     return True

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, cast
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from schemas.contracts import ModelRecord
 from schemas.errors import DeliveryError
@@ -52,7 +52,9 @@ class Broadcast:
         )
         # A broker answers one request a connection at a time: beside a waiting fetch the question would wait too.
         self._asker = Consumer(self._kafka.consumer())
-        self._consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING) for topic in self._logical])
+        # Asked by name, "the beginning" would be looked for again after half a second when no broker is known yet.
+        starts = {topic: log_bounds(self._consumer, topic, 0, self._stop)[0] for topic in self._logical}
+        self._consumer.assign([TopicPartition(topic, 0, start) for topic, start in starts.items()])
         self._thread.start()
         self.refresh(*self._next)
 

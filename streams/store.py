@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from schemas.errors import DeliveryError, Fenced
 from schemas.failpoints import failpoint
@@ -83,6 +83,8 @@ class TaskStore:
                 }
             )
         )
+        # A client that asks before it knows a broker asks again after half a second.
+        answers(producer, self._state_topic)
         try:
             self._until_done("initialise", producer.init_transactions)
         except KafkaException as error:
@@ -181,7 +183,9 @@ def read_to_end(
     absence = Absence(f"{topic}[{partition}]")
     silent_s = 0.0
     try:
-        consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING)])
+        # Asked by name, "the beginning" would be looked for again after half a second when no broker is known yet.
+        start, _ = log_bounds(consumer, topic, partition)
+        consumer.assign([TopicPartition(topic, partition, start)])
         while True:
             message = consumer.poll(ASK_TIMEOUT_S)
             error = None if message is None else message.error()
