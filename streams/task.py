@@ -86,6 +86,7 @@ class Task:
         self._ledger = Ledger(self.name, core)
         self._answers: list[Record] = []
         self._received: dict[tuple[str, int], int] = {}
+        self._applied: dict[tuple[str, int], int] = {}
         self._seek = -1
         self._numbers: dict[tuple[str, int], int] = {}
         self._rows = 0
@@ -110,7 +111,7 @@ class Task:
         loaded = assembled(self.name, newest)
         ledger = self._ledger
         ledger.open(loaded, starts, self._known, time.time_ns() // 1_000_000)
-        self._received = dict(ledger.next)
+        self._received, self._applied = dict(ledger.next), dict(ledger.next)
         log.info(
             "task loaded",
             extra={
@@ -207,7 +208,7 @@ class Task:
     @property
     def progress(self) -> dict[tuple[str, int], int]:
         """The first offset not yet applied of each input."""
-        return dict(self._ledger.next)
+        return dict(self._applied)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -258,6 +259,8 @@ class Task:
             self._rows += rows
             self._since_s = self._since_s or time.monotonic()
             self._moved = self._moved or self.core.watermarks() != before
+        # Not before: a core that never comes back has applied nothing.
+        self._applied = dict(self._ledger.next)
 
     def _fresh(self, tp: tuple[str, int], records: RecordBatch) -> RecordBatch:
         fresh = self._ledger.fresh(tp, records)
