@@ -240,14 +240,14 @@ class Runner:
                 last = (
                     f"it has reached {reached}"
                     if reached is not None
-                    else "a partition has not been archived yet"
+                    else "of a partition nothing is in it yet"
                 )
             except (ClickHouseError, OSError) as error:
                 client, last = None, f"the warehouse does not answer: {error}"
             if time.monotonic() > deadline:
                 raise WarehouseError(
-                    f"the archive did not reach event time {request.event_time_ms} within {timeout_s:g} s: {last}; "
-                    "is the archive process running?"
+                    f"the raw log did not reach event time {request.event_time_ms} within {timeout_s:g} s: {last}; does who "
+                    "writes it run (the monitor; the archive, where clickhouse.raw_log says so)?"
                 )
             if self._stop.wait(_LOOK_S):
                 raise Cancelled

@@ -139,7 +139,7 @@ def test_an_archive_that_stands_still_is_a_failure_with_its_reason(
     with running(short):
         report = reports(wire, 1)[0]
     assert report.outcome == "failed"
-    assert "is the archive process running" in report.detail
+    assert "does who writes it run" in report.detail
 
 
 def _alerts(wire: Wire, count: int) -> list[Alert]:
