@@ -18,7 +18,7 @@ from schemas.arrow import ArrowRows, is_text
 from schemas.compiled import compiled, put_eight, put_real
 from schemas.errors import BadMessage
 from schemas.json_text import Bytes, Integers, Whole
-from schemas.row_binary import RowBlock, put_bytes, put_length
+from schemas.row_binary import RowBlock, put_address, put_bytes, put_four, put_length
 from schemas.scan_log import KINDS, ROW_BYTES, Field
 from schemas.spans import NULL, Spans
 
@@ -247,7 +247,7 @@ def _write(
                 put_eight(to, at, np.uint64(columns.whole[which, row]))
                 at += 8
             elif kind == _SHORT:
-                at = _put_four(to, at, columns.whole[which, row])
+                at = put_four(to, at, columns.whole[which, row])
             elif kind == _MAPS:
                 at = _put_numbers(columns.number, columns, row, to, at)
                 at = _put_texts(columns.category, columns, row, to, at)
@@ -259,18 +259,8 @@ def _write(
                 if there or kind != _REAL_OR_NULL:
                     put_real(to, at, columns.real[which, row] if there else 0.0)
                     at += 8
-        to[at] = partition & 255
-        to[at + 1] = partition >> 8
-        put_eight(to, at + 2, np.uint64(offset))
-        at = _put_four(to, at + 10, first + row)
+        at = put_address(to, at, partition, offset, first + row)
     return at
-
-
-@compiled
-def _put_four(to: Bytes, at: int, value: Whole) -> Whole:
-    for i in range(4):
-        to[at + i] = (value >> (8 * i)) & 255
-    return at + 4
 
 
 @compiled

@@ -82,6 +82,23 @@ def put_length(to: Bytes, at: int, length: int) -> Whole:
 
 
 @compiled
+def put_four(to: Bytes, at: int, value: Whole) -> Whole:
+    """Write a whole number of 32 bits; the place after it."""
+    for i in range(4):
+        to[at + i] = (value >> (8 * i)) & 255
+    return at + 4
+
+
+@compiled
+def put_address(to: Bytes, at: int, partition: int, offset: Whole, row: Whole) -> Whole:
+    """Write where a row of a log comes from; the place after it."""
+    to[at] = partition & 255
+    to[at + 1] = partition >> 8
+    put_eight(to, at + 2, np.uint64(offset))
+    return put_four(to, at + 10, row)
+
+
+@compiled
 def put_bytes(to: Bytes, at: int, source: Bytes, start: int, length: int) -> Whole:
     """Write a text; the place after it."""
     at = put_length(to, at, length)

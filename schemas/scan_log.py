@@ -32,7 +32,7 @@ from schemas.json_text import (
     table_of,
     text_size,
 )
-from schemas.row_binary import RowBlock, put_bytes, put_length
+from schemas.row_binary import RowBlock, put_address, put_bytes, put_four, put_length
 from schemas.spans import Spans
 
 #: What a field's value is, and how it is written: a text, a 64-bit or 32-bit whole number, a double, one that is not
@@ -107,6 +107,7 @@ class LogScanner:
                 contexts.append(-1 - default)
                 texts.append(field.default)
             rule.append((KINDS.index(field.kind), field.low, field.high, field.null, context, default))
+        self._row_bytes = ROW_BYTES + sum(len((field.default or "").encode()) for field in fields)
         required = sum(1 << at for at, field in enumerate(fields) if field.default is None)
         names = table_of([text.encode() for text in texts], contexts)
         self._to = np.empty(0, np.uint8)
@@ -127,7 +128,7 @@ class LogScanner:
         """
         n = len(values)
         taken = np.zeros(n, np.bool_)
-        most = 2 * int(np.maximum(values.length, 0).sum()) + n * (ROW_BYTES + self._default_bytes())
+        most = 2 * int(np.maximum(values.length, 0).sum()) + n * self._row_bytes
         if len(self._to) < most:
             self._to = np.empty(most, np.uint8)
         self._scratch.state[1] = 0
@@ -139,10 +140,6 @@ class LogScanner:
         return RowBlock(int(np.count_nonzero(taken)), memoryview(self._to[:size].tobytes())), np.flatnonzero(
             ~taken
         )
-
-    def _default_bytes(self) -> int:
-        shape = self._shape
-        return sum(int(shape.names.length[number]) for number in shape.rule[:, 5].tolist() if number >= 0)
 
 
 @compiled
@@ -161,12 +158,7 @@ def _rows(
             continue
         taken[row] = True
         at = _write(bytes_, shape, scratch, have, to, at)
-        to[at] = partition & 255
-        to[at + 1] = partition >> 8
-        put_eight(to, at + 2, np.uint64(offsets[row]))
-        for i in range(4):
-            to[at + 10 + i] = 0
-        at += 14
+        at = put_address(to, at, partition, offsets[row], 0)
     return at
 
 
@@ -360,10 +352,7 @@ def _write(bytes_: Bytes, shape: _Shape, scratch: _Scratch, have: Whole, to: Byt
             put_eight(to, at, np.uint64(scratch.field[field, 0] if there else 0))
             at += 8
         elif kind == _SHORT:
-            value = scratch.field[field, 0] if there else 0
-            for i in range(4):
-                to[at + i] = (value >> (8 * i)) & 255
-            at += 4
+            at = put_four(to, at, scratch.field[field, 0] if there else 0)
         elif kind == _MAPS:
             at = _write_maps(bytes_, scratch, to, at)
         else:

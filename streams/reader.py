@@ -106,16 +106,9 @@ class GroupReader(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 break
-            try:
-                fetched = await self._consumer.getmany(timeout_ms=max(1, int(left_s * 1000)))
-            except KafkaError as error:
-                if not error.retriable:
-                    raise DeliveryError(f"{', '.join(self._topics)} cannot be read: {error!r}") from error
-                await asyncio.sleep(_RETRY_PAUSE_S)
-                continue
-            for tp, batches in fetched.items():
-                found += [batch.named(self._topics[tp.topic]) for batch in batches]
-                size += sum(batch.values.size for batch in batches)
+            for topic, batch in await _fetched(self._consumer, self._topics, left_s):
+                found.append(batch.named(topic))
+                size += batch.values.size
         return found
 
     async def commit(self, ends: Mapping[tuple[str, int], int]) -> None:
@@ -166,19 +159,11 @@ class LogReader:
             for place, offset in places.items():
                 self._consumer.seek(place, offset)
             self._at = dict(positions)
-        try:
-            fetched = await self._consumer.getmany(timeout_ms=int(wait_s * 1000))
-        except KafkaError as error:
-            if not error.retriable:
-                raise DeliveryError(f"{', '.join(self._names)} cannot be read: {error!r}") from error
-            await asyncio.sleep(_RETRY_PAUSE_S)
-            return []
         found = []
-        for place, batches in fetched.items():
-            for batch in batches:
-                tp = (self._names[place.topic], place.partition)
-                found.append((self._at[tp], batch.named(tp[0])))
-                self._at[tp] = int(batch.offsets[-1]) + 1
+        for topic, batch in await _fetched(self._consumer, self._names, wait_s):
+            tp = (topic, batch.partition)
+            found.append((self._at[tp], batch.named(topic)))
+            self._at[tp] = int(batch.offsets[-1]) + 1
         return found
 
     async def end(self) -> None:
@@ -204,6 +189,18 @@ async def _started(make: Callable[[], Any], absence: Absence, stop: threading.Ev
             absence.note(True)
             return consumer
     return None
+
+
+async def _fetched(consumer: Any, topics: Mapping[str, str], wait_s: float) -> list[tuple[str, RecordBatch]]:
+    """What came within ``wait_s``, each with its topic's logical name. Raises DeliveryError."""
+    try:
+        fetched = await consumer.getmany(timeout_ms=max(1, int(wait_s * 1000)))
+    except KafkaError as error:
+        if not error.retriable:
+            raise DeliveryError(f"{', '.join(topics)} cannot be read: {error!r}") from error
+        await asyncio.sleep(_RETRY_PAUSE_S)
+        return []
+    return [(topics[tp.topic], batch) for tp, batches in fetched.items() for batch in batches]
 
 
 async def _ended(consumer: Any) -> None:
