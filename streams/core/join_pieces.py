@@ -154,12 +154,12 @@ class JoinPieces:
         index = self._index
         numbers = sorted(int(name.removeprefix(PREFIX)) for name in pieces if name.startswith(PREFIX))
         bodies = {n: decode_piece(f"{PREFIX}{n}", pieces[f"{PREFIX}{n}"]) for n in numbers}
-        index.first_number = max([first_number, *(body.numbers[1] for body in bodies.values())])
-        for number, body in bodies.items():
+        index.first_number = max([first_number, *(body.numbers[1] for body, _ in bodies.values())])
+        for number, (body, kinds) in bodies.items():
             index.next_number = max(index.next_number, body.numbers[0])
             self._next = number + 1
             added, settled = body.columns()
-            self._restore_rows(body.kinds, added, floor_ms)
+            self._restore_rows(kinds, added, floor_ms)
             told = self._restore_labels(settled, dict(body.earlier))
             piece = _Piece(body.level, *body.added_between, told)
             for label, asked in body.waits:

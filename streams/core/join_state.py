@@ -11,12 +11,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+import zstandard
 from numpy.typing import NDArray
 
 from schemas.errors import StateCorrupt
 from schemas.labels import Label
 
-JOIN_SCHEMA = 7
+JOIN_SCHEMA = 8
+#: Pieces of schema 7 had their kinds as they are.
+_READABLE = (7, 8)
+_LEVEL = 1
 
 #: Revision, label, label time of one label.
 Told = tuple[int, float, int]
@@ -61,19 +65,26 @@ class _Column(msgspec.Struct, array_like=True):
 class Body(msgspec.Struct, array_like=True):
     """A piece as stored. ``numbers``: of the next row to come; below which rows are evicted, of this piece or one before.
     ``settled``: the last label of each row that got one. ``earlier``: (number, labels that were replaced). ``waits``:
-    labels that wait, and whether they are looked up. ``gone``: fingerprints of evicted rows by window."""
+    labels that wait, and whether they are looked up. ``gone``: fingerprints of evicted rows by window. ``kinds``: compressed,
+    since of ten thousand models there are as many and they look alike."""
 
     schema: int
     numbers: tuple[int, int]
     added_between: tuple[int, int]
     level: int
-    kinds: list[Kind]
+    kinds: bytes | list[Kind]
     rows: tuple[int, int]
     added: list[_Column]
     settled: list[_Column]
     earlier: list[tuple[int, list[Told]]]
     waits: list[tuple[Label, bool]]
     gone: list[tuple[WindowKey, bytes]]
+
+    def told_kinds(self) -> list[Kind]:
+        """What the codes in column ``kind`` stand for. Raises ZstdError and what msgspec raises."""
+        if isinstance(self.kinds, list):
+            return self.kinds
+        return msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(self.kinds), type=list[Kind])
 
     def columns(self) -> tuple[Columns, Columns]:
         """What was added and what was settled."""
@@ -122,7 +133,7 @@ def encode_piece(
         numbers,
         added_between,
         level,
-        list(kinds),
+        zstandard.ZstdCompressor(level=_LEVEL).compress(msgspec.msgpack.encode(kinds)),
         (len(added["number"]), len(settled["number"])),
         [_written(added[name]) for name in ADDED],
         [_written(settled[name]) for name in SETTLED],
@@ -133,14 +144,21 @@ def encode_piece(
     return msgspec.msgpack.encode(body)
 
 
-def decode_piece(name: str, data: bytes) -> Body:
-    """Inverse of :func:`encode_piece`. Raises StateCorrupt."""
+def decode_piece(name: str, data: bytes) -> tuple[Body, list[Kind]]:
+    """Inverse of :func:`encode_piece`, and the kinds. Raises StateCorrupt."""
     # An array's header and its first item, a small number, are one byte each: no need to decode twice to see it.
-    if data[1:2] != bytes([JOIN_SCHEMA]):
+    if data[1:2] not in map(bytes, zip(_READABLE)):
         raise StateCorrupt(
-            f"piece {name}: schema {data[1:2].hex() or 'missing'}, this code reads {JOIN_SCHEMA:02x}"
+            f"piece {name}: schema {data[1:2].hex() or 'missing'}, this code reads {_READABLE[0]:02x} to {JOIN_SCHEMA:02x}"
         )
     try:
-        return msgspec.msgpack.decode(data, type=Body)
-    except (msgspec.DecodeError, msgspec.ValidationError, TypeError, LookupError) as error:
+        body = msgspec.msgpack.decode(data, type=Body)
+        return body, body.told_kinds()
+    except (
+        msgspec.DecodeError,
+        msgspec.ValidationError,
+        zstandard.ZstdError,
+        TypeError,
+        LookupError,
+    ) as error:
         raise StateCorrupt(f"piece {name} cannot be read: {error}") from error

@@ -8,6 +8,7 @@ import tracemalloc
 from itertools import groupby, permutations
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -19,7 +20,7 @@ from streams.core import join_state
 from streams.core.join import Arrivals, JoinIndex, ModelCounts
 from streams.core.join_pieces import MERGE_FAN, JoinPieces
 from streams.core.join_rows import DTYPES, ROW_BYTES
-from streams.core.join_state import Kind, WindowKey
+from streams.core.join_state import Kind, WindowKey, decode_piece
 from tests.support_join import (
     HOUR,
     T0,
@@ -243,6 +244,17 @@ def test_a_restored_row_knows_every_label_it_was_told() -> None:
         join.label("p", 1, 0.0)
         join.commit()
         assert join.restarted().add("p", 1) == [(1, None, 1.0), (1, 1.0, 0.0)]
+
+
+def test_pieces_of_the_layout_before_are_read() -> None:
+    """An update of the monitor begins with the state that is there: kinds were not compressed in it."""
+    join = OneByOne()
+    join.add("a")
+    join.commit()
+    (name,) = join.pieces
+    body, kinds = decode_piece(name, join.pieces[name])
+    join.pieces[name] = msgspec.msgpack.encode(msgspec.structs.replace(body, schema=7, kinds=kinds))
+    assert join.restarted().facts() == join.facts()
 
 
 def test_a_piece_that_cannot_be_read_is_named() -> None:

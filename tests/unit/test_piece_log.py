@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,3 +91,32 @@ def test_a_segment_that_cannot_be_read_is_named() -> None:
     """Whoever has to mend the state is told which record it is."""
     with pytest.raises(StateCorrupt, match="log/3 cannot be read"):
         PieceLog("log/").restore({"log/3": b"\xff"})
+
+
+def test_pieces_that_look_alike_take_little_room() -> None:
+    """Windows of many models: the segment is a fraction of them."""
+    store = Store()
+    store.commit(
+        {
+            f"window/m{n}/1767225600000": b"the same in every window, but for this: %d" % n
+            for n in range(1_000)
+        }
+    )
+    assert store.written < sum(len(name) + len(data) for name, data in store.pieces.items()) / 3
+
+
+def test_what_was_written_before_segments_were_compressed_is_read() -> None:
+    """An update of the monitor begins with the state that is there."""
+    told = {"window/m1": b"one", "window/m2": None}
+    stored = {
+        "log/0": msgspec.msgpack.encode([1, {"window/m2": b"two"}]),
+        "log/1": msgspec.msgpack.encode([2, told]),
+    }
+    assert PieceLog("log/").restore(stored) == {"window/m1": b"one"}
+
+
+@pytest.mark.parametrize("data", [zstandard.compress(b"x" * 500)[:-2], zstandard.compress(b"\xff")])
+def test_a_compressed_segment_that_is_damaged_is_named(data: bytes) -> None:
+    """However it is damaged."""
+    with pytest.raises(StateCorrupt, match="log/3 cannot be read"):
+        PieceLog("log/").restore({"log/3": data})
