@@ -25,19 +25,19 @@ _FORMATS = {
 
 
 class RowBlock(NamedTuple):
-    """``rows`` rows of one table in this format."""
+    """``rows`` rows of one table as bytes in one of ClickHouse's formats: this one, or ``schemas.native``."""
 
     rows: int
     data: memoryview
+    format: str = "RowBinary"
 
 
 def joined(blocks: Sequence[RowBlock]) -> RowBlock:
-    """Blocks of one table, one behind the other."""
+    """Blocks of one table and format, one behind the other."""
     if len(blocks) == 1:
         return blocks[0]
-    return RowBlock(
-        sum(block.rows for block in blocks), memoryview(b"".join([block.data for block in blocks]))
-    )
+    data = memoryview(b"".join([block.data for block in blocks]))
+    return blocks[0]._replace(rows=sum(block.rows for block in blocks), data=data)
 
 
 def length_bytes(length: int) -> bytes:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from schemas.clock import wall_ms
 from schemas.errors import BadMessage, WarehouseError
+from schemas.events import HEADER_KIND, KIND_TICK
 from schemas.failpoints import failpoint
 from schemas.observability import Metrics
 from schemas.row_binary import RowBlock, joined
@@ -91,23 +92,23 @@ class Copier:
         """Write what they hold, then how far that is: the offset after the last of each partition. Raises WarehouseError when
         told to stop before."""
         rows: dict[str, list[Row]] = defaultdict(list)
-        blocks: dict[str, list[RowBlock]] = defaultdict(list)
+        blocks: dict[tuple[str, str], list[RowBlock]] = defaultdict(list)
         ends: dict[TopicPartition, int] = {}
         now_ms = wall_ms()
         for batch in batches:
             tp = (batch.topic, batch.partition)
             ends[tp] = int(batch.offsets[-1]) + 1
-            for at in range(len(batch)) if batch.topic == "control" else sorted(batch.headers):
+            for at in _timed(batch):
                 self._times[tp].take(batch[at], sources_of(batch.topic, self._partitions))
             for table, found in self._copies.rows(batch, now_ms):
                 if isinstance(found, RowBlock):
-                    blocks[table].append(found)
+                    blocks[table, found.format].append(found)
                 else:
                     rows[table] += found
         for tp, end in ends.items():
             self._next[tp] = max(end, self._next.get(tp, 0))
         newest = {row[:-1]: row for row in rows.pop(self._copies.last, [])}
-        for table, of_table in blocks.items():
+        for (table, _), of_table in blocks.items():
             self._insist(table, joined(of_table))
         for table, of in rows.items():
             self._insist(table, of)
@@ -143,6 +144,13 @@ class Copier:
                 if self._stop.wait(backoff_s):
                     raise
                 backoff_s = min(BACKOFF_S_MAX, backoff_s * 2)
+
+
+def _timed(batch: RecordBatch) -> Iterable[int]:
+    """Places of the records that may carry time."""
+    if batch.topic == "control":
+        return range(len(batch))
+    return sorted(at for at, said in batch.headers.items() if said.get(HEADER_KIND) == KIND_TICK)
 
 
 def read_progress(sink: ClickHouseSink, stop: threading.Event) -> Progress:

@@ -18,6 +18,7 @@ import clickhouse_connect
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from schemas.errors import WarehouseError
+from schemas.native import NATIVE, read_native
 from schemas.observability import Metrics
 from schemas.row_binary import RowBlock, read_rows
 from schemas.rows import TABLES
@@ -59,7 +60,8 @@ class MemorySink:
         self.rows[table].extend(rows)
 
     def write_block(self, table: str, block: RowBlock) -> None:
-        self.write(table, read_rows(TABLES[table].types, block))
+        native = block.format == NATIVE
+        self.write(table, read_native(block) if native else read_rows(TABLES[table].types, block))
 
     def close(self) -> None:
         """Nothing to let go."""
@@ -91,7 +93,7 @@ class ClickHouseSink:
             self._call(
                 f"{block.rows} rows for {table}",
                 lambda client: client.raw_insert(
-                    table, TABLES[table].names, block.data, settings=_INSERT, fmt="RowBinary"
+                    table, TABLES[table].names, block.data, settings=_INSERT, fmt=block.format
                 ),
             )
 

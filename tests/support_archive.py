@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from schemas.native import NATIVE, read_native
 from schemas.row_binary import RowBlock, read_rows
 from schemas.rows import TABLES
 
@@ -13,8 +14,10 @@ def rows_of(
     copied: Iterable[tuple[str, list[tuple[Any, ...]] | RowBlock]],
 ) -> list[tuple[str, tuple[Any, ...]]]:
     """(table, row) of each row of what the archive makes of records."""
-    return [
-        (table, row)
-        for table, rows in copied
-        for row in (read_rows(TABLES[table].types, rows) if isinstance(rows, RowBlock) else rows)
-    ]
+    return [(table, row) for table, rows in copied for row in _rows(table, rows)]
+
+
+def _rows(table: str, rows: list[tuple[Any, ...]] | RowBlock) -> list[tuple[Any, ...]]:
+    if isinstance(rows, list):
+        return rows
+    return read_native(rows) if rows.format == NATIVE else read_rows(TABLES[table].types, rows)

@@ -35,6 +35,7 @@ from schemas.ids import ROLES, RowId
 from schemas.labels import Label
 from schemas.messages import TIME_MAX_MS, TIME_MIN_MS
 from schemas.row_binary import RowBlock
+from schemas.rows import TABLES
 from schemas.scan_log import Field, LogScanner
 from schemas.verdicts import SignalChanged
 from streams.core.records import Record, RecordBatch
@@ -198,31 +199,36 @@ def log_copy(batch: RecordBatch) -> Iterator[tuple[str, list[Row] | RowBlock]]:
         yield _EVENTS[batch.topic][0], block
         places = left.tolist()
     for at in places:
-        record = batch[at]
         try:
-            yield _arrow_copy(record) or log_rows(record)
+            yield _arrow_copy(batch, at) or log_rows(batch[at])
         except BadMessage as error:
             log.debug("left out", extra={"event": "bad-message", "detail": str(error)})
 
 
-def _arrow_copy(record: Record) -> tuple[str, RowBlock] | None:
+def _arrow_copy(batch: RecordBatch, at: int) -> tuple[str, RowBlock] | None:
     """(table, rows) of an Arrow batch of plain columns; None: it is something else. Raises BadMessage."""
-    said = record.headers
+    said = batch.headers.get(at, {})
     if (
-        record.topic not in _FIELDS
+        batch.topic not in _FIELDS
         or said.get(HEADER_FORMAT) != FORMAT_ARROW
         or said.get(HEADER_KIND) == KIND_TICK
     ):
         return None
     try:
-        table, address = read_arrow(record.value), _origin(record)
+        table = read_arrow(batch.values.view(at))
+        address = _origin(said, batch.partition, int(batch.offsets[at]))
         model = (table.schema.metadata or {}).get(b"model", b"").decode()
     except ValueError as error:
         raise BadMessage("invalid-value", str(error)) from error
+    name = _EVENTS[batch.topic][0]
     block = arrow_rows(
-        _FIELDS[record.topic], table, model if record.topic == "predictions" else None, address
+        _FIELDS[batch.topic],
+        TABLES[name].columns,
+        table,
+        model if batch.topic == "predictions" else None,
+        address,
     )
-    return None if block is None else (_EVENTS[record.topic][0], block)
+    return None if block is None else (name, block)
 
 
 def log_rows(record: Record) -> tuple[str, list[Row]]:
@@ -237,7 +243,7 @@ def log_rows(record: Record) -> tuple[str, list[Row]]:
         if record.topic in _DOCUMENTS:
             row = _DOCUMENTS[record.topic][1](record.value, (record.partition, record.offset, 0))
             return table, [] if row is None else [_checked(row)]
-        partition, offset, first = _origin(record)
+        partition, offset, first = _origin(record.headers, record.partition, record.offset)
         return table, [
             to_row(event, (partition, offset, first + place)) for place, event, to_row in _events(record)
         ]
@@ -285,10 +291,11 @@ def _checked(row: Sequence[Any]) -> Row:
     return tuple(row)
 
 
-def _origin(record: Record) -> Address:
-    header = record.headers.get(HEADER_ORIGIN)
+def _origin(headers: Mapping[str, bytes], partition: int, offset: int) -> Address:
+    """Where the first row of a record was first read."""
+    header = headers.get(HEADER_ORIGIN)
     if header is None:
-        return record.partition, record.offset, 0
+        return partition, offset, 0
     first = RowId.parse(header.decode())
     return first.partition, first.offset, first.row
 

@@ -7,17 +7,25 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import clickhouse_connect
+import pyarrow as pa
 import pytest
 
 from deploy.local.warehouse import LocalWarehouse
 from schemas import migrations
+from schemas.arrow import encode_arrow
 from schemas.errors import WarehouseError
+from schemas.events import FORMAT_ARROW, HEADER_FORMAT
 from schemas.observability import Metrics
+from schemas.row_binary import RowBlock
+from schemas.rows import TABLES
 from schemas.settings import ClickHouseSettings
+from streams.core.archive import log_copy, log_rows
 from streams.core.delivery import Upsert
+from streams.core.records import Record, RecordBatch
 from streams.sink import ClickHouseSink, MemorySink, Sink, SinkWriter
 
 pytestmark = pytest.mark.integration
+AT_MS = 1_700_000_000_000
 #: Rows held of a table, the newest of each key.
 ReadBack = Callable[[], set[tuple[str, int, int, int]]]
 
@@ -64,6 +72,37 @@ def test_a_sink_can_be_used_again_after_close(sink: tuple[Sink, ReadBack]) -> No
     target.close()
     target.write("archive_progress", [("feedback", 1, 2, 2)])
     assert read() == {("feedback", 0, 1, 1), ("feedback", 1, 2, 2)}
+
+
+def test_an_arrow_batch_is_in_the_raw_log_value_for_value(database: ClickHouseSettings) -> None:
+    """Maps with and without all of their keys, nulls, texts of any length: as the columns were, so the rows are."""
+    n = 300
+    columns: dict[str, Any] = {
+        "prediction_id": [f"p{i}" * (1 + i % 30) for i in range(n)],
+        "version": ["1"] * n,
+        "event_time_ms": [AT_MS + i for i in range(n)],
+        "score": [None if i % 5 == 0 else i / n for i in range(n)],
+        "entity": ["Zürich" if i % 3 else None for i in range(n)],
+        "x": [float(i) for i in range(n)],
+        "y": [None if i % 7 == 0 else i / 3 for i in range(n)],
+        "city": [None if i % 2 else "Oslo" for i in range(n)],
+        "role": ["shadow" if i % 4 else "nobody" for i in range(n)],
+    }
+    table = pa.table(columns).replace_schema_metadata({b"model": b"m"})
+    record = Record("predictions", 1, 9, None, encode_arrow(table), {HEADER_FORMAT: FORMAT_ARROW})
+    clickhouse = ClickHouseSink(database)
+    for table_name, rows in log_copy(RecordBatch.of([record])):
+        assert isinstance(rows, RowBlock)
+        clickhouse.write_block(table_name, rows)
+    names = [
+        name if not kind.startswith("DateTime64") else f"toUnixTimestamp64Milli({name})"
+        for name, kind in TABLES["prediction_log"].columns
+    ]
+    found = clickhouse.query(f"SELECT {', '.join(names)} FROM prediction_log ORDER BY source_row")
+    expected = log_rows(record)[1]
+    assert len(expected) == n * 3 // 4
+    assert [tuple(row) for row in found] == expected
+    clickhouse.close()
 
 
 def test_clickhouse_out_of_reach_is_a_warehouse_error_that_names_it() -> None:
