@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from support_commands import driftline
 
-from deploy.chaos.run import ChaosOptions, run_chaos
 from deploy.chaos.schedule import schedule
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -17,18 +17,13 @@ MINUTES, SEED, WORKERS = 0.5, 275, 2
 
 def test_nothing_is_lost_and_nothing_is_twice(tmp_path: Path) -> None:
     """Two workers are killed in turn while partitions move between them; aggregates, outcomes, verdicts, decisions, answers and copies are exact."""
-    said: list[str] = []
-    options = ChaosOptions(
-        minutes=MINUTES,
-        seed=SEED,
-        events_per_s=250,
-        report=tmp_path / "report.json",
-        data_dir=tmp_path / "data",
-        workers=WORKERS,
-    )
-    status = run_chaos(options, lambda service, text: said.append(f"{service}: {text}"))
-    report = json.loads(options.report.read_text())
-    assert status == 0, (report["failures"], report.get("examples"), said[-30:])
+    place = tmp_path / "report.json"
+    options = {"minutes": MINUTES, "seed": SEED, "events-per-s": 250, "workers": WORKERS, "report": place}
+    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    status, printed = driftline("chaos", *given, "--data-dir", str(tmp_path / "data"), timeout_s=560)
+    assert place.exists(), printed[-4_000:]
+    report = json.loads(place.read_text())
+    assert status == 0, (report["failures"], report.get("examples"), printed[-4_000:])
     assert report["schedule"] == [fault.document() for fault in schedule(SEED, MINUTES, WORKERS)]
     assert report["restarted"]["monitor"] >= 1 and report["restarted"]["monitor-1"] >= 1
     assert report["differing"] == {}

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
-
-from deploy.demo.run import DemoOptions, run_demo
+from support_commands import driftline
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 SAMPLE = 0.1
 
 
-def play(tmp_path: Path, **options: Any) -> dict[str, Any]:
-    """One run; its report, with what was printed under ``terminal``."""
+def play(tmp_path: Path, *options: str) -> dict[str, Any]:
+    """One run; its report."""
     report = tmp_path / "report.json"
-    output = io.StringIO()
-    console = Console(file=output, width=160)
-    status = run_demo(
-        DemoOptions(sample=SAMPLE, report=report, data_dir=tmp_path / "data", input_partitions=2, **options),
-        console,
+    places = ("--report", str(report), "--data-dir", str(tmp_path / "data"), "--api-port", "0")
+    status, printed = driftline(
+        "demo", "--sample", str(SAMPLE), "--partitions", "2", *places, *options, timeout_s=400
     )
-    assert report.exists(), output.getvalue()[-4_000:]
+    assert report.exists(), printed[-4_000:]
     document: dict[str, Any] = json.loads(report.read_text())
     assert status == 0, document["failures"]
     return document
@@ -43,7 +37,7 @@ def nothing_lost(report: dict[str, Any]) -> None:
 
 def test_a_year_that_drifts_is_retrained_and_a_defect_is_rolled_back(tmp_path: Path) -> None:
     """The whole story, with the monitor and the scorer killed on the way: the figures still hold."""
-    report = play(tmp_path, kill=(("monitor", _day(5, 20)), ("scorer", _day(6, 3))))
+    report = play(tmp_path, "--kill", "monitor@05-20", "--kill", "scorer@06-03")
     nothing_lost(report)
     assert report["restarted"] == {"monitor": 1, "scorer": 1}
     assert [r for r in report["retrains"] if r["promoted_s"] is not None]
@@ -55,17 +49,13 @@ def test_a_year_that_drifts_is_retrained_and_a_defect_is_rolled_back(tmp_path: P
 
 def test_without_drift_no_retrain_is_asked_for(tmp_path: Path) -> None:
     """The same flights in a random order: the model never loses more than it promises."""
-    report = play(tmp_path, no_drift=True)
+    report = play(tmp_path, "--no-drift")
     nothing_lost(report)
     assert report["retrains"] == []
 
 
 def test_a_healthy_version_is_not_rolled_back(tmp_path: Path) -> None:
     """The operator's version without its defect passes its canary."""
-    report = play(tmp_path, healthy_v3=True)
+    report = play(tmp_path, "--healthy-v3")
     nothing_lost(report)
     assert report["rollbacks"] == []
-
-
-def _day(month: int, day: int) -> int:
-    return int(datetime(2013, month, day, tzinfo=UTC).timestamp() * 1000)
