@@ -15,6 +15,7 @@ import sys
 from schemas.errors import DriftlineError
 from schemas.observability import configure_logs
 from schemas.settings import ArchiveSettings, MonitorSettings
+from streams.memory import keep_large_buffers
 
 #: Libraries whose own start-up tales would bury the events that matter.
 _TALKATIVE = ("faust", "mode", "aiokafka")
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("process", choices=("monitor", "archive", "compile"))
     process = parser.parse_args(arguments).process
     faulthandler.enable()  # a crash in native code leaves its stack in the log
+    keep_large_buffers()
     try:
         if process == "compile":
             from streams.warm_up import warm_up
