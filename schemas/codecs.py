@@ -24,7 +24,9 @@ from schemas.errors import BadMessage
 from schemas.events import ID_CHARS_MAX, PredictionMade, Status
 from schemas.ids import ROLES
 from schemas.messages import TIME_MAX_MS, TIME_MIN_MS, Bad, Id, Messages, Name, Trace, checked
-from schemas.scan import names_of, scan
+from schemas.scan import scan
+from schemas.scan_names import names_of
+from schemas.scan_rows import LogRows
 from schemas.spans import Spans
 
 __all__ = [
@@ -130,23 +132,25 @@ class PredictionDecoder:
         self._names = names_of(self.contracts) if self.contracts else None
 
     def decode(
-        self, messages: Messages, time_ms: int | None = None
+        self, messages: Messages, time_ms: int | None = None, log: LogRows | None = None
     ) -> tuple[list[PredictionColumns], list[Bad]]:
-        """``time_ms``: the stream's own event time, None before it has any.
+        """``time_ms``: the stream's own event time, None before it has any. ``log``: where rows of the log are to go.
 
         Returns columns for each model, rows in the order of the messages, and what could not be used.
         """
         bad: list[Bad] = []
-        columns, left = self._scanned(messages)
+        columns, left = self._scanned(messages, log)
         if len(left):
             columns = by_model(columns + self._checked(messages, left, bad))
         return [c for c in (_sane(c, time_ms, bad) for c in columns) if len(c)], bad
 
-    def _scanned(self, messages: Messages) -> tuple[list[PredictionColumns], NDArray[np.int64]]:
+    def _scanned(
+        self, messages: Messages, log: LogRows | None
+    ) -> tuple[list[PredictionColumns], NDArray[np.int64]]:
         """What nearly every event is; and which messages are anything else."""
         if self._names is None or messages.arrow.all():
             return [], np.arange(len(messages))
-        rows = scan(self._names, messages.keys, messages.values, messages.arrow)
+        rows = scan(self._names, messages.keys, messages.values, messages.arrow, log)
         sizes = messages.values.length[rows.places]
         found = []
         models = np.unique(rows.model).tolist()

@@ -17,15 +17,25 @@ from numba.core import types
 from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 
 def compiled(function: Function) -> Function:
     """``function`` as machine code, made at its first call with each kind of arguments."""
+    return _made(function, **_OPTIONS)
+
+
+def inlined(function: Function) -> Function:
+    """As :func:`compiled`, and part of whatever compiled function calls it: an array costs seven words at each call. For a
+    function with many arguments that is called from one place, in a loop."""
+    return _made(function, forceinline=True, **_OPTIONS)
+
+
+def _made(function: Function, **options: Any) -> Function:
     try:
-        made = numba.njit(cache=True, **_OPTIONS)(function)
+        made = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither the code's folder nor the user's cache can be written
-        made = numba.njit(**_OPTIONS)(function)
+        made = numba.njit(**options)(function)
     return cast(Function, made)
 
 

@@ -32,14 +32,6 @@ class RowBlock(NamedTuple):
     format: str = "RowBinary"
 
 
-def joined(blocks: Sequence[RowBlock]) -> RowBlock:
-    """Blocks of one table and format, one behind the other."""
-    if len(blocks) == 1:
-        return blocks[0]
-    data = memoryview(b"".join([block.data for block in blocks]))
-    return blocks[0]._replace(rows=sum(block.rows for block in blocks), data=data)
-
-
 def length_bytes(length: int) -> bytes:
     """A length as it stands in front of a text, an array or a map."""
     found = bytearray()

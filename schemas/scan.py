@@ -7,22 +7,18 @@ so the scanner refuses nothing, and a row means the same whoever read it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.compiled import compiled
-from schemas.contracts import ModelContract
-from schemas.events import ID_CHARS_MAX, MESSAGE_BYTES_MAX, Status
-from schemas.ids import ROLES
+from schemas.compiled import compiled, inlined
+from schemas.events import ID_CHARS_MAX, MESSAGE_BYTES_MAX
 from schemas.json_text import (
     FAILED,
     Bytes,
     Integers,
-    Table,
     Whole,
     blank,
     equal,
@@ -33,44 +29,35 @@ from schemas.json_text import (
     name_number,
     number,
     punctuation,
-    table_of,
     text_end,
 )
+from schemas.scan_names import (
+    ENTITY,
+    FEATURES,
+    ID,
+    LATENCY,
+    MODEL,
+    OF_FIELDS,
+    OF_MODELS,
+    OF_ROLES,
+    OF_STATUSES,
+    ROLE,
+    SCORE,
+    STATUS,
+    TIME,
+    TRACE,
+    VERSION,
+    Names,
+)
+from schemas.scan_rows import LogRows, Writing, finish, put_number, put_row, writing
 from schemas.spans import Spans
 
-#: Fields of an event; their order is their number.
-FIELDS = (
-    "prediction_id", "model", "version", "event_time_ms", "features", "role", "score", "latency_ms", "status", "entity",
-    "region", "trace_id",
-)  # fmt: skip
-(
-    _ID, _MODEL, _VERSION, _TIME, _FEATURES, _ROLE, _SCORE, _LATENCY, _STATUS, _ENTITY, _REGION, _TRACE,
-) = range(len(FIELDS))  # fmt: skip
-_REQUIRED = 1 << _ID | 1 << _MODEL | 1 << _VERSION | 1 << _TIME | 1 << _FEATURES
-_OF_FIELDS, _OF_MODELS, _OF_ROLES, _OF_STATUSES, _OF_REST = range(5)
+_REQUIRED = 1 << ID | 1 << MODEL | 1 << VERSION | 1 << TIME | 1 << FEATURES
 _NAME_CHARS_MAX, _TRACE_CHARS_MAX = 100, 64
 _TAKEN, _LEFT, _OTHER_MODEL = 0, 1, 2
 #: More versions than this in one batch are left to the full decoder.
 VERSIONS_MAX = 256
 _NO_NUMBER = -(2**63)
-
-
-class Names(NamedTuple):
-    """What is looked up: fields, models, roles, states, and of each model its features and their categories.
-
-    A name is known by its context and its bytes; ``value`` is what it stands for there. Features of all models lie one
-    behind the other, those of model ``m`` from ``first[m]`` on; ``context_of`` is that of a feature's categories, -1: it
-    is numeric; ``name_of`` is the number of its name.
-    """
-
-    table: Table
-    value: Integers
-    first: Integers
-    model_context: Integers
-    context_of: Integers
-    categories: Integers
-    nullable: NDArray[np.bool_]
-    name_of: Integers
 
 
 class _Into(NamedTuple):
@@ -79,6 +66,7 @@ class _Into(NamedTuple):
 
     ``state``: next row, features used, model of the row before, versions known. ``guess``: which field, and of each model
     which feature, stood in this place in the event before. ``seen``: by feature, the last row that had it, plus one.
+    ``log``: rows of the log.
     """
 
     whole: NDArray[np.int64]
@@ -88,44 +76,7 @@ class _Into(NamedTuple):
     state: Integers
     guess: Integers
     seen: Integers
-
-
-def names_of(contracts: Mapping[str, ModelContract]) -> Names:
-    """The table of all names of these models; their numbers are their places."""
-    texts: list[bytes] = []
-    contexts: list[int] = []
-    values: list[int] = []
-
-    def add(context: int, names: tuple[str, ...]) -> None:
-        texts.extend(name.encode() for name in names)
-        contexts.extend([context] * len(names))
-        values.extend(range(len(names)))
-
-    add(_OF_FIELDS, FIELDS)
-    add(_OF_MODELS, tuple(contracts))
-    add(_OF_ROLES, ROLES)
-    add(_OF_STATUSES, tuple(status.value for status in Status))
-    context = _OF_REST
-    first, model_context, context_of, categories, nullable = [0], [], [], [], []
-    name_of: list[int] = []
-    for contract in contracts.values():
-        model_context.append(context)
-        name_of += range(len(texts), len(texts) + len(contract.features))
-        add(context, tuple(contract.feature_names))
-        context += 1
-        for feature in contract.features:
-            nullable.append(feature.nullable)
-            categories.append(len(feature.categories))
-            context_of.append(-1 if feature.kind == "numeric" else context)
-            if feature.kind != "numeric":
-                add(context, tuple(feature.categories))
-                context += 1
-        first.append(len(context_of))
-    return Names(
-        table_of(texts, contexts), np.array(values, np.int64), np.array(first, np.int64), np.array(model_context, np.int64),
-        np.array(context_of, np.int64), np.array(categories, np.int64), np.array(nullable, np.bool_),
-        np.array(name_of, np.int64),
-    )  # fmt: skip
+    log: Writing
 
 
 @dataclass(slots=True)
@@ -150,8 +101,10 @@ class Scanned:
     features: NDArray[np.float64]
 
 
-def scan(names: Names, keys: Spans, values: Spans, skip: NDArray[np.bool_]) -> Scanned:
-    """Take what can be taken of ``n`` messages; those that ``skip`` names are left unread."""
+def scan(
+    names: Names, keys: Spans, values: Spans, skip: NDArray[np.bool_], log: LogRows | None = None
+) -> Scanned:
+    """Take what can be taken of ``n`` messages; those that ``skip`` names are left unread. Rows of the log go to ``log``."""
     n = len(values)
     whole = np.empty((n, 8), np.int64)
     numbers = np.empty((n, 2), np.float64)
@@ -162,8 +115,9 @@ def scan(names: Names, keys: Spans, values: Spans, skip: NDArray[np.bool_]) -> S
         [np.arange(b - a) for a, b in zip(names.first[:-1], names.first[1:], strict=True)]
     )
     features = np.empty(n * max(1, int(names.first[1])), np.float64)
+    rows = writing(log, values, names)
     while True:
-        into = _Into(whole, numbers, features, versions, state, guess, seen)
+        into = _Into(whole, numbers, features, versions, state, guess, seen, rows)
         _scan(
             keys.buffer, keys.start, keys.length, values.buffer, values.start, values.length, skip, names, into
         )  # fmt: skip
@@ -171,6 +125,8 @@ def scan(names: Names, keys: Spans, values: Spans, skip: NDArray[np.bool_]) -> S
             break
         # The next row has no room.
         features = np.concatenate([features, np.empty(len(features) + int(np.diff(names.first).max()))])
+    if log is not None:
+        finish(log, rows)
     taken = whole[:, 0] >= 0
     places, left = np.flatnonzero(taken), np.flatnonzero(~taken)
     if len(left):
@@ -220,17 +176,22 @@ def _scan(
                 whole[row, 0] = model
                 whole[row, 7] = state[1]
                 state[1] += width
+                if len(into.log.to):
+                    put_row(bytes_, row, names, whole, into.numbers, into.log)
         row += 1
     state[0] = row
 
 
-@compiled
+@inlined
 def _event(bytes_: Bytes, at: int, end: int, row: int, model: int, names: Names, into: _Into) -> int:
     """Whether this row was taken, is left, or is of another model, which ``state`` names then."""
     whole, numbers, state, guess = into.whole, into.numbers, into.state, into.guess
     at = punctuation(bytes_, blank(bytes_, at, end), end, 123)
     whole[row, 4] = 0
     whole[row, 6] = 0
+    text = into.log.text
+    for field in range(ENTITY, len(text)):
+        text[field, 1] = 0
     numbers[row, 0] = np.nan
     numbers[row, 1] = 0.0
     have, place, foreign = 0, 0, False
@@ -241,7 +202,7 @@ def _event(bytes_: Bytes, at: int, end: int, row: int, model: int, names: Names,
         # Events of one service have their fields in one order: the field that was here in the event before is tried first.
         field = guess[place]
         if not is_name(names.table, bytes_, at, end, field):
-            field = name_number(names.table, bytes_, at, end, _OF_FIELDS)
+            field = name_number(names.table, bytes_, at, end, OF_FIELDS)
             if field < 0:
                 return _LEFT
             guess[place] = field
@@ -252,57 +213,59 @@ def _event(bytes_: Bytes, at: int, end: int, row: int, model: int, names: Names,
         have |= 1 << field
         place += 1
         value_at = at
-        if field == _FEATURES:
+        if field == FEATURES:
             at = _features(bytes_, at, end, row, model, names, into)
             if at < 0:
-                if have & (1 << _MODEL):
+                if have & (1 << MODEL):
                     return _LEFT
                 # They may be those of another model, which is still to be named.
                 foreign, at = True, _after_object(bytes_, value_at, end)
-        elif field in (_TIME, _SCORE, _LATENCY):
-            if field == _SCORE and is_null(bytes_, at, end):
+        elif field in (TIME, SCORE, LATENCY):
+            if field == SCORE and is_null(bytes_, at, end):
                 at += 4
             else:
                 at, value, exact = number(bytes_, at, end)
-                if at < 0 or (field == _TIME and exact == _NO_NUMBER) or (field == _LATENCY and value < 0):
+                if at < 0 or (field == TIME and exact == _NO_NUMBER) or (field == LATENCY and value < 0):
                     return _LEFT
-                if field == _TIME:
+                if field == TIME:
                     whole[row, 5] = exact
                 else:
-                    numbers[row, 0 if field == _SCORE else 1] = value
-        elif field >= _ENTITY and is_null(bytes_, at, end):
+                    numbers[row, 0 if field == SCORE else 1] = value
+        elif field >= ENTITY and is_null(bytes_, at, end):
             at += 4
         else:
             if at >= end or bytes_[at] != 34:
                 return _LEFT
             at += 1
-            stop = name_end(bytes_, at, end) if field == _MODEL else text_end(bytes_, at, end)
+            stop = name_end(bytes_, at, end) if field == MODEL else text_end(bytes_, at, end)
             if stop < 0:
                 return _LEFT
             length = stop - at
-            if field == _ID:
+            text[field, 0] = at
+            text[field, 1] = length
+            if field == ID:
                 if length == 0 or length > ID_CHARS_MAX:
                     return _LEFT
                 whole[row, 1], whole[row, 2] = at, length
-            elif field == _MODEL:
-                found = find(names.table, bytes_, at, length, _OF_MODELS)
+            elif field == MODEL:
+                found = find(names.table, bytes_, at, length, OF_MODELS)
                 if found < 0:
                     return _LEFT
                 if names.value[found] != model:
                     state[2] = names.value[found]
                     return _OTHER_MODEL
-            elif field == _VERSION:
+            elif field == VERSION:
                 code = _version(bytes_, at, length, into.versions, state)
                 if code < 0:
                     return _LEFT
                 whole[row, 3] = code
-            elif field in (_ROLE, _STATUS):
-                context = _OF_ROLES if field == _ROLE else _OF_STATUSES
+            elif field in (ROLE, STATUS):
+                context = OF_ROLES if field == ROLE else OF_STATUSES
                 found = find(names.table, bytes_, at, length, context)
                 if found < 0:
                     return _LEFT
-                whole[row, 4 if field == _ROLE else 6] = names.value[found]
-            elif length > (_TRACE_CHARS_MAX if field == _TRACE else ID_CHARS_MAX):
+                whole[row, 4 if field == ROLE else 6] = names.value[found]
+            elif length > (_TRACE_CHARS_MAX if field == TRACE else ID_CHARS_MAX):
                 return _LEFT
             at = stop + 1
         if at < 0:
@@ -318,15 +281,16 @@ def _event(bytes_: Bytes, at: int, end: int, row: int, model: int, names: Names,
     return _TAKEN if at == end and have & _REQUIRED == _REQUIRED and not foreign else _LEFT
 
 
-@compiled
+@inlined
 def _features(bytes_: Bytes, at: int, end: int, row: int, model: int, names: Names, into: _Into) -> int:
     """The place after the object of features. FAILED: they are not this model's, or not plain."""
-    features, used, guess, seen = into.features, into.state[1], into.guess, into.seen
+    features, used, guess, seen, log = into.features, into.state[1], into.guess, into.seen, into.log
     start = names.first[model]
     width = names.first[model + 1] - start
     for i in range(width):
         features[used + i] = np.nan
-    place = 0
+    place, logged, numeric, texts = 0, len(log.to) > 0, 0, 0
+    end_of_numbers: Whole = 0
     at = punctuation(bytes_, at, end, 123)
     while at >= 0 and at < end and bytes_[at] != 125:
         if bytes_[at] != 34 or place >= width:
@@ -355,6 +319,11 @@ def _features(bytes_: Bytes, at: int, end: int, row: int, model: int, names: Nam
             if at < 0:
                 return FAILED
             features[used + feature] = value
+            if logged:
+                end_of_numbers = put_number(
+                    log.number, end_of_numbers, names.table.text, names.table.start[name], length, value
+                )
+                numeric += 1
         else:
             if at >= end or bytes_[at] != 34:
                 return FAILED
@@ -362,6 +331,10 @@ def _features(bytes_: Bytes, at: int, end: int, row: int, model: int, names: Nam
             stop = name_end(bytes_, at, end)
             if stop < 0:
                 return FAILED
+            log.category[texts, 0] = name
+            log.category[texts, 1] = at
+            log.category[texts, 2] = stop - at
+            texts += 1
             found = find(names.table, bytes_, at, stop - at, names.context_of[start + feature])
             if found < 0 and text_end(bytes_, at, end) < 0:
                 return FAILED
@@ -377,6 +350,9 @@ def _features(bytes_: Bytes, at: int, end: int, row: int, model: int, names: Nam
             return FAILED
     if at < 0 or at >= end:
         return FAILED
+    log.state[2] = numeric
+    log.state[3] = end_of_numbers
+    log.state[4] = texts
     if place < width:
         for i in range(width):
             if seen[start + i] != row + 1 and not names.nullable[start + i]:

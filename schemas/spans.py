@@ -78,6 +78,10 @@ class Spans(Sequence[bytes | None]):
         """Those at ``places``."""
         return Spans(self.buffer, self.start[places], self.length[places])
 
+    def alone(self) -> Spans:
+        """A copy that keeps no more of the buffer than is in it."""
+        return Spans.of(list(self))
+
     @property
     def size(self) -> int:
         """How many bytes they are together."""

@@ -113,7 +113,6 @@ class TaskSet:
         raw_log: RawLog | None = None,
     ) -> None:
         self._settings = settings
-        self._raw_log = raw_log
         self._stages = {stage.name: stage for stage in stages}
         self._owner = {topic: stage.name for stage in stages for topic in stage.inputs}
         self._tasks: dict[tuple[str, int], Task] = {}
@@ -129,7 +128,9 @@ class TaskSet:
         self._cpu = ThreadPoolExecutor(1, "cpu")
         self._io = ThreadPoolExecutor(IO_THREADS, "io")
         self._loop = asyncio.get_running_loop()
-        self._shared = Services(self._cpu, self._io, self.broadcast, metrics, self._failed, self.dirty.set)
+        self._shared = Services(
+            self._cpu, self._io, self.broadcast, metrics, self._failed, self.dirty.set, raw_log
+        )
 
     async def start(self) -> None:
         await self._loop.run_in_executor(self._io, self.broadcast.start)
@@ -206,8 +207,6 @@ class TaskSet:
         task = self._tasks.get((self._owner[topic], chunk.partition))
         if task is None:
             return
-        if self._raw_log is not None:
-            self._raw_log.offer(topic, chunk)
         try:
             await task.put(topic, chunk)
         except Exception as error:  # noqa: BLE001  # whatever it is, the process must not go on
@@ -215,8 +214,6 @@ class TaskSet:
 
     def positions(self, seek: int) -> dict[tuple[str, int], int]:
         found = {tp: offset for task in self._tasks.values() for tp, offset in task.positions(seek).items()}
-        if self._raw_log is not None:
-            self._raw_log.seek(seek, found)
         return {
             (self._settings.kafka.topic(topic), partition): offset
             for (topic, partition), offset in found.items()

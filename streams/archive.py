@@ -19,6 +19,7 @@ from schemas.observability import Metrics
 from schemas.settings import ArchiveSettings
 from streams.copying import LABEL_INDEX, Copier, Copy, Progress, logs, read_progress
 from streams.core.archive import ARCHIVED, EVENTS
+from streams.core.raw_log import Stretch
 from streams.reader import GroupReader
 from streams.sink import ClickHouseSink, Sink
 
@@ -63,7 +64,9 @@ class Archive:
                 batches = await self._reader.read(most, self._settings.flush_interval / 1000)
                 if batches:
                     # The group's heartbeats go on meanwhile, and so does the fetching of what comes next.
-                    await self._reader.commit(await asyncio.to_thread(self._copier.copy, batches))
+                    await self._reader.commit(
+                        await asyncio.to_thread(self._copier.copy, [Stretch.of(batch) for batch in batches])
+                    )
         finally:
             await self._reader.end()
 

@@ -11,16 +11,18 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from schemas.clock import wall_ms
 from schemas.errors import BadMessage, WarehouseError
 from schemas.events import HEADER_KIND, KIND_TICK
 from schemas.failpoints import failpoint
 from schemas.observability import Metrics
-from schemas.row_binary import RowBlock, joined
-from streams.core.archive import ARCHIVED, EVENTS, PartitionTime, Row, log_copy, sources_of
+from schemas.row_binary import RowBlock
+from streams.core.archive import ARCHIVED, EVENTS, PartitionTime, Row, log_copy, sources_of, table_of
 from streams.core.delivery import TopicPartition
 from streams.core.label_index import PROGRESS, index_copy
+from streams.core.raw_log import Stretch
 from streams.core.records import RecordBatch
 from streams.sink import BACKOFF_S_MAX, BACKOFF_S_MIN, ClickHouseSink, Sink
 
@@ -88,51 +90,51 @@ class Copier:
             self._times[tp] = PartitionTime(event_time_ms)
             self._next[tp] = next_offset
 
-    def copy(self, batches: Sequence[RecordBatch]) -> dict[TopicPartition, int]:
+    def copy(self, stretches: Sequence[Stretch]) -> dict[TopicPartition, int]:
         """Write what they hold, then how far that is: the offset after the last of each partition. Raises WarehouseError when
         told to stop before."""
         rows: dict[str, list[Row]] = defaultdict(list)
         blocks: dict[tuple[str, str], list[RowBlock]] = defaultdict(list)
         ends: dict[TopicPartition, int] = {}
         now_ms = wall_ms()
-        for batch in batches:
-            tp = (batch.topic, batch.partition)
-            ends[tp] = int(batch.offsets[-1]) + 1
-            for at in _timed(batch):
-                self._times[tp].take(batch[at], sources_of(batch.topic, self._partitions))
-            for table, found in self._copies.rows(batch, now_ms):
-                if isinstance(found, RowBlock):
-                    blocks[table, found.format].append(found)
-                else:
-                    rows[table] += found
+        for held in stretches:
+            tp = (held.topic, held.partition)
+            ends[tp] = held.end
+            for block in held.rows:
+                blocks[table_of(held.topic), block.format].append(block)
+            for batch in held.records:
+                for at in _timed(batch):
+                    self._times[tp].take(batch[at], sources_of(batch.topic, self._partitions))
+                for table, found in self._copies.rows(batch, now_ms):
+                    if isinstance(found, RowBlock):
+                        blocks[table, found.format].append(found)
+                    else:
+                        rows[table] += found
         for tp, end in ends.items():
             self._next[tp] = max(end, self._next.get(tp, 0))
         newest = {row[:-1]: row for row in rows.pop(self._copies.last, [])}
         for (table, _), of_table in blocks.items():
-            self._insist(table, joined(of_table))
+            self._insist(table, sum(one.rows for one in of_table), self._sink.write_blocks, of_table)
         for table, of in rows.items():
-            self._insist(table, of)
-        self._insist(self._copies.last, list(newest.values()))
+            self._insist(table, len(of), self._sink.write, of)
+        last = list(newest.values())
+        self._insist(self._copies.last, len(last), self._sink.write, last)
         failpoint(f"{self._name}.before-progress")
-        self._insist(
-            "archive_progress",
-            [
-                (topic, p, self._next[topic, p], self._times[topic, p].event_time_ms)
-                for topic, p in sorted(ends)
-            ],
-        )
+        reached = [
+            (topic, p, self._next[topic, p], self._times[topic, p].event_time_ms) for topic, p in sorted(ends)
+        ]
+        self._insist("archive_progress", len(reached), self._sink.write, reached)
         failpoint(f"{self._name}.before-commit")
         return ends
 
-    def _insist(self, table: str, rows: list[Row] | RowBlock) -> None:
+    def _insist(
+        self, table: str, count: int, write: Callable[[str, list[Any]], None], rows: list[Any]
+    ) -> None:
         """Write until it is in or the process is told to stop (then WarehouseError: nothing is committed)."""
-        backoff_s, count = BACKOFF_S_MIN, rows.rows if isinstance(rows, RowBlock) else len(rows)
+        backoff_s = BACKOFF_S_MIN
         while count:
             try:
-                if isinstance(rows, RowBlock):
-                    self._sink.write_block(table, rows)
-                else:
-                    self._sink.write(table, rows)
+                write(table, rows)
                 self._metrics.count("driftline_warehouse_rows_total", count, table=table)
                 return
             except WarehouseError as error:

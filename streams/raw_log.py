@@ -1,5 +1,5 @@
-"""The monitor's workers write the raw log: predictions and ground truths are fetched and unpacked once, not once more to be
-copied.
+"""The monitor's workers write the raw log: predictions and ground truths are fetched, unpacked and, where it can be, read
+once, not once more to be copied.
 
 Nothing that acts waits for it (``streams.core.raw_log``): with the warehouse away, records wait up to a bound and are read
 again later. How far each partition is stands in the warehouse, behind its rows, so a worker that takes one over goes on
@@ -12,16 +12,15 @@ import asyncio
 import logging
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 
 from schemas.observability import Metrics
 from schemas.settings import MonitorSettings
-from streams.batches import Chunk
 from streams.copying import RAW_LOG, Copier, read_progress
 from streams.core.archive import EVENTS
 from streams.core.delivery import TopicPartition
-from streams.core.raw_log import RawLogQueue
-from streams.core.records import RecordBatch
+from streams.core.raw_log import RawLogQueue, Stretch
 from streams.reader import LogReader
 from streams.sink import ClickHouseSink
 
@@ -35,7 +34,7 @@ Offsets = dict[TopicPartition, int]
 
 
 class RawLog:
-    """``seek`` and ``offer`` belong to the loop in which ``run`` and ``read_again`` do the work."""
+    """All methods belong to the loop in which ``run`` and ``read_again`` do the work."""
 
     def __init__(self, settings: MonitorSettings, sink: ClickHouseSink, metrics: Metrics) -> None:
         self._kafka = settings.kafka
@@ -46,21 +45,23 @@ class RawLog:
         self._copier = Copier(
             RAW_LOG, sink, metrics, settings.kafka.input_partitions, {}, self._stop, "raw-log"
         )
-        self._seek = -1
         self._came = asyncio.Event()
         self._gap = asyncio.Event()
         self._room = asyncio.Event()
 
-    def seek(self, seek: int, positions: Offsets) -> None:
-        """From now on chunks of ``seek`` come, from these positions on, by (logical topic, partition)."""
-        self._seek = seek
-        self._queue.seek({tp: offset for tp, offset in positions.items() if tp[0] in EVENTS})
+    def follow(self, positions: Offsets) -> None:
+        """A task begins to work on these partitions from there, by (logical topic, partition)."""
+        self._queue.follow({tp: offset for tp, offset in positions.items() if tp[0] in EVENTS})
         self._came.set()
 
-    def offer(self, topic: str, chunk: Chunk) -> None:
-        """The worker has read this."""
-        if topic in EVENTS and chunk.seek == self._seek:
-            self._queue.offer(chunk.to_batch(topic))
+    def leave(self, tps: Iterable[TopicPartition]) -> None:
+        """It has ended."""
+        self._queue.leave(tps)
+
+    def offer(self, held: Stretch) -> None:
+        """It has worked on this, right behind what it had worked on before."""
+        if held.topic in EVENTS:
+            self._queue.offer(held)
             self._came.set()
 
     def close(self) -> None:
@@ -76,9 +77,9 @@ class RawLog:
             self._came.clear()
             if self._queue.unknown():
                 await self._ask()
-            while batches := await self._gathered(written_s):
+            while stretches := await self._gathered(written_s):
                 written_s = time.monotonic()
-                await asyncio.to_thread(self._copier.copy, batches)
+                await asyncio.to_thread(self._copier.copy, stretches)
                 self._room.set()
                 self._look()
             self._look()
@@ -89,7 +90,7 @@ class RawLog:
         self._copier.go_on({tp: progress[tp] for tp in unknown if tp in progress})
         self._queue.go_on({tp: progress.get(tp, (0, 0))[0] for tp in unknown})
 
-    async def _gathered(self, written_s: float) -> list[RecordBatch]:
+    async def _gathered(self, written_s: float) -> list[Stretch]:
         """What is written next, once it is enough or has waited long enough."""
         while 0 < self._queue.records < RECORDS_MAX and self._queue.bytes < BYTES_MAX:
             left_s = written_s + FLUSH_S - time.monotonic()
@@ -130,7 +131,7 @@ class RawLog:
                 await self._room.wait()
             tp = (records.topic, records.partition)
             at[tp] = int(records.offsets[-1]) + 1
-            self._queue.read_again(start, records)
+            self._queue.read_again(start, Stretch.of(records))
             self._came.set()
         left = self._queue.still_behind(at)
         return self._queue.behind() | {tp: offset for tp, offset in at.items() if tp in left}

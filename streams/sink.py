@@ -37,11 +37,12 @@ Row = tuple[Any, ...]
 
 class Sink(Protocol):
     """Somewhere rows go. ``write`` blocks; it returns when all rows are durable and raises WarehouseError otherwise
-    (some may be in: every row may come again). ``write_block`` does the same with rows that are bytes already."""
+    (some may be in: every row may come again). ``write_blocks`` does the same with rows that are bytes already, in blocks of one
+    format."""
 
     def write(self, table: str, rows: Sequence[Row]) -> None: ...
 
-    def write_block(self, table: str, block: RowBlock) -> None: ...
+    def write_blocks(self, table: str, blocks: Sequence[RowBlock]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -59,9 +60,10 @@ class MemorySink:
             raise WarehouseError(f"memory sink: write to {table} refused on demand")
         self.rows[table].extend(rows)
 
-    def write_block(self, table: str, block: RowBlock) -> None:
-        native = block.format == NATIVE
-        self.write(table, read_native(block) if native else read_rows(TABLES[table].types, block))
+    def write_blocks(self, table: str, blocks: Sequence[RowBlock]) -> None:
+        types = TABLES[table].types
+        read = [read_native(one) if one.format == NATIVE else read_rows(types, one) for one in blocks]
+        self.write(table, [row for rows in read for row in rows])
 
     def close(self) -> None:
         """Nothing to let go."""
@@ -88,14 +90,18 @@ class ClickHouseSink:
                 ),
             )
 
-    def write_block(self, table: str, block: RowBlock) -> None:
-        if block.rows:
+    def write_blocks(self, table: str, blocks: Sequence[RowBlock]) -> None:
+        rows = sum(block.rows for block in blocks)
+        if rows:
+            # Block by block from where it lies, as one body: told its length beforehand, the client puts nothing between.
+            size = {"Content-Length": str(sum(block.data.nbytes for block in blocks))}
             self._call(
-                f"{block.rows} rows for {table}",
+                f"{rows} rows for {table}",
                 lambda client: client.raw_insert(
-                    table, TABLES[table].names, block.data, settings=_INSERT, fmt=block.format
+                    table, TABLES[table].names, [block.data for block in blocks], settings=_INSERT,
+                    fmt=blocks[0].format, transport_settings=size,
                 ),
-            )
+            )  # fmt: skip
 
     def query(self, sql: str) -> Sequence[Row]:
         """Rows of a query. Raises WarehouseError."""

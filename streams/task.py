@@ -20,20 +20,24 @@ from schemas.errors import DeliveryError
 from schemas.events import HEADER_KIND, HEADER_TRACE
 from schemas.failpoints import failpoint
 from schemas.observability import Metrics
+from schemas.scan_rows import LogRows
 from streams.batches import Chunk
 from streams.broadcast import Broadcast, model_records
 from streams.core.cold import Question
 from streams.core.delivery import Out, StageContext, TaskCore, TopicPartition, Transaction, Upsert, assembled
 from streams.core.ledger import Ledger
+from streams.core.raw_log import Stretch, stretch_of
 from streams.core.records import Input, Record, RecordBatch
 from streams.inbox import Inbox
 from streams.lookup import Asking
+from streams.raw_log import RawLog
 from streams.store import TaskStore, log_starts
 
 log = logging.getLogger(__name__)
 #: Two transactions that only move event time are at least this far apart.
 TICK_COMMIT_INTERVAL_S = 0.025
 _BROADCAST_PARTITION = 0
+LOGGED = "predictions"
 _TRACED = frozenset({"signals", "decisions", "alerts", "control"})
 
 
@@ -42,6 +46,13 @@ class Measured(Protocol):
     """A core may say what it counted: (metric, labels, value); counters as increments since the last call."""
 
     def measurements(self) -> Iterable[tuple[str, dict[str, str], float]]: ...
+
+
+@runtime_checkable
+class Logging(Protocol):
+    """A core may have made rows of the raw log of what it was handed last on topic ``LOGGED``."""
+
+    def logged(self) -> list[LogRows]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,7 @@ class Services:
     metrics: Metrics
     on_failed: Callable[[Task, BaseException], None]
     on_upserts: Callable[[], None]
+    raw_log: RawLog | None
 
 
 class Task:
@@ -128,11 +140,15 @@ class Task:
         return model_records(self._shared.broadcast.since("models", 0, before))
 
     def start(self) -> None:
+        if self._shared.raw_log is not None:
+            self._shared.raw_log.follow(self.progress)
         self._runner = asyncio.create_task(self._run(), name=self.name)
 
     async def close(self) -> None:
         """Stop after the round under way, commit what was applied, let go."""
         self._stopping = True
+        if self._shared.raw_log is not None:
+            self._shared.raw_log.leave(self.inputs)
         self.wake()
         if self._runner is not None:
             await asyncio.wait([self._runner])
@@ -218,7 +234,10 @@ class Task:
                 chunks = await self._inbox.take(self._wait_s())
                 if any(_has_rows(chunk) for chunk in chunks):
                     await self._io(self._shared.broadcast.refresh, "models")
-                await self._cpu(self._apply, chunks)
+                read = await self._cpu(self._apply, chunks)
+                if self._shared.raw_log is not None and not self._stopping:
+                    for held in read:
+                        self._shared.raw_log.offer(held)
                 if self._due():
                     await self._commit()
             if (self._since_s is not None or self._ledger.has_confirmed) and not self._ledger.rereading:
@@ -239,18 +258,21 @@ class Task:
             return False
         return self._rows >= self._limits.commit_rows_max or self._wait_s() == 0.0
 
-    def _apply(self, chunks: list[Chunk]) -> None:
+    def _apply(self, chunks: list[Chunk]) -> list[Stretch]:
+        """Hand them to the core; what it has read then."""
         self._activate()
         now_ms = time.time_ns() // 1_000_000
         before = self.core.watermarks()
         answers, self._answers = self._answers, []
         records: list[Input] = [*answers, *(r for topic in self._follows for r in self._followed(topic))]
         rows = len(records)
+        read: dict[str, list[RecordBatch]] = {}
         for chunk in chunks:
             topic = chunk.topic.removeprefix(self._kafka.topic_prefix)
             fresh = self._fresh((topic, chunk.partition), chunk.to_batch(topic))
             if len(fresh):
                 records.append(fresh)
+                read.setdefault(topic, []).append(fresh)
                 rows += len(fresh)
         if records:
             failpoint(f"{self.context.stage}.before-apply")
@@ -261,6 +283,8 @@ class Task:
             self._moved = self._moved or self.core.watermarks() != before
         # Not before: a core that never comes back has applied nothing.
         self._applied = dict(self._ledger.next)
+        logged = self.core.logged() if isinstance(self.core, Logging) else []
+        return [stretch_of(of, logged if topic == LOGGED else []) for topic, of in read.items()]
 
     def _fresh(self, tp: tuple[str, int], records: RecordBatch) -> RecordBatch:
         fresh = self._ledger.fresh(tp, records)

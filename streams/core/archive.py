@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from schemas.arrow_log import arrow_rows
@@ -183,6 +184,18 @@ _FIELDS: dict[str, tuple[Field, ...]] = {
 _SPECIAL = (HEADER_KIND, HEADER_FORMAT, HEADER_ORIGIN)
 
 
+def table_of(topic: str) -> str:
+    """The table of the log of ``topic``."""
+    return _EVENTS[topic][0] if topic in _EVENTS else _DOCUMENTS[topic][0]
+
+
+def is_plain(batch: RecordBatch) -> NDArray[np.bool_]:
+    """``(n,)``: which records are, as far as their headers say, one JSON event that was sent here in the first place."""
+    plain = np.ones(len(batch), np.bool_)
+    plain[[at for at, held in batch.headers.items() if any(name in held for name in _SPECIAL)]] = False
+    return plain
+
+
 @functools.cache
 def scanner_of(topic: str) -> LogScanner:
     """What reads the plain events of ``topic``; one thread at a time may use it."""
@@ -193,10 +206,9 @@ def log_copy(batch: RecordBatch) -> Iterator[tuple[str, list[Row] | RowBlock]]:
     """(table, rows) of records of one topic, in no order; what cannot be read is left out."""
     places: Sequence[int] = range(len(batch))
     if batch.topic in _FIELDS:
-        special = np.zeros(len(batch), np.bool_)
-        special[[at for at, held in batch.headers.items() if any(name in held for name in _SPECIAL)]] = True
-        block, left = scanner_of(batch.topic).rows(batch.values, special, batch.partition, batch.offsets)
-        yield _EVENTS[batch.topic][0], block
+        scanner = scanner_of(batch.topic)
+        block, left = scanner.rows(batch.values, ~is_plain(batch), batch.partition, batch.offsets)
+        yield table_of(batch.topic), block
         places = left.tolist()
     for at in places:
         try:
@@ -220,7 +232,7 @@ def _arrow_copy(batch: RecordBatch, at: int) -> tuple[str, RowBlock] | None:
         model = (table.schema.metadata or {}).get(b"model", b"").decode()
     except ValueError as error:
         raise BadMessage("invalid-value", str(error)) from error
-    name = _EVENTS[batch.topic][0]
+    name = table_of(batch.topic)
     block = arrow_rows(
         _FIELDS[batch.topic],
         TABLES[name].columns,
@@ -236,7 +248,7 @@ def log_rows(record: Record) -> tuple[str, list[Row]]:
 
     A row that was sent on from the wrong partition keeps its first address, so both copies are one row.
     """
-    table = _EVENTS[record.topic][0] if record.topic in _EVENTS else _DOCUMENTS[record.topic][0]
+    table = table_of(record.topic)
     if record.value is None or record.headers.get(HEADER_KIND) == KIND_TICK:
         return table, []
     try:

@@ -32,6 +32,8 @@ from schemas.events import (
 from schemas.hashing import KeyHashes, key_hashes
 from schemas.ids import RowId
 from schemas.labels import LabelColumns, LabelDecoder
+from schemas.scan_rows import LogRows
+from streams.core.archive import is_plain
 from streams.core.cold import ANSWERS, ColdLabels, Question, known_labels
 from streams.core.counting import Members, Segments
 from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
@@ -100,6 +102,9 @@ class JoinCore:
         self._sequence = 0
         self._opened: tuple[bytes, str, list[dict[str, Any]]] | None = None
         self._measured = _Measured()
+        #: Rows of the raw log, made on the way where this worker writes it.
+        self._logs = limits.warehouse and context.settings.clickhouse.raw_log == "monitor"
+        self._logged: list[LogRows] = []
 
     # -- configuration --------------------------------------------------------------------------------------------
 
@@ -126,6 +131,7 @@ class JoinCore:
 
     def apply(self, records: Sequence[Input], now_ms: int) -> None:
         """Take records of both topics in; what lies between ticks of one topic is decoded together."""
+        self._logged = []
         parts = batches(records)
         for batch in joined(parts) if len(self._contracts) >= MODELS_MANY else parts:
             start = 0
@@ -163,7 +169,10 @@ class JoinCore:
 
     def _predictions(self, records: RecordBatch) -> None:
         time_ms = None if self._meta.prediction_ms == BEGINNING_MS else self._meta.prediction_ms
-        columns, bad = self._decoder.decode(self._messages(records), time_ms)
+        log = LogRows(records.partition, records.offsets, is_plain(records)) if self._logs else None
+        columns, bad = self._decoder.decode(self._messages(records), time_ms, log)
+        if log is not None and log.block.rows:
+            self._logged.append(log)
         self._reject(records, bad, sum(map(len, columns)) + len(bad))
         for batch in columns:
             self._take(records, batch)
@@ -383,6 +392,10 @@ class JoinCore:
         key = f"{record.topic}/{record.partition}".encode()
         self._outs.append(Out("dead-letters", key, letter.model_dump_json().encode(), 0))
         self._measured.dead[bad.reason] = self._measured.dead.get(bad.reason, 0) + 1
+
+    def logged(self) -> list[LogRows]:
+        """Rows of the raw log made of what the last call of ``apply`` brought."""
+        return self._logged
 
     def outputs(self) -> list[Out]:
         self._flush_blocks()

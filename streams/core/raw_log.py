@@ -1,8 +1,9 @@
 """Which of the records a worker has read go into the raw log, in order and without a gap, and which it has to read again.
 
-Every record is offered when it is read. It waits for the warehouse if there is room, and is let go if there is none: nothing
-that acts waits. What was let go, and what was read by a process that died before it was written, is read again from Kafka,
-until that has come to where the worker is. So of each partition everything before ``next`` has been handed on to be written.
+Every record is offered when the core has come back from it, as a row where the core made one on its way. It waits for the
+warehouse if there is room, and is let go if there is none: nothing that acts waits. What was let go, and what was
+read by a process that died before it was written, is read again from Kafka, until that has come to where the worker is. So
+of each partition everything before ``next`` has been handed on to be written.
 
 What is known of the partition, what comes, what is done:
 
@@ -24,12 +25,69 @@ What is known of the partition, what comes, what is done:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
+
+from schemas.row_binary import RowBlock
+from schemas.scan_rows import LogRows
 from streams.core.delivery import TopicPartition
 from streams.core.records import RecordBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """All there is of a partition up to ``end``: ``rows`` of its log that were made already, and ``records`` of which none
+    were, in their order."""
+
+    topic: str
+    partition: int
+    end: int
+    records: tuple[RecordBatch, ...]
+    rows: tuple[RowBlock, ...] = ()
+
+    @classmethod
+    def of(cls, batch: RecordBatch) -> Stretch:
+        """Records, at least one, of which no rows were made."""
+        return cls(batch.topic, batch.partition, int(batch.offsets[-1]) + 1, (batch,))
+
+    def __len__(self) -> int:
+        """How many records and rows."""
+        return sum(map(len, self.records)) + sum(block.rows for block in self.rows)
+
+    @property
+    def size(self) -> int:
+        """Bytes it holds on to."""
+        return sum(batch.values.size for batch in self.records) + sum(
+            block.data.nbytes for block in self.rows
+        )
+
+    def since(self, offset: int) -> Stretch:
+        """What of it is from ``offset`` on; rows cannot be told apart, and are written again."""
+        rows = self.rows if offset < self.end else ()
+        records = (batch.since(offset) for batch in self.records)
+        return replace(self, records=tuple(batch for batch in records if len(batch)), rows=rows)
+
+
+def stretch_of(batches: Sequence[RecordBatch], logged: Sequence[LogRows]) -> Stretch:
+    """Batches of one partition, at least one, one behind the other, of some records of which rows were made."""
+    last = batches[-1]
+    written = np.concatenate([log.offsets[log.written] for log in logged] or [np.zeros(0, np.int64)])
+    left = []
+    for batch in batches:
+        at = np.searchsorted(written, batch.offsets)
+        known = np.append(written, -1)[at] == batch.offsets
+        if not known.any():
+            left.append(batch)
+        elif not known.all():
+            rest = batch.take(np.flatnonzero(~known))
+            # A few ticks must not keep the whole of a fetch in memory.
+            rest.keys, rest.values = rest.keys.alone(), rest.values.alone()
+            left.append(rest)
+    rows = tuple(log.block for log in logged)
+    return Stretch(last.topic, last.partition, int(last.offsets[-1]) + 1, tuple(left), rows)
 
 
 @dataclass(slots=True, eq=False)
@@ -44,17 +102,17 @@ class _Place:
 
 
 class _Entry(NamedTuple):
-    """Records that wait. They are all there are from offset ``start`` on."""
+    """What waits. It is all there is from offset ``start`` on."""
 
     tp: TopicPartition
     place: _Place
     start: int
-    records: RecordBatch
+    held: Stretch
     size: int
 
 
 class RawLogQueue:
-    """At most ``bytes_max`` of values of records that were read once wait."""
+    """At most ``bytes_max`` of rows and of values of records that were read once wait."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
@@ -69,12 +127,15 @@ class RawLogQueue:
         """Whether nothing more can wait."""
         return self.bytes >= self._bytes_max
 
-    def seek(self, positions: Mapping[TopicPartition, int]) -> None:
-        """The worker has these partitions, no others, and reads on from there."""
-        for tp in self._places.keys() - positions.keys():
-            del self._places[tp]
+    def follow(self, positions: Mapping[TopicPartition, int]) -> None:
+        """The worker has these partitions now, and reads on from there."""
         for tp, offset in positions.items():
-            self._places.setdefault(tp, _Place(offset)).live = offset
+            self._places[tp] = _Place(offset)
+
+    def leave(self, tps: Iterable[TopicPartition]) -> None:
+        """It does not have these any more. What waits of them is for whoever has them next."""
+        for tp in tps:
+            self._places.pop(tp, None)
 
     def unknown(self) -> list[TopicPartition]:
         """Partitions of which the warehouse has not said how far they are."""
@@ -87,22 +148,22 @@ class RawLogQueue:
             if place is not None and place.next is None:
                 place.next = offset
 
-    def offer(self, records: RecordBatch) -> None:
-        """The worker has read these, right behind those it had read before."""
-        place = self._places.get((records.topic, records.partition))
+    def offer(self, held: Stretch) -> None:
+        """The worker has read this, right behind what it had read before."""
+        place = self._places.get((held.topic, held.partition))
         if place is None:
             return
-        start, place.live = place.live, _end(records)
+        start, place.live = place.live, held.end
         if place.gap and not place.waiting and place.next is not None and start <= place.next:
             place.gap = False
         if place.gap or self.full:
             place.gap = True
         else:
-            self._put(place, start, records)
+            self._put(place, start, held)
 
-    def take(self, records_max: int, bytes_max: int = 2**62) -> list[RecordBatch]:
+    def take(self, records_max: int, bytes_max: int = 2**62) -> list[Stretch]:
         """What is to be written next; about so many records and bytes."""
-        found: list[RecordBatch] = []
+        found: list[Stretch] = []
         records = size_taken = 0
         while self._entries and records < records_max and size_taken < bytes_max:
             entry = self._entries[0]
@@ -119,7 +180,7 @@ class RawLogQueue:
                 place.gap = True
                 continue
             fresh = held.since(place.next)
-            place.next = max(place.next, _end(held))
+            place.next = max(place.next, held.end)
             if len(fresh):
                 found.append(fresh)
                 records += len(fresh)
@@ -135,26 +196,22 @@ class RawLogQueue:
                 found[tp] = place.next
         return found
 
-    def read_again(self, start: int, records: RecordBatch) -> bool:
-        """These are all there are from offset ``start`` on; whether there is a gap still."""
-        place = self._places.get((records.topic, records.partition))
+    def read_again(self, start: int, held: Stretch) -> bool:
+        """This is all there is from offset ``start`` on; whether there is a gap still."""
+        place = self._places.get((held.topic, held.partition))
         if place is None or not place.gap:
             return False
-        self._put(place, start, records)
-        place.gap = _end(records) < place.live
+        self._put(place, start, held)
+        place.gap = held.end < place.live
         return place.gap
 
     def still_behind(self, tps: Iterable[TopicPartition]) -> set[TopicPartition]:
         """Those of these partitions that have a gap."""
         return {tp for tp in tps if tp in self._places and self._places[tp].gap}
 
-    def _put(self, place: _Place, start: int, records: RecordBatch) -> None:
-        size = records.values.size
+    def _put(self, place: _Place, start: int, held: Stretch) -> None:
+        size = held.size
         place.waiting += 1
         self.bytes += size
-        self.records += len(records)
-        self._entries.append(_Entry((records.topic, records.partition), place, start, records, size))
-
-
-def _end(records: RecordBatch) -> int:
-    return int(records.offsets[-1]) + 1
+        self.records += len(held)
+        self._entries.append(_Entry((held.topic, held.partition), place, start, held, size))

@@ -96,6 +96,16 @@ class RecordBatch:
             self.timestamps_ms[within],
         )  # fmt: skip
 
+    def take(self, places: NDArray[np.int64]) -> RecordBatch:
+        """Those at ``places``, which rise."""
+        headers = {
+            at: self.headers[place] for at, place in enumerate(places.tolist()) if place in self.headers
+        }
+        return RecordBatch(
+            self.topic, self.partition, self.offsets[places], self.keys.take(places), self.values.take(places), headers,
+            self.timestamps_ms[places],
+        )  # fmt: skip
+
     def since(self, offset: int) -> RecordBatch:
         """Those from ``offset`` on."""
         return self.part(int(np.searchsorted(self.offsets, offset)), len(self))

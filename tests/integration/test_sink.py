@@ -74,8 +74,8 @@ def test_a_sink_can_be_used_again_after_close(sink: tuple[Sink, ReadBack]) -> No
     assert read() == {("feedback", 0, 1, 1), ("feedback", 1, 2, 2)}
 
 
-def test_an_arrow_batch_is_in_the_raw_log_value_for_value(database: ClickHouseSettings) -> None:
-    """Maps with and without all of their keys, nulls, texts of any length: as the columns were, so the rows are."""
+def test_arrow_batches_are_in_the_raw_log_value_for_value(database: ClickHouseSettings) -> None:
+    """Two in one insert, block behind block. Maps with and without all of their keys, nulls, texts of any length: as the columns were, so the rows are."""
     n = 300
     columns: dict[str, Any] = {
         "prediction_id": [f"p{i}" * (1 + i % 30) for i in range(n)],
@@ -89,18 +89,22 @@ def test_an_arrow_batch_is_in_the_raw_log_value_for_value(database: ClickHouseSe
         "role": ["shadow" if i % 4 else "nobody" for i in range(n)],
     }
     table = pa.table(columns).replace_schema_metadata({b"model": b"m"})
-    record = Record("predictions", 1, 9, None, encode_arrow(table), {HEADER_FORMAT: FORMAT_ARROW})
+    records = [
+        Record("predictions", 1, offset, None, encode_arrow(table), {HEADER_FORMAT: FORMAT_ARROW})
+        for offset in (9, 10)
+    ]
     clickhouse = ClickHouseSink(database)
-    for table_name, rows in log_copy(RecordBatch.of([record])):
-        assert isinstance(rows, RowBlock)
-        clickhouse.write_block(table_name, rows)
+    blocks = [rows for _, rows in log_copy(RecordBatch.of(records)) if isinstance(rows, RowBlock)]
+    clickhouse.write_blocks("prediction_log", [block for block in blocks if block.rows])
     names = [
         name if not kind.startswith("DateTime64") else f"toUnixTimestamp64Milli({name})"
         for name, kind in TABLES["prediction_log"].columns
     ]
-    found = clickhouse.query(f"SELECT {', '.join(names)} FROM prediction_log ORDER BY source_row")
-    expected = log_rows(record)[1]
-    assert len(expected) == n * 3 // 4
+    found = clickhouse.query(
+        f"SELECT {', '.join(names)} FROM prediction_log ORDER BY source_offset, source_row"
+    )
+    expected = [row for record in records for row in log_rows(record)[1]]
+    assert len(expected) == 2 * (n * 3 // 4)
     assert [tuple(row) for row in found] == expected
     clickhouse.close()
 

@@ -12,6 +12,7 @@ from clickhouse_connect.driver.query import QueryContext
 from clickhouse_connect.driver.transform import NativeTransform
 
 from schemas.native import (
+    NATIVE,
     coded,
     maps,
     native_block,
@@ -21,7 +22,7 @@ from schemas.native import (
     same_text,
     texts,
 )
-from schemas.row_binary import RowBlock, joined
+from schemas.row_binary import RowBlock
 from schemas.spans import Spans
 
 LONG = "ü" * 200
@@ -70,7 +71,8 @@ ROWS: list[tuple[Any, ...]] = [
 def test_what_was_written_is_read_back(rows: int) -> None:
     """Of blocks that stand one behind the other, all of it."""
     assert read_native(_block(rows)) == ROWS[:rows]
-    assert read_native(joined([_block(rows), _block(2)])) == ROWS[:rows] + ROWS[:2]
+    both = b"".join([_block(rows).data, _block(2).data])
+    assert read_native(RowBlock(rows + 2, memoryview(both), NATIVE)) == ROWS[:rows] + ROWS[:2]
 
 
 def test_the_client_reads_the_same() -> None:

@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schemas.row_binary import RowBlock
 from schemas.spans import Spans
-from streams.core.raw_log import RawLogQueue
+from streams.core.raw_log import RawLogQueue, Stretch
 from streams.core.records import RecordBatch
 
 TP = ("predictions", 0)
@@ -23,6 +24,20 @@ def _records(start: int, count: int) -> RecordBatch | None:
     nothing = Spans.of([b"xx"] * len(offsets))
     at = np.array(offsets, np.int64)
     return RecordBatch(*TP, at, nothing, nothing, {}, at)
+
+
+def _stretch(records: RecordBatch, as_rows: bool = False) -> Stretch:
+    """Records, or rows that say which ones they were made of."""
+    if not as_rows:
+        return Stretch.of(records)
+    rows = RowBlock(len(records), memoryview(records.offsets.tobytes()))
+    return Stretch(*TP, int(records.offsets[-1]) + 1, (), (rows,))
+
+
+def _offsets(held: Stretch) -> list[int]:
+    """Of what it holds."""
+    of_rows = [np.frombuffer(block.data, np.int64) for block in held.rows]
+    return np.concatenate([*of_rows, *(batch.offsets for batch in held.records)]).tolist()
 
 
 class World:
@@ -43,22 +58,22 @@ class World:
 
     def seek(self, live: int) -> None:
         self.live = live
-        self.queue.seek({TP: live})
+        self.queue.follow({TP: live})
 
-    def read(self, count: int) -> None:
+    def read(self, count: int, as_rows: bool = False) -> None:
         records = _records(self.live, count)
         if records is not None:
             self.live = int(records.offsets[-1]) + 1
-            self.queue.offer(records)
+            self.queue.offer(_stretch(records, as_rows))
 
     def answer(self) -> None:
         self.queue.go_on(dict.fromkeys(self.queue.unknown(), self.reached))
 
     def write(self, count: int, dies: bool = False) -> None:
-        for records in self.queue.take(count):
-            self.written += records.offsets.tolist()
+        for held in self.queue.take(count):
+            self.written += _offsets(held)
             if not dies:
-                self.reached = int(records.offsets[-1]) + 1
+                self.reached = held.end
 
     def read_again(self, count: int) -> None:
         behind = self.queue.behind()
@@ -66,7 +81,7 @@ class World:
             self.again = behind.get(TP)
         if self.again is not None and not self.queue.full:
             records = _records(self.again, count)
-            if records is not None and self.queue.read_again(self.again, records):
+            if records is not None and self.queue.read_again(self.again, _stretch(records)):
                 self.again = int(records.offsets[-1]) + 1
             elif records is not None:
                 self.again = None
@@ -81,6 +96,7 @@ class World:
 
 steps = st.one_of(
     st.tuples(st.just("read"), st.integers(1, 9)),
+    st.tuples(st.just("made"), st.integers(1, 9)),
     st.tuples(st.just("write"), st.integers(1, 20)),
     st.tuples(st.just("answer"), st.just(0)),
     st.tuples(st.just("again"), st.integers(1, 9)),
@@ -102,6 +118,8 @@ def test_every_record_is_handed_over_once_a_worker_and_in_order(
         match step:
             case "read":
                 world.read(number)
+            case "made":
+                world.read(number, as_rows=True)
             case "write":
                 world.write(number)
             case "answer":
@@ -111,7 +129,7 @@ def test_every_record_is_handed_over_once_a_worker_and_in_order(
             case "seek":
                 world.seek(max(0, world.live - number))
             case "lost":
-                world.queue.seek({})
+                world.queue.leave([TP])
                 world.again = None
                 world.seek(min(number, world.live))
             case _:

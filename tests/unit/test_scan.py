@@ -15,10 +15,11 @@ from schemas.events import GroundTruth, PredictionMade
 from schemas.json_text import FAILED, number, text_end
 from schemas.labels import LabelDecoder
 from schemas.messages import Bad, Messages
-from schemas.scan import FIELDS as SCANNED
-from schemas.scan import names_of, scan
+from schemas.scan import scan
 from schemas.scan_labels import FIELDS as SCANNED_LABELS
 from schemas.scan_labels import label_names, scan_labels
+from schemas.scan_names import FIELDS as SCANNED
+from schemas.scan_names import names_of
 from tests.support_documents import CONTRACTS, documents
 from tests.support_join import prediction, truth
 
