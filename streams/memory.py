@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 
+import pyarrow as pa
+
 #: Parameters of ``mallopt(3)`` and their values: from which size on a block is a mapping of its own (32 MiB is the most that
 #: every glibc takes); from how much free room at its end a heap gives some back; how much it takes at once; how many heaps
 #: there are, for what one thread's heap has kept another one's cannot use.
@@ -17,6 +19,8 @@ _PARAMETERS = {-3: 32 * 1024 * 1024, -1: 512 * 1024 * 1024, -2: 16 * 1024 * 1024
 
 def keep_large_buffers() -> None:
     """From now on this process keeps the room of large buffers. Does nothing where the C library has no ``mallopt``."""
+    # Columns of Arrow batches from there too: what pyarrow keeps for itself it gives back within milliseconds.
+    pa.set_memory_pool(pa.system_memory_pool())
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for parameter, value in _PARAMETERS.items():
