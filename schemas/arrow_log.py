@@ -37,6 +37,9 @@ Kept = NDArray[np.int64] | None
 #: Which rows have a value; None: all.
 There = NDArray[np.bool_] | None
 
+#: Of each row its partition, its offset, its row there.
+Addresses = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
 
 class _Unusual(Exception):
     """A column is not of a plain type."""
@@ -47,13 +50,13 @@ def arrow_rows(
     columns: Sequence[tuple[str, str]],
     table: pa.Table,
     model: str | None,
-    address: tuple[int, int, int],
+    addresses: Addresses,
 ) -> RowBlock | None:
-    """Rows of a batch, one for each event that can be used; None: it has to be read row by row.
+    """Rows of batches of one schema, one for each event that can be used; None: it has to be read row by row.
 
     ``columns``: names and types of what ``fields`` are in the table (features: two maps, of numbers and of texts), and then of
     the address. ``model``: of all rows, where it is no column: then every other column is a feature, and what is null is not
-    there. ``address``: (partition, offset, row) of the first; rows count up.
+    there.
     """
     try:
         gathered = _Gathered(table, {field.name for field in fields}, model is not None)
@@ -64,7 +67,7 @@ def arrow_rows(
                 gathered.same(model)
             else:
                 gathered.field(field)
-        return gathered.block(columns, address)
+        return gathered.block(columns, addresses)
     except (_Unusual, BadMessage, pa.ArrowException):
         return None
 
@@ -101,7 +104,7 @@ class _Gathered:
                 self._text(field)
         elif kind in (_LONG, _SHORT):
             whole = np.zeros(self._n, np.int64) if missing else self._whole_of(field)
-            self._made.append(lambda kept, kind: numbers(_of(whole, kept), kind))
+            self._whole(whole)
         else:
             self._real(field, kind, missing)
 
@@ -120,16 +123,12 @@ class _Gathered:
         self._numbers(reals)
         self._texts(told)
 
-    def block(self, columns: Sequence[tuple[str, str]], address: tuple[int, int, int]) -> RowBlock:
+    def block(self, columns: Sequence[tuple[str, str]], addresses: Addresses) -> RowBlock:
         """All of it as rows."""
         kept = None if self._usable is None else np.flatnonzero(self._usable)
         rows = self._n if kept is None else len(kept)
-        partition, offset, first = address
-        self._made += [
-            lambda _, kind: numbers(np.full(rows, partition), kind),
-            lambda _, kind: numbers(np.full(rows, offset), kind),
-            lambda _, kind: numbers(_of(np.arange(first, first + self._n), kept), kind),
-        ]
+        for values in addresses:
+            self._whole(values)
         return native_block(
             rows,
             [(name, kind, made(kept, kind)) for (name, kind), made in zip(columns, self._made, strict=True)],
@@ -142,6 +141,9 @@ class _Gathered:
 
     def _may_be_null(self, field: Field) -> bool:
         return field.default is not None and (self._wide or field.null)
+
+    def _whole(self, values: NDArray[np.int64]) -> None:
+        self._made.append(lambda kept, kind: numbers(_of(values, kept), kind))
 
     def _numbers(self, reals: dict[str, tuple[NDArray[Any], There]]) -> None:
         values = np.empty((self._n, len(reals)))

@@ -7,12 +7,14 @@ because the stage that consumes the topic has put it into ``dead-letters``, from
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
@@ -209,38 +211,72 @@ def log_copy(batch: RecordBatch) -> Iterator[tuple[str, list[Row] | RowBlock]]:
         scanner = scanner_of(batch.topic)
         block, left = scanner.rows(batch.values, ~is_plain(batch), batch.partition, batch.offsets)
         yield table_of(batch.topic), block
-        places = left.tolist()
+        opened, places = _opened(batch, left.tolist())
+        for _, alike in itertools.groupby(opened, lambda one: one[1].schema):
+            yield from ((table_of(batch.topic), found) for found in _arrow_blocks(batch, list(alike), places))
     for at in places:
         try:
-            yield _arrow_copy(batch, at) or log_rows(batch[at])
+            yield log_rows(batch[at])
         except BadMessage as error:
-            log.debug("left out", extra={"event": "bad-message", "detail": str(error)})
+            _left_out(error)
 
 
-def _arrow_copy(batch: RecordBatch, at: int) -> tuple[str, RowBlock] | None:
-    """(table, rows) of an Arrow batch of plain columns; None: it is something else. Raises BadMessage."""
-    said = batch.headers.get(at, {})
-    if (
-        batch.topic not in _FIELDS
-        or said.get(HEADER_FORMAT) != FORMAT_ARROW
-        or said.get(HEADER_KIND) == KIND_TICK
-    ):
-        return None
+def _opened(batch: RecordBatch, places: list[int]) -> tuple[list[tuple[int, pa.Table]], list[int]]:
+    """Of the records at ``places`` the Arrow batches, each with its place, and the places of the others."""
+    found, others = [], []
+    for at in places:
+        said = batch.headers.get(at, {})
+        if said.get(HEADER_FORMAT) != FORMAT_ARROW or said.get(HEADER_KIND) == KIND_TICK:
+            others.append(at)
+            continue
+        try:
+            found.append((at, read_arrow(batch.values.view(at))))
+        except BadMessage as error:
+            _left_out(error)
+    return found, others
+
+
+def _arrow_blocks(
+    batch: RecordBatch, opened: Sequence[tuple[int, pa.Table]], others: list[int]
+) -> Iterator[RowBlock]:
+    """Rows of Arrow batches of one schema, together where that can be; those of ``others`` are to be read row by row."""
+    block = _arrow_block(batch, opened)
+    if block is not None:
+        yield block
+    elif len(opened) == 1:
+        others.append(opened[0][0])
+    else:
+        for one in opened:
+            yield from _arrow_blocks(batch, [one], others)
+
+
+def _arrow_block(batch: RecordBatch, opened: Sequence[tuple[int, pa.Table]]) -> RowBlock | None:
+    """Rows of Arrow batches of one schema, and so of one model; None: they cannot be read together."""
+    first = opened[0][1]
     try:
-        table = read_arrow(batch.values.view(at))
-        address = _origin(said, batch.partition, int(batch.offsets[at]))
-        model = (table.schema.metadata or {}).get(b"model", b"").decode()
-    except ValueError as error:
-        raise BadMessage("invalid-value", str(error)) from error
-    name = table_of(batch.topic)
-    block = arrow_rows(
+        begins = [
+            _origin(batch.headers.get(at, {}), batch.partition, int(batch.offsets[at])) for at, _ in opened
+        ]
+        model = (first.schema.metadata or {}).get(b"model", b"").decode()
+    except ValueError:
+        return None
+    table = first if len(opened) == 1 else pa.concat_tables([table for _, table in opened])
+    counts = [table.num_rows for _, table in opened]
+    partition, offset, row = (
+        np.repeat(np.array(begin, np.int64), counts) for begin in zip(*begins, strict=True)
+    )
+    row += np.concatenate([np.arange(count) for count in counts])
+    return arrow_rows(
         _FIELDS[batch.topic],
-        TABLES[name].columns,
+        TABLES[table_of(batch.topic)].columns,
         table,
         model if batch.topic == "predictions" else None,
-        address,
+        (partition, offset, row),
     )
-    return None if block is None else (name, block)
+
+
+def _left_out(error: BadMessage) -> None:
+    log.debug("left out", extra={"event": "bad-message", "detail": str(error)})
 
 
 def log_rows(record: Record) -> tuple[str, list[Row]]:

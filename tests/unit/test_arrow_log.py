@@ -108,3 +108,39 @@ def test_what_services_send_is_read_by_columns(topic: str) -> None:
     found = [rows for _, rows in log_copy(RecordBatch.of([record])) if isinstance(rows, list) or rows.rows]
     assert [type(rows) for rows in found] == [RowBlock]
     assert rows_of(log_copy(RecordBatch.of([record]))) == rows_of([log_rows(record)])
+
+
+def test_a_batch_that_cannot_be_read_with_its_neighbours_is_read_alone() -> None:
+    """Numbers beyond what a column takes, an origin that is none, nothing at all: the others' rows are all there, each with its
+    own address."""
+    good = pa.table(
+        {
+            "prediction_id": ["p", "q"],
+            "version": ["1", "1"],
+            "event_time_ms": pa.array([AT_MS] * 2, pa.uint64()),
+        }
+    )
+    huge = good.set_column(2, "event_time_ms", pa.array([AT_MS, 2**63], pa.uint64()))
+    other = good.append_column("x", pa.array([0.5, None]))
+    arrow = {HEADER_FORMAT: FORMAT_ARROW}
+    headers = [
+        arrow,
+        arrow | {HEADER_ORIGIN: b"predictions/1/4/2"},
+        arrow,
+        arrow,
+        arrow | {HEADER_ORIGIN: b"?"},
+        arrow,
+    ]
+    values = [encode_arrow(table) for table in (good, good, huge, other, good, good)]
+    records = [
+        Record("predictions", 3, 10 + 5 * at, None, value, held)
+        for at, (value, held) in enumerate(zip([*values, b"?"], [*headers, arrow], strict=True))
+    ]
+    expected = []
+    for record in records:
+        try:
+            expected += rows_of([log_rows(record)])
+        except BadMessage:
+            continue
+    assert len(expected) == 9
+    assert sorted(map(repr, rows_of(log_copy(RecordBatch.of(records))))) == sorted(map(repr, expected))
