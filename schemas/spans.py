@@ -5,6 +5,7 @@ A list of a million ``bytes`` costs more to make than all that is done with it l
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import overload
 
@@ -39,15 +40,19 @@ class Spans(Sequence[bytes | None]):
 
     @classmethod
     def concat(cls, parts: Sequence[Spans]) -> Spans:
-        """One after the other."""
+        """One after the other. A buffer that several have is taken once."""
         if len(parts) == 1:
             return parts[0]
-        shift = np.cumsum([0] + [len(part.buffer) for part in parts])
-        return cls(
-            np.concatenate([part.buffer for part in parts]),
-            np.concatenate([part.start + at for part, at in zip(parts, shift, strict=False)]),
-            np.concatenate([part.length for part in parts]),
+        start, length = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("start", "length")
         )
+        buffers = {id(part.buffer): part.buffer for part in parts}
+        if len(buffers) == 1:
+            return cls(parts[0].buffer, start, length)
+        ends = itertools.accumulate((len(buffer) for buffer in buffers.values()), initial=0)
+        first = dict(zip(buffers, ends, strict=False))
+        start += np.repeat([first[id(part.buffer)] for part in parts], [len(part) for part in parts])
+        return cls(np.concatenate(list(buffers.values())), start, length)
 
     def __len__(self) -> int:
         return len(self.start)

@@ -139,11 +139,11 @@ class OneByOne:
         hashes = key_hashes(Spans.of([prediction_id.encode()]))
         zero = np.zeros(1, np.int64)
         arrival = Arrivals(
-            [Kind(window, version, role, ("a=b",))], zero, hashes.identity, hashes.check, zero + window.start_ms,
+            [Kind(window, version, role, ("a=b",))], [window.end_ms + HOUR], zero, hashes.identity, hashes.check, zero + window.start_ms,
             np.array([score]), np.zeros(1, np.int8), zero, zero + 1, zero,
         )  # fmt: skip
-        new, outcomes = self.index.add(arrival, HOUR)
-        return told(outcomes) if new[0] else None
+        new, outcomes = self.index.add(arrival)
+        return [one for _, rows in outcomes for one in told(rows)] if new[0] else None
 
     def label(
         self, prediction_id: str, revision: int = 0, value: float = 1.0, at_ms: int = T0, oldest_ms: int = 0

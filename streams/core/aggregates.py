@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.rows import CALIBRATION_BINS, LATENCY_GAMMA, OUTCOME_BINS, SCORE_BINS
+from schemas.rows import CALIBRATION_BINS, LATENCY_GAMMA, OUTCOME_BINS
+from streams.core.layouts import Layout
+from streams.core.tally import FACTS_WIDTH
 
 Ints = NDArray[np.int64]
 _LOG_GAMMA = np.log(LATENCY_GAMMA)
@@ -51,38 +53,9 @@ def listed(histogram: Ints) -> list[int]:
 
 
 @dataclass(slots=True)
-class Counts:
-    """Of predictions, whether labelled or not."""
-
-    predictions: int = 0
-    errors: int = 0
-    fallbacks: int = 0
-    late: int = 0
-    positives: int = 0
-    payload_bytes: int = 0
-    latency_sum_us: int = 0
-    latency_buckets: dict[int, int] = field(default_factory=dict)
-    score_histogram: Ints = field(default_factory=lambda: _zeros(SCORE_BINS))
-
-
-@dataclass(slots=True)
-class FeatureCounts:
-    """Of one feature. ``histogram`` has ``len(edges) + 1`` cells: below the first edge, between, above the last."""
-
-    rows: int = 0
-    missing: int = 0
-    invalid: int = 0
-    sum_micro: int = 0
-    low: float = float("inf")
-    high: float = float("-inf")
-    edges: tuple[float, ...] = ()
-    histogram: Ints = field(default_factory=lambda: _zeros(0))
-    categories: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
 class Outcomes:
-    """Of predictions whose label is known. Positive means that the label is 1.
+    """Of predictions whose label is known. Positive means that the label is 1. ``predictions``: 0 in a cell, which counts them
+    itself.
 
     ``positive_log_loss_nano``, ``positive_brier_nano``: what the positives have of the two sums. ``positive_delays``,
     ``negative_delays``: by bucket of ``streams.core.maturity``, how many first labels of that class came so long after
@@ -111,25 +84,32 @@ class Outcomes:
     last_label_ms: int = 0
 
 
-@dataclass(slots=True)
 class Cell:
-    """One (version, role, segment) of a window."""
+    """One (version, role, segment) of a window. ``counts (COUNTS_WIDTH,)``: of predictions, whether labelled or not, as
+    ``tally.facts`` counts them; ``latencies``: how many are in each bucket; ``outcomes``: None before the first label; ``sums``:
+    of features, as ``layout`` says, None where none are counted. Arrays may be shared: whoever adds to one puts the sum in
+    its place."""
 
-    counts: Counts = field(default_factory=Counts)
-    outcomes: Outcomes = field(default_factory=Outcomes)
-    features: dict[str, FeatureCounts] = field(default_factory=dict)
+    __slots__ = ("counts", "latencies", "layout", "outcomes", "sums")
+
+    def __init__(self) -> None:
+        self.counts: Ints = _zeros(FACTS_WIDTH)
+        self.latencies: dict[int, int] = {}
+        self.outcomes: Outcomes | None = None
+        self.layout: Layout | None = None
+        self.sums: Ints = _zeros(0)
 
 
 #: Histograms of more bins are stored as places and counts.
 _DENSE_MAX = 32
 
 
-def pack(value: Counts | FeatureCounts | Outcomes) -> list[Any]:
-    """An aggregate as plain msgpack types, without ``edges``: empty histograms as their length, long ones as length, places
-    and counts; whole numbers beyond 64 bits as text."""
-    if isinstance(value, Outcomes) and not (value.labelled or value.revisions or value.first_label_ms):
+def pack(value: Outcomes) -> list[Any]:
+    """Outcomes as plain msgpack types: empty histograms as their length, long ones as length, places and counts; whole
+    numbers beyond 64 bits as text."""
+    if not (value.labelled or value.revisions or value.first_label_ms):
         return [value.predictions]
-    return [_packed(getattr(value, name)) for name in value.__slots__ if name != "edges"]
+    return [_packed(getattr(value, name)) for name in value.__slots__]
 
 
 def _packed(item: Any) -> Any:
@@ -145,22 +125,18 @@ def _packed(item: Any) -> Any:
     return [len(item), at.tolist(), item[at].tolist()]
 
 
-A = TypeVar("A", Counts, FeatureCounts, Outcomes)
-
-
-def unpack(kind: type[A], data: list[Any], edges: tuple[float, ...] = ()) -> A:
-    """Inverse of :func:`pack` for an aggregate class."""
-    found = kind()
-    for name, item in zip((name for name in kind.__slots__ if name != "edges"), data, strict=False):
+def unpack(data: list[Any]) -> Outcomes:
+    """Inverse of :func:`pack`."""
+    found = Outcomes()
+    for name, item in zip(found.__slots__, data, strict=False):
         if isinstance(getattr(found, name), np.ndarray):
-            item = _unpacked(item)
+            item = unpacked(item)
         setattr(found, name, int(item) if isinstance(item, str) else item)
-    if isinstance(found, FeatureCounts):
-        found.edges = edges
     return found
 
 
-def _unpacked(item: Any) -> Ints:
+def unpacked(item: Any) -> Ints:
+    """A histogram as it is stored."""
     if isinstance(item, int):
         return _zeros(item)
     if len(item) == 3 and isinstance(item[1], list):

@@ -45,12 +45,12 @@ from schemas.contracts import ModelContract
 from schemas.errors import StateCorrupt
 from schemas.events import HEADER_KIND, KIND_LABELS
 from schemas.ids import partition_of
-from streams.core.counting import Segments
 from streams.core.delivery import Out
 from streams.core.join import JoinIndex
 from streams.core.join_rows import NO_REVISION
 from streams.core.join_state import Kind, Told, WindowKey
 from streams.core.late import LateOutcomes
+from streams.core.members import Segments
 from streams.core.observe import outcome_block
 from streams.core.outcomes import OutcomeRows, joined
 from streams.core.records import Record, RecordBatch

@@ -67,13 +67,15 @@ class Upsert(NamedTuple):
     """One warehouse row: the cumulative value of ``key`` as of the committed manifest ``version``.
 
     ``row`` fits the table's columns in ``schemas.rows`` (it carries ``version`` too). Of two upserts with equal
-    (table, key) the higher version wins, in the shell's outbox as in the warehouse.
+    (table, key) the higher version wins, in the shell's outbox as in the warehouse. ``mark`` is the core's own: by what it
+    knows the row when it is confirmed.
     """
 
     table: str
     key: tuple[Any, ...]
     row: tuple[Any, ...]
     version: int
+    mark: Any = None
 
 
 class PieceRef(msgspec.Struct, frozen=True, array_like=True):

@@ -46,10 +46,12 @@ Given = tuple[int, float, float, int, int]
 
 @dataclass(slots=True)
 class Arrivals:
-    """``n`` predictions of one model as they come; ``kind``: index into ``kinds``. ``identity`` and ``check``: see
+    """``n`` predictions as they come; ``kind``: index into ``kinds``. ``last_ms``: by kind, a label later than this, by its own
+    time, does not count; by arrival alone it would depend on which input was read first. ``identity`` and ``check``: see
     ``schemas.ids.KeyHashes``. ``score`` NaN: it has none."""
 
     kinds: Sequence[Kind]
+    last_ms: Sequence[int]
     kind: NDArray[np.int64]
     identity: NDArray[np.uint64]
     check: NDArray[np.uint32]
@@ -141,16 +143,13 @@ class JoinIndex:
 
     # -- predictions ----------------------------------------------------------------------------------------------
 
-    def add(self, arrivals: Arrivals, horizon_ms: int) -> tuple[NDArray[np.bool_], OutcomeRows]:
-        """Take predictions in: which are new, and what labels that were known before them did.
-
-        ``horizon_ms``: a label later than this after the window's end, by its own time, does not count; by arrival
-        alone it would depend on which input was read first.
-        """
-        model, n = arrivals.kinds[0].window.model, len(arrivals.identity)
+    def add(self, arrivals: Arrivals) -> tuple[NDArray[np.bool_], list[tuple[str, OutcomeRows]]]:
+        """Take predictions in: which are new, and, by model, what labels that were known before them did."""
+        n, last_ms = len(arrivals.identity), arrivals.last_ms
         self._make_room(n)
         codes = self.kinds.codes(arrivals.kinds)[arrivals.kind]
-        key, check = self.salts.many(model, arrivals.identity, arrivals.check)
+        wide, narrow = self.salts.of_many([kind.window.model for kind in arrivals.kinds])
+        key, check = arrivals.identity ^ wide[arrivals.kind], arrivals.check ^ narrow[arrivals.kind]
         rows, first = self.rows, self.next_number
         start = rows.append(
             n, number=np.arange(first, first + n), key=key, check=check, kind=codes, event_time_ms=arrivals.event_time_ms,
@@ -166,19 +165,22 @@ class JoinIndex:
             waits = self.waiting.keys
             alone = np.flatnonzero((other < 0) & ~left)
             for i in [i for i, k in zip(alone.tolist(), key[alone].tolist(), strict=True) if k in waits]:
-                given += self._tell_early(start + i, horizon_ms)
+                given += self._tell_early(start + i, last_ms[arrivals.kind[i]])
         met = np.flatnonzero(other >= 0)
         for i, head in zip(met.tolist(), other[met].tolist(), strict=True):
             if self._chained(head, start + i):
-                last_ms = self.kind(start + i).window.end_ms + horizon_ms
-                given += [self._give(start + i, one) for one in self._told(head) if one[2] <= last_ms]
+                in_time = [one for one in self._told(head) if one[2] <= last_ms[arrivals.kind[i]]]
+                given += [self._give(start + i, one) for one in in_time]
             else:
                 new[i] = False
         fresh = int(np.count_nonzero(new))
         self.counts.duplicate_predictions += n - fresh
         self.size += fresh - int(np.count_nonzero(cold))
         self.remember(codes if fresh == n else codes[new], first)
-        return new, self._outcomes(model, given)
+        by_model: dict[str, list[Given]] = {}
+        for one in given:
+            by_model.setdefault(self.kind(one[0]).window.model, []).append(one)
+        return new, [(model, self._outcomes(model, of)) for model, of in by_model.items()]
 
     def _chained(self, head: int, position: int) -> bool:
         """Put a row behind the others of its prediction, unless it is there."""
@@ -190,11 +192,10 @@ class JoinIndex:
         self.rows.alive[position] = True
         return True
 
-    def _tell_early(self, position: int, horizon_ms: int) -> list[Given]:
+    def _tell_early(self, position: int, last_ms: int) -> list[Given]:
         key = Key(int(self.rows.key[position]), int(self.rows.check[position]))
         labels = rising(self.waiting.take(key))
         self.asks.drop(key)
-        last_ms = self.kind(position).window.end_ms + horizon_ms
         in_time = [label for label in labels if label.label_time_ms <= last_ms]
         self.counts.joined += int(bool(in_time))
         self.counts.beyond += len(labels) - len(in_time)

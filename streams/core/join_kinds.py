@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -93,6 +93,11 @@ class Salts:
         """Keys of hashes, or hashes of keys."""
         wide, narrow = self.of(model)
         return identity ^ wide, check ^ narrow
+
+    def of_many(self, models: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+        """Those of each of these."""
+        wide, narrow = zip(*map(self.of, models), strict=True)
+        return np.array(wide, np.uint64), np.array(narrow, np.uint32)
 
     def one(self, model: str, identity: int, check: int) -> Key:
         """The same of one."""

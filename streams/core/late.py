@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from schemas.contracts import ModelContract
 from schemas.errors import StateCorrupt
-from streams.core.aggregates import Cell, Outcomes, pack, unpack
+from streams.core.aggregates import Outcomes, pack, unpack
 from streams.core.delivery import Upsert
 from streams.core.join_state import WindowKey
 from streams.core.outcomes import OutcomeRows
+from streams.core.window_rows import outcome_row, row_key
 from streams.core.window_state import CellKey
-from streams.core.windows import add_outcomes, outcome_row, row_key
+from streams.core.windows import add_outcomes
 
 LATE_SCHEMA = 1
 PREFIX = "late/"
@@ -59,14 +60,13 @@ class LateOutcomes:
         """Add outcomes of one model in settled windows, and take back those they replace."""
         monitoring = contract.monitoring
         waits_ms = max(monitoring.allowed_lateness, monitoring.label_horizon)
-        cells: dict[tuple[WindowKey, CellKey], Cell] = {}
 
-        def cell_of(window: WindowKey, key: CellKey) -> Cell:
+        def cell_of(window: WindowKey, key: CellKey) -> Outcomes:
             row = self._open.get((window, key))
             if row is None:
                 row = _Row(Outcomes(), window.end_ms + waits_ms, monitoring.window)
                 self._open[window, key] = row
-            return cells.setdefault((window, key), Cell(outcomes=row.outcomes))
+            return row.outcomes
 
         add_outcomes(cell_of, outcomes, losses_nano, contract.threshold)
 
@@ -102,7 +102,7 @@ class LateOutcomes:
             for (window, cell), row in self._parts[number].items():
                 o = row.outcomes
                 key = (*row_key(window, cell, self._partition), number)
-                values = outcome_row(o, o.last_label_ms, row.settles_ms, row.span_ms, final=True)
+                values = outcome_row(o, 0, o.last_label_ms, row.settles_ms, row.span_ms, final=True)
                 found.append(Upsert("window_outcomes", key, (*key, *values, version), version))
         self._unsent = []
         return found
@@ -138,7 +138,7 @@ def _decode(name: str, data: bytes) -> _Part:
         if schema != LATE_SCHEMA:
             raise StateCorrupt(f"piece {name}: schema {schema}, this code reads {LATE_SCHEMA}")
         return {
-            (WindowKey(*window), tuple(cell)): _Row(unpack(Outcomes, packed), settles_ms, span_ms)
+            (WindowKey(*window), tuple(cell)): _Row(unpack(packed), settles_ms, span_ms)
             for window, cell, settles_ms, span_ms, packed in rows
         }
     except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:

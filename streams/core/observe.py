@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,19 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.blocks import DTYPES, ObservationBlock
-from schemas.codecs import PredictionColumns, coded
+from schemas.codecs import coded
 from schemas.contracts import ModelContract
 from schemas.events import HEADER_ORIGIN
 from schemas.hashing import KeyHashes
 from schemas.ids import RowId
 from schemas.rows import NANO
-from streams.core.counting import Segments
+from streams.core.members import Segments
 from streams.core.ordering import merged
 from streams.core.outcomes import OutcomeRows
 from streams.core.records import Record, RecordBatch
+from streams.core.together import Together
 
 #: A block stays well under what a broker takes in one message.
 BLOCK_BYTES_MAX = 700_000
+_NO_FEATURES = np.empty((0, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,35 +44,40 @@ class Addresses:
         return Addresses(*cut)
 
 
-def prediction_block(
-    columns: PredictionColumns, addresses: Addresses, segments: NDArray[np.int32], contract_hash: str
-) -> ObservationBlock:
-    """Predictions as one block, in their order. ``segments (n, s)``: codes of their categories.
+def prediction_blocks(
+    rows: Together, addresses: Addresses, told: NDArray[np.int32], segments: Sequence[Segments]
+) -> Iterator[ObservationBlock]:
+    """Predictions as one block a model, in their order. ``told (n, s)``: codes of their segments' categories.
 
-    Where no detector is configured it carries no features: the label index, which reads it too, has no use for them.
+    Where no detector is configured a block carries no features: the label index, which reads it too, has no use for them.
     """
-    watched = bool(columns.contract.monitoring.detectors)
     nothing: dict[str, Any] = {name: np.empty(0, DTYPES[name]) for name in _LABEL_COLUMNS}
-    return ObservationBlock(
-        kind="predictions",
-        model=columns.contract.model,
-        versions=columns.versions,
-        contract_hash=contract_hash,
-        partition=addresses.partition.astype(np.int32),
-        offset=addresses.offset,
-        row=addresses.row.astype(np.int32),
-        identity=addresses.identity,
-        event_time_ms=columns.event_time_ms,
-        version=columns.version,
-        role=columns.role,
-        score=columns.score,
-        latency_ms=columns.latency_ms,
-        status=columns.status,
-        features=columns.features if watched else np.empty((0, 0)),
-        segments=segments,
-        check=addresses.check,
-        **nothing,
-    )
+    partition, row = addresses.partition.astype(np.int32), addresses.row.astype(np.int32)
+    version, first = rows.version.astype(np.int32), 0
+    for at, ((begin, end), part) in enumerate(zip(itertools.pairwise(rows.bounds), rows.parts, strict=True)):
+        own, contract = slice(begin, end), part.contract
+        if begin < end:
+            yield ObservationBlock(
+                kind="predictions",
+                model=contract.model,
+                versions=part.versions,
+                contract_hash=segments[at].contract_hash,
+                partition=partition[own],
+                offset=addresses.offset[own],
+                row=row[own],
+                identity=addresses.identity[own],
+                event_time_ms=rows.event_time_ms[own],
+                version=version[own] - np.int32(first),
+                role=rows.role[own],
+                score=rows.score[own],
+                latency_ms=rows.latency_ms[own],
+                status=rows.status[own],
+                features=rows.features(at, begin, end) if contract.monitoring.detectors else _NO_FEATURES,
+                segments=told[own, : len(segments[at].labels)],
+                check=addresses.check[own],
+                **nothing,
+            )
+        first += len(part.versions)
 
 
 def outcome_block(
@@ -116,7 +124,7 @@ def cut(blocks: Sequence[ObservationBlock]) -> Iterator[ObservationBlock]:
         yield whole if len(whole) <= most else whole.take(slice(start, start + most))
 
 
-def addresses_of(records: RecordBatch, columns: PredictionColumns, hashes: KeyHashes) -> Addresses:
+def addresses_of(records: RecordBatch, columns: Together, hashes: KeyHashes) -> Addresses:
     """Where each row was first read."""
     message, row = columns.message, columns.row.astype(np.int64)
     partition = np.full(len(message), records.partition, np.int64)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.blocks import ObservationBlock, encode_block
-from schemas.codecs import PREDICTION_COLUMNS, Bad, Messages, PredictionColumns, PredictionDecoder, read_arrow
+from schemas.codecs import PREDICTION_COLUMNS, Bad, Messages, PredictionDecoder, read_arrow
 from schemas.contracts import ModelContract, ModelRecord, Reference
 from schemas.errors import Halted
 from schemas.events import (
@@ -35,14 +35,15 @@ from schemas.labels import LabelColumns, LabelDecoder
 from schemas.scan_rows import LogRows
 from streams.core.archive import is_plain
 from streams.core.cold import ANSWERS, ColdLabels, Question, known_labels
-from streams.core.counting import Members, Segments
 from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
 from streams.core.join import Arrivals, JoinIndex, LabelRows, drain
 from streams.core.join_meta import BEGINNING_MS, Meta, restored
 from streams.core.join_pieces import JoinPieces
-from streams.core.observe import address, addresses_of, cut, outcome_block, prediction_block
+from streams.core.members import Members, Segments, coded
+from streams.core.observe import address, addresses_of, cut, outcome_block, prediction_blocks
 from streams.core.outcomes import OutcomeRows
 from streams.core.records import Input, Record, RecordBatch, batches, joined
+from streams.core.together import Together
 from streams.core.windows import Windows
 
 NO_ROOM = (
@@ -174,13 +175,13 @@ class JoinCore:
         if log is not None and log.block.rows:
             self._logged.append(log)
         self._reject(records, bad, sum(map(len, columns)) + len(bad))
-        for batch in columns:
-            self._take(records, batch)
+        if columns:
+            self._take(records, Together.of(columns))
 
     def _stays(
         self,
         records: RecordBatch,
-        rows: PredictionColumns | LabelColumns,
+        rows: Together | LabelColumns,
         hashes: KeyHashes,
     ) -> NDArray[np.bool_]:
         """Which rows are taken in here: of this partition, or sent here before; the others are sent on."""
@@ -216,45 +217,53 @@ class JoinCore:
             data = {**event, "model": model, "features": data}
         return msgspec.json.encode(data)
 
-    def _take(self, records: RecordBatch, columns: PredictionColumns) -> None:
+    def _take(self, records: RecordBatch, rows: Together) -> None:
         """Count what is new, put it into the index and on the way to the detectors."""
-        contract = columns.contract
-        hashes = key_hashes(columns.keys)
-        window_ms = contract.monitoring.pane_ms
-        starts = columns.event_time_ms // window_ms * window_ms
-        stays = self._stays(records, columns, hashes)
-        in_time = starts + window_ms > self._meta.floor_ms.get(contract.model, BEGINNING_MS)
-        if too_late := int((stays & ~in_time).sum()):
-            self._measured.too_late[contract.model] = (
-                self._measured.too_late.get(contract.model, 0) + too_late
-            )
-        addresses = addresses_of(records, columns, hashes)
+        contracts = [part.contract for part in rows.parts]
+        hashes = key_hashes(rows.keys)
+        pane_ms = np.array([contract.monitoring.pane_ms for contract in contracts])[rows.model]
+        starts = rows.event_time_ms // pane_ms * pane_ms
+        stays = self._stays(records, rows, hashes)
+        floors = [self._meta.floor_ms.get(contract.model, BEGINNING_MS) for contract in contracts]
+        in_time = starts + pane_ms > np.array(floors)[rows.model]
+        addresses = addresses_of(records, rows, hashes)
         keep = stays & in_time
         if not keep.all():
+            self._count_too_late(rows, stays & ~in_time)
             at = np.flatnonzero(keep)
-            columns, addresses, starts = columns.take(at), addresses.take(at), starts[at]
-        if not len(columns):
+            rows, addresses, starts = rows.take(at), addresses.take(at), starts[at]
+        if not len(rows):
             return
-        segments = self._segments[contract.model]
-        codes = segments.codes(columns.features)
-        members = Members.of(columns, starts, segments, codes)
+        segments = [self._segments[contract.model] for contract in contracts]
+        codes, told = coded(rows, segments)
+        members = Members.of(rows, starts, codes)
+        kinds = members.kinds(rows.versions, segments)
+        last = [contract.monitoring.last_label for contract in contracts]
+        last_ms = [
+            kind.window.end_ms + last[of] for kind, of in zip(kinds, members.model.tolist(), strict=True)
+        ]
         new, outcomes = self._index.add(
             Arrivals(
-                members.kinds(), members.of_row, addresses.identity, addresses.check, columns.event_time_ms,
-                columns.score, columns.status, addresses.partition, addresses.offset, addresses.row,
-            ),
-            contract.monitoring.last_label,
+                kinds, last_ms, members.of_row, addresses.identity, addresses.check, rows.event_time_ms, rows.score,
+                rows.status, addresses.partition, addresses.offset, addresses.row,
+            )
         )  # fmt: skip
         if not new.all():
             at = np.flatnonzero(new)
-            columns, addresses, members = columns.take(at), addresses.take(at), members.take(at)
-            codes = [code[at] for code in codes]
-        if len(columns):
-            references = self._references.get(contract.model, {})
-            self._windows.add(columns, members, references, self._meta.prediction_ms)
-            told = segments.categories(codes, len(columns))
-            self._observed(prediction_block(columns, addresses, told, segments.contract_hash))
-        self._settle(contract, outcomes)
+            rows, addresses, members, told = rows.take(at), addresses.take(at), members.take(at), told[at]
+        if len(rows):
+            references = [self._references.get(contract.model, {}) for contract in contracts]
+            self._windows.add(rows, members, segments, references, self._meta.prediction_ms)
+            for block in prediction_blocks(rows, addresses, told, segments):
+                self._observed(block)
+        for model, found in outcomes:
+            self._settle(self._contracts[model], found)
+
+    def _count_too_late(self, rows: Together, which: NDArray[np.bool_]) -> None:
+        for part, count in enumerate(np.bincount(rows.model[which], minlength=len(rows.parts)).tolist()):
+            if count:
+                model = rows.parts[part].contract.model
+                self._measured.too_late[model] = self._measured.too_late.get(model, 0) + count
 
     def _labels(self, records: RecordBatch) -> None:
         labels, bad = self._label_decoder.decode(self._messages(records))

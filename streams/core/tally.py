@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from schemas.compiled import compiled
 from schemas.edges import place_of
 from schemas.rows import CALIBRATION_BINS, MICRO, NANO, OUTCOME_BINS, PROBABILITY_MIN, SCORE_BINS
+from streams.core.layouts import HEAD, INVALID, LEAST, LOWER, MISSING, MOST, ROWS, UPPER, Arrays
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -36,11 +37,12 @@ OUTCOMES = (
 @compiled
 def facts(
     member: Ints, late: NDArray[np.bool_], score: Floats, latency_ms: Floats, status: NDArray[np.int8], payload: Ints,
-    error: int, fallback: int, threshold: float, table: NDArray[np.int16], bucket: Ints, into: Ints,
+    error: int, fallback: int, thresholds: Floats, table: NDArray[np.int16], bucket: Ints, into: Ints,
 ) -> None:  # fmt: skip
-    """Add row i to ``into[member[i]]``; ``bucket[i]`` becomes that of its latency, by ``table`` as far as that goes."""
+    """Add row i to ``into[member[i]]``, whose scores are positive from ``thresholds[member[i]]`` on; ``bucket[i]`` becomes that
+    of its latency, by ``table`` as far as that goes."""
     for i in range(len(member)):
-        cell = into[member[i]]
+        cell, threshold = into[member[i]], thresholds[member[i]]
         cell[0] += 1
         if status[i] == error:
             cell[1] += 1
@@ -66,10 +68,14 @@ def unit_bin(value: float, bins: int) -> int:
 
 
 @compiled
-def pairs(member: Ints, place: Ints, first: int, into: Ints) -> None:
-    """Count row i in ``into[member[i], place[i] - first]``."""
-    for i in range(len(member)):
-        into[member[i], place[i] - first] += 1
+def summed(cells: Ints, table: Ints, into: Ints) -> None:
+    """Add row j of ``table (m, w)`` to each of the rows ``cells[:, j]`` of ``into (c, w)``; -1 is nobody."""
+    for s in range(cells.shape[0]):
+        for j in range(cells.shape[1]):
+            cell = cells[s, j]
+            if cell >= 0:
+                for k in range(table.shape[1]):
+                    into[cell, k] += table[j, k]
 
 
 @compiled
@@ -117,46 +123,68 @@ def numbers(
 
 
 @compiled
-def few_numbers(
-    values: Floats, member: Ints, places: Ints, low: Floats, high: Floats, edges: Floats, starts: Ints, into: Ints,
-    range_: Floats, histogram: Ints,
-) -> None:  # fmt: skip
-    """As ``numbers``, all features at ``places`` of ``values (n, k)`` in one call, where rows are few.
+def features(
+    values: Floats, at: Ints, cell: Ints, plans: Ints, starts: Ints, of: Arrays, sums: Ints, reals: Floats
+) -> None:
+    """Count all features of row i, which lie from ``at[i]`` on in ``values``, in the cell ``cell[i]``; -1: nowhere.
 
-    The edges of feature f are ``edges[starts[f] : starts[f + 1]]``; its cells of ``histogram[cell]``, one more, begin at
-    ``starts[f] + f``. ``into (cells, features, 4)``, ``range_ (cells, features, 2)``.
+    A cell's numbers begin at ``starts[c]`` of ``sums``, which ``reals`` is too, and are counted by plan ``plans[c]`` of ``of``.
     """
-    for i in range(len(member)):
-        cell = member[i]
-        for f in range(len(places)):
-            value = values[i, places[f]]
+    for i in range(len(at)):
+        c = cell[i]
+        if c < 0:
+            continue
+        first = of.first[plans[c]]
+        for f in range(of.first[plans[c] + 1] - first):
+            own = first + f
+            to = starts[c] + of.start[own]
+            value = values[at[i] + f]
+            sums[to + ROWS] += 1
             if value != value:
-                into[cell, f, 0] += 1
+                sums[to + MISSING] += 1
                 continue
-            if value < low[f] or value > high[f]:
-                into[cell, f, 1] += 1
+            if of.code[own] >= 0:
+                place = of.cells[of.code[own] + int(value)]
+                sums[to + HEAD + place] += 1
+                sums[to + INVALID] += place == of.other[own]
+                continue
+            if value < of.low[own] or value > of.high[own]:
+                sums[to + INVALID] += 1
             unit: Any = np.int64(np.rint(min(max(value, -VALUE_MAX), VALUE_MAX) * MICRO))
-            into[cell, f, 2] += unit >> HALF
-            into[cell, f, 3] += unit & 0xFFFFFFFF
-            range_[cell, f, 0] = min(range_[cell, f, 0], value)
-            range_[cell, f, 1] = max(range_[cell, f, 1], value)
-            below, above = starts[f], starts[f + 1]
+            sums[to + UPPER] += unit >> HALF
+            sums[to + LOWER] += unit & 0xFFFFFFFF
+            reals[to + LEAST] = min(reals[to + LEAST], value)
+            reals[to + MOST] = max(reals[to + MOST], value)
+            begin = of.edge[own]
+            below, above = begin, of.edge_end[own]
             while below < above:
                 middle = (below + above) // 2
-                if edges[middle] <= value:
+                if of.edges[middle] <= value:
                     below = middle + 1
                 else:
                     above = middle
-            histogram[cell, below + f] += 1
+            sums[to + HEAD + below - begin] += 1
 
 
 @compiled
-def translated(values: Floats, codes: Ints, into: Ints) -> None:
-    """What ``codes`` says of each category's code; of NaN its last word."""
-    last = len(codes) - 1
-    for i in range(len(into)):
-        value = values[i]
-        into[i] = codes[last if value != value else int(value)]
+def segments(
+    values: Floats, at: Ints, model: Ints, first: Ints, places: Ints, ends: Ints, labelled: Ints, told: Ints,
+    label: Ints, code: NDArray[np.int32],
+) -> None:  # fmt: skip
+    """Of row i, whose features begin at ``at[i]``, put into ``label[:, i]`` and ``code[i]`` what its segments are.
+
+    The segment features of model ``m`` are those from ``first[m]`` to below ``first[m + 1]``: ``places``, and up to where in
+    ``labelled`` and ``told`` its categories are, null in the end.
+    """
+    for i in range(len(at)):
+        begin = first[model[i]]
+        for s in range(first[model[i] + 1] - begin):
+            own = begin + s
+            value = values[at[i] + places[own]]
+            start = ends[own - 1] if own else 0
+            place = ends[own] - 1 if value != value else start + int(value)
+            label[s, i] = labelled[place]
+            code[i, s] = told[place]
 
 
 @compiled

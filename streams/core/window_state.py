@@ -7,31 +7,37 @@ named by what is in them and kept as long as a stored window needs them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from schemas.contracts import Monitoring
 from schemas.errors import StateCorrupt
-from schemas.ids import content_hash
-from streams.core.aggregates import Cell, Counts, FeatureCounts, Outcomes, pack, unpack
+from streams.core.aggregates import Cell, pack, unpack
+from streams.core.cell_codec import decode_features, decode_numbers, encode_features, encode_numbers
 from streams.core.join_state import WindowKey
+from streams.core.layouts import Layout, Part
+from streams.core.tally import FACTS_WIDTH
+from streams.core.window_state_4 import cell_of_4
 
-WINDOW_SCHEMA = 4
+WINDOW_SCHEMA = 5
 PREFIX, LAYOUT = "window/", "edges/"
+#: Tables of the warehouse that a cell has rows in, as bits.
+COUNTS, OUTCOMES, FEATURES = 1, 2, 4
+#: Cells that are written in one call; more at once would only take more room for a moment.
+_CELLS_AT_ONCE = 4_096
 
 #: Version, role, segment.
 CellKey = tuple[str, str, str]
-#: Table, cell, feature.
-Mark = tuple[str, CellKey, str]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Group:
-    """One window of one model. ``dirty``: (table, cell, feature) the warehouse is to be told; ``sent``: it was told
-    and has not confirmed.
+    """One window of one model. ``dirty``: by cell, the tables in which the warehouse is to be told of it; ``sent``: it was
+    told as of a version, and has not confirmed these rows, a bit each.
 
     ``span_ms``: length of the hopping windows that this one is a step of; its own length when windows do not overlap.
     ``closes_ms``, ``settles_ms``: event times by which rows and labels were to come, as of the contract under which it
@@ -45,9 +51,8 @@ class Group:
     settles_ms: int = 0
     closed: bool = False
     final: bool = False
-    changed: bool = True
-    dirty: dict[Mark, None] = field(default_factory=dict)
-    sent: dict[Mark, None] = field(default_factory=dict)
+    dirty: dict[CellKey, int] = field(default_factory=dict)
+    sent: dict[tuple[CellKey, int], tuple[int, int]] = field(default_factory=dict)
     layouts: frozenset[str] = frozenset()
 
     def cell(self, key: CellKey) -> Cell:
@@ -64,32 +69,25 @@ class Group:
             self.closes_ms = self.key.end_ms + monitoring.allowed_lateness
             self.settles_ms = self.key.end_ms + max(monitoring.allowed_lateness, monitoring.label_horizon)
 
-    def touch(self, table: str, key: CellKey, feature: str = "") -> None:
-        """Note a row that changed."""
-        self.dirty[table, key, feature] = None
-        self.changed = True
+    def touch(self, key: CellKey, tables: int) -> None:
+        """Note rows that changed."""
+        self.dirty[key] = self.dirty.get(key, 0) | tables
 
-    def tell(self, *tables: str) -> None:
-        """The warehouse is to be told every cell's row in each of ``tables``, though no sum has changed."""
-        self.dirty |= {(table, key, ""): None for table in tables for key in self.cells}
+    def tell(self, tables: int) -> None:
+        """The warehouse is to be told every cell's rows in ``tables``, though no sum has changed."""
+        for key in self.cells:
+            self.touch(key, tables)
 
     def tell_all(self) -> None:
         """The warehouse is to be told everything."""
-        self.tell("window_counts", "window_outcomes")
         for key, cell in self.cells.items():
-            self.dirty |= {("window_features", key, feature): None for feature in cell.features}
-
-
-#: Features of a cell and their borders, in order.
-Layout = tuple[tuple[str, tuple[float, ...]], ...]
+            self.touch(key, COUNTS | OUTCOMES | (FEATURES if cell.layout is not None else 0))
 
 
 class Layouts:
     """What is stored of features and their borders, by name. Whoever stores a window uses the layouts of its cells."""
 
     def __init__(self) -> None:
-        #: By the identities of what they are made of, which they keep alive.
-        self._found: dict[tuple[Any, ...], tuple[str, Layout]] = {}
         self._of: dict[str, Layout] = {}
         self._users: Counter[str] = Counter()
         self._stored: set[str] = set()
@@ -98,21 +96,14 @@ class Layouts:
     def __getitem__(self, name: str) -> Layout:
         return self._of[name]
 
-    def of(self, features: Mapping[str, FeatureCounts]) -> str:
-        """The name of a cell's layout; empty where it has no features."""
-        if not features:
-            return ""
-        key = (*features, *(id(one.edges) for one in features.values()))
-        found = self._found.get(key)
-        if found is None:
-            layout = tuple((name, one.edges) for name, one in features.items())
-            name = content_hash(msgspec.msgpack.encode(layout))[:16]
-            found = self._found[key] = (name, layout)
-            self._of.setdefault(name, layout)
-        return found[0]
-
-    def use(self, names: Iterable[str]) -> None:
+    def use(self, layouts: Iterable[Layout]) -> None:
         """One more window needs these."""
+        for layout in layouts:
+            self._of.setdefault(layout.name, layout)
+            self.use_named([layout.name])
+
+    def use_named(self, names: Iterable[str]) -> None:
+        """The same of layouts that are known."""
         self._users.update(names)
         self._touched.update(names)
 
@@ -127,12 +118,11 @@ class Layouts:
         for name in sorted(self._touched):
             if self._users[name] > 0 and name not in self._stored:
                 self._stored.add(name)
-                pieces[LAYOUT + name] = msgspec.msgpack.encode(self._of[name])
+                pieces[LAYOUT + name] = msgspec.msgpack.encode(self._of[name].parts)
             elif self._users[name] <= 0:
                 self._stored.discard(name)
                 pieces[LAYOUT + name] = None
                 del self._users[name], self._of[name]
-                self._found = {key: found for key, found in self._found.items() if found[0] != name}
         self._touched = set()
         return pieces
 
@@ -140,9 +130,10 @@ class Layouts:
         """Know the layouts that ``pieces`` hold. Raises StateCorrupt."""
         for name in (n for n in pieces if n.startswith(LAYOUT)):
             try:
-                self._of[name.removeprefix(LAYOUT)] = msgspec.msgpack.decode(pieces[name], type=Layout)
+                parts = msgspec.msgpack.decode(pieces[name], type=tuple[Part, ...])
             except msgspec.DecodeError as error:
                 raise StateCorrupt(f"piece {name} cannot be read: {error}") from error
+            self._of[name.removeprefix(LAYOUT)] = Layout(parts)
             self._stored.add(name.removeprefix(LAYOUT))
 
 
@@ -151,52 +142,72 @@ def piece_name(key: WindowKey) -> str:
     return f"{PREFIX}{key.model}/{key.start_ms}/{key.window_ms}"
 
 
-def encode_group(group: Group, layouts: Layouts) -> bytes:
-    """A group's piece; it uses the layouts of its cells from now on."""
-    cells = [
-        [
-            *key,
-            pack(cell.counts),
-            pack(cell.outcomes),
-            layouts.of(cell.features),
-            [pack(one) for one in cell.features.values()],
-        ]
-        for key, cell in group.cells.items()
-    ]
-    needed = frozenset(str(cell[5]) for cell in cells if cell[5])
-    layouts.use(needed - group.layouts)
-    layouts.release(group.layouts - needed)
-    group.layouts = needed
-    times = [group.span_ms, group.closes_ms, group.settles_ms]
-    told = not group.dirty and not group.sent
-    return msgspec.msgpack.encode(
-        [WINDOW_SCHEMA, list(group.key), times, group.closed, group.final, told, cells]
-    )
+def encode_groups(groups: Sequence[Group], layouts: Layouts) -> Iterator[tuple[str, bytes]]:
+    """Each group's piece; it uses the layouts of its cells from now on."""
+    packed = _packed([cell for group in groups for cell in group.cells.values()])
+    for group in groups:
+        cells, needed = list[tuple[Any, ...]](), dict[str, Layout]()
+        for key, cell in group.cells.items():
+            counts, features = next(packed)
+            outcomes = None if cell.outcomes is None else pack(cell.outcomes)
+            if cell.layout is None:
+                cells.append((*key, counts, cell.latencies, outcomes))
+            else:
+                needed[cell.layout.name] = cell.layout
+                cells.append((*key, counts, cell.latencies, outcomes, cell.layout.name, features))
+        if group.layouts != needed.keys():
+            layouts.use(needed[name] for name in needed.keys() - group.layouts)
+            layouts.release(group.layouts - needed.keys())
+            group.layouts = frozenset(needed)
+        times = (group.span_ms, group.closes_ms, group.settles_ms)
+        told = not group.dirty and not group.sent
+        body = (WINDOW_SCHEMA, group.key, times, group.closed, group.final, told, cells)
+        yield piece_name(group.key), msgspec.msgpack.encode(body)
+
+
+def _packed(cells: Sequence[Cell]) -> Iterator[tuple[bytes, bytes]]:
+    for start in range(0, len(cells), _CELLS_AT_ONCE):
+        some = cells[start : start + _CELLS_AT_ONCE]
+        counts = np.concatenate([cell.counts for cell in some]).reshape(len(some), -1)
+        layouts = [cell.layout for cell in some if cell.layout is not None]
+        held = [cell for cell in some if cell.layout is not None]
+        rows = [int(cell.counts[0]) for cell in held]
+        features = iter(encode_features(layouts, [cell.sums for cell in held], rows) if held else ())
+        for cell, own in zip(some, encode_numbers(counts), strict=True):
+            yield own, b"" if cell.layout is None else next(features)
 
 
 def decode_group(name: str, data: bytes, layouts: Layouts) -> Group:
-    """Inverse of :func:`encode_group`; where the warehouse was still to be told something, all is. Raises StateCorrupt."""
+    """Inverse of :func:`encode_groups`; where the warehouse was still to be told something, all is. Raises StateCorrupt."""
     try:
         schema, *rest = msgspec.msgpack.decode(data)
-        if schema != WINDOW_SCHEMA:
-            raise StateCorrupt(f"piece {name}: schema {schema}, this code reads {WINDOW_SCHEMA}")
+        if schema not in (4, WINDOW_SCHEMA):
+            raise StateCorrupt(f"piece {name}: schema {schema}, this code reads 4 and {WINDOW_SCHEMA}")
         key, times, closed, final, told, cells = rest
         span_ms, closes_ms, settles_ms = times
-        group = Group(WindowKey(*key), {}, span_ms, closes_ms, settles_ms, closed, final, changed=False)
-        for version, role, segment, counts, outcomes, layout, features in cells:
-            borders = layouts[layout] if layout else ()
-            group.cells[version, role, segment] = Cell(
-                unpack(Counts, counts),
-                unpack(Outcomes, outcomes),
-                {
-                    feature: unpack(FeatureCounts, packed, edges)
-                    for (feature, edges), packed in zip(borders, features, strict=True)
-                },
-            )
-        group.layouts = frozenset(cell[5] for cell in cells if cell[5])
-        layouts.use(group.layouts)
+        group = Group(WindowKey(*key), {}, span_ms, closes_ms, settles_ms, closed, final)
+        for version, role, segment, *cell in cells:
+            read = _cell_of if schema == WINDOW_SCHEMA else cell_of_4
+            group.cells[version, role, segment] = read(cell, layouts)
+        named = (cell[3 if schema == WINDOW_SCHEMA else 2] for _, _, _, *cell in cells if len(cell) > 3)
+        group.layouts = frozenset(filter(None, named))
+        layouts.use_named(group.layouts)
         if not told:
             group.tell_all()
     except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
         raise StateCorrupt(f"piece {name} cannot be read: {error}") from error
     return group
+
+
+def _cell_of(stored: list[Any], layouts: Layouts) -> Cell:
+    counts, latencies, outcomes, *features = stored
+    cell = Cell()
+    cell.counts = np.zeros(FACTS_WIDTH, np.int64)
+    decode_numbers(counts, cell.counts)
+    cell.latencies = latencies
+    cell.outcomes = None if outcomes is None else unpack(outcomes)
+    if features:
+        layout, data = features
+        cell.layout = layouts[layout]
+        cell.sums = decode_features(data, cell.layout, int(cell.counts[0]))
+    return cell

@@ -3,40 +3,54 @@
 A window lives in memory until its labels can no longer change it and ClickHouse has confirmed its last value. Each
 (window, model) is one piece of state; each (version, role, segment) in it is a cell of mergeable sums. A piece is written
 when its sums have changed: that a window has closed, or is final, follows from the time, and is found out again.
+
+There may be ten thousand models with as many windows each as their labels have time: so nothing here looks at all windows,
+and what a batch brings for many is counted, stored and told in one go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.codecs import PredictionColumns
 from schemas.contracts import ModelContract, Reference
 from schemas.ids import ROLES
-from streams.core.aggregates import Cell, Outcomes, listed
-from streams.core.counting import Members, PredictionFacts, count_features, count_outcomes
+from streams.core.aggregates import Cell, Outcomes
+from streams.core.counting import count_features, count_outcomes, count_predictions
 from streams.core.delivery import Upsert
 from streams.core.distinct import distinct
 from streams.core.join_state import WindowKey
+from streams.core.layouts import Plan, Plans
+from streams.core.members import Members, Segments
 from streams.core.outcomes import OutcomeRows
+from streams.core.together import Together
+from streams.core.window_rows import Mark, Told, counts_rows, features_rows, outcomes_rows, row_key
 from streams.core.window_state import (
+    COUNTS,
+    FEATURES,
+    OUTCOMES,
     PREFIX,
     CellKey,
     Group,
     Layouts,
-    Mark,
     decode_group,
-    encode_group,
+    encode_groups,
     piece_name,
 )
 
-_INT64_MAX = 2**63 - 1
 _NOT_LATE = np.zeros(0, np.bool_)
+_NOBODY = -1
+
+
+@dataclass(slots=True)
+class _End:
+    """Windows that end at one time; ``open``: those that are not closed."""
+
+    groups: dict[WindowKey, Group] = field(default_factory=dict)
+    open: dict[WindowKey, Group] = field(default_factory=dict)
 
 
 class Windows:
@@ -45,9 +59,12 @@ class Windows:
     def __init__(self, partition: int) -> None:
         self._partition = partition
         self._groups: dict[WindowKey, Group] = {}
-        self._unsent: dict[tuple[Any, ...], tuple[WindowKey, Mark, int]] = {}
+        self._ends: dict[int, _End] = {}
+        self._changed: dict[WindowKey, Group] = {}
+        self._dirty: dict[WindowKey, Group] = {}
         self._gone: set[str] = set()
         self._layouts = Layouts()
+        self._plans = Plans()
         self.late: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -57,57 +74,143 @@ class Windows:
         """The window, open it if need be. Never one that was settled: its rows are in no figure any more."""
         found = self._groups.get(key)
         if found is None:
-            found = self._groups[key] = Group(key)
+            found = Group(key)
+            self._enter(found)
         return found
+
+    def _enter(self, group: Group) -> None:
+        self._groups[group.key] = group
+        end = self._ends.get(group.key.end_ms)
+        if end is None:
+            end = self._ends[group.key.end_ms] = _End()
+        end.groups[group.key] = group
+        if not group.closed:
+            end.open[group.key] = group
 
     def add(
         self,
-        columns: PredictionColumns,
+        rows: Together,
         members: Members,
-        references: Mapping[str, Reference],
+        segments: Sequence[Segments],
+        references: Sequence[Mapping[str, Reference]],
         watermark_ms: int,
     ) -> None:
-        """Count predictions. Rows that come when their window has been closed are counted, and counted as late."""
-        contract, monitoring = columns.contract, columns.contract.monitoring
-        model, lateness_ms = contract.model, monitoring.allowed_lateness
-        closed = np.array([w.end_ms + lateness_ms <= watermark_ms for w in members.windows], bool)
+        """Count predictions. Rows that come when their window has been closed are counted, and counted as late.
+
+        ``segments`` and ``references`` (by version): of the parts.
+        """
+        groups = self._reached(rows, members, watermark_ms)
+        closed = np.array([group.closed for group in groups], bool)
         late = closed[members.window][members.of_row] if closed.any() else _NOT_LATE
         if late.any():
-            self.late[model] = self.late.get(model, 0) + int(late.sum())
-        groups = len(members.window)
-        facts = PredictionFacts(columns, late, members.of_row, groups)
-        everywhere = np.zeros(groups, np.int64)
-        base = (members.window * len(members.versions) + members.version) * len(ROLES) + members.role
-        segments = [([""], everywhere), *zip(members.labels, members.segments, strict=True)]
-        for which, (names, code) in enumerate(segments):
-            found, of_group = distinct(base * len(names) + code)
-            cells: list[tuple[str, Cell]] = []
-            for one in found.tolist():
-                rest, segment = divmod(one, len(names))
-                rest, role = divmod(rest, len(ROLES))
-                window, version = divmod(rest, len(members.versions))
-                key = (members.versions[version], ROLES[role], names[segment])
-                group = self.group(members.windows[window])
-                group.span_ms = monitoring.window
-                if closed[window]:
-                    group.close(monitoring)
-                cells.append((members.versions[version], group.cell(key)))
-                group.touch("window_counts", key)
-                group.touch("window_outcomes", key)
-                if which == 0:
-                    for feature in contract.feature_names:
-                        group.touch("window_features", key, feature)
-            facts.count([cell for _, cell in cells], of_group)
-            if which == 0:
-                count_features(cells, of_group[members.of_row], columns, references)
+            for part, count in enumerate(np.bincount(rows.model[late], minlength=len(rows.parts)).tolist()):
+                if count:
+                    model = rows.parts[part].contract.model
+                    self.late[model] = self.late.get(model, 0) + count
+        cells: list[Cell] = []
+        base = (members.window * len(rows.versions) + members.version) * len(ROLES) + members.role
+        cells_of = [self._whole(rows, members, groups, base, cells, tables=COUNTS | OUTCOMES | FEATURES)]
+        whole = len(cells)
+        cells_of += [
+            self._segment(rows, members, groups, base, cells, segments, which)
+            for which in range(len(members.segments))
+        ]
+        count_predictions(rows, members, late, np.array(cells_of, np.int64), cells)
+        self._count_features(rows, members, cells_of[0], cells[:whole], references)
+
+    def _reached(self, rows: Together, members: Members, watermark_ms: int) -> list[Group]:
+        """The windows of rows, which will have changed."""
+        spans = {}
+        for part in rows.parts:
+            monitoring = part.contract.monitoring
+            spans[part.contract.model] = (
+                monitoring,
+                monitoring.window,
+                watermark_ms - monitoring.allowed_lateness,
+            )
+        groups = []
+        for key in members.windows:
+            group = self.group(key)
+            monitoring, group.span_ms, closed_ms = spans[key.model]
+            if key.end_ms <= closed_ms and not group.closed:
+                group.close(monitoring)
+                self._ends[key.end_ms].open.pop(key, None)
+            self._changed[key] = self._dirty[key] = group
+            groups.append(group)
+        return groups
+
+    def _whole(
+        self,
+        rows: Together,
+        members: Members,
+        groups: list[Group],
+        base: NDArray[np.int64],
+        cells: list[Cell],
+        tables: int,
+    ) -> NDArray[np.int64]:
+        """The cells of versions and roles; which of them each combination belongs to."""
+        found, cell_of = distinct(base)
+        window, rest = np.divmod(found, len(rows.versions) * len(ROLES))
+        version, role = np.divmod(rest, len(ROLES))
+        for w, v, r in zip(window.tolist(), version.tolist(), role.tolist(), strict=True):
+            key = (rows.versions[v], ROLES[r], "")
+            groups[w].dirty[key] = tables
+            cells.append(groups[w].cell(key))
+        return cell_of
+
+    def _segment(
+        self, rows: Together, members: Members, groups: list[Group], base: NDArray[np.int64], cells: list[Cell],
+        segments: Sequence[Segments], which: int,
+    ) -> NDArray[np.int64]:  # fmt: skip
+        """The same of a segment feature, ``which`` of each model; a model may have fewer."""
+        labels = [of.labels[which] if which < len(of.labels) else [] for of in segments]
+        widths = np.array([len(of) for of in labels], np.int64)
+        there = np.flatnonzero(widths[members.model] > 0)
+        most = int(widths.max())
+        found, place = distinct(base[there] * most + members.segments[which][there])
+        one = np.zeros(len(found), np.int64)
+        one[place] = there
+        cell_of = np.full(len(members), _NOBODY, np.int64)
+        cell_of[there] = place + len(cells)
+        columns = (members.model, members.window, members.version, members.role, members.segments[which])
+        for model, w, v, r, code in zip(*(column[one].tolist() for column in columns), strict=True):
+            key, group = (rows.versions[v], ROLES[r], labels[model][code]), groups[w]
+            group.touch(key, COUNTS | OUTCOMES)
+            cells.append(group.cell(key))
+        return cell_of
+
+    def _count_features(
+        self, rows: Together, members: Members, cell_of: NDArray[np.int64], cells: list[Cell],
+        references: Sequence[Mapping[str, Reference]],
+    ) -> None:  # fmt: skip
+        self._plans.bound()
+        one = np.zeros(len(cells), np.int64)
+        one[cell_of] = np.arange(len(members))
+        plans: list[Plan] = []
+        for cell, model, version in zip(
+            cells, members.model[one].tolist(), members.version[one].tolist(), strict=True
+        ):
+            reference = references[model].get(rows.versions[version])
+            plan = self._plans.of(rows.parts[model].contract, reference, cell.layout)
+            if cell.layout is not plan.layout:
+                cell.sums = (
+                    plan.layout.empty if cell.layout is None else plan.layout.moved(cell.sums, cell.layout)
+                )
+                cell.layout = plan.layout
+            plans.append(plan)
+        count_features(cells, plans, cell_of[members.of_row], rows, self._plans.arrays)
 
     def settle(self, outcomes: OutcomeRows, losses_nano: NDArray[np.int64], threshold: float) -> None:
         """Add outcomes of one model and take back those they replace, in every cell of their predictions."""
 
-        def touched(window: WindowKey, key: CellKey) -> Cell:
+        def touched(window: WindowKey, key: CellKey) -> Outcomes:
             group = self.group(window)
-            group.touch("window_outcomes", key)
-            return group.cell(key)
+            self._changed[window] = self._dirty[window] = group
+            group.touch(key, OUTCOMES)
+            cell = group.cell(key)
+            if cell.outcomes is None:
+                cell.outcomes = Outcomes()
+            return cell.outcomes
 
         add_outcomes(touched, outcomes, losses_nano, threshold)
 
@@ -116,91 +219,85 @@ class Windows:
     ) -> None:
         """Close what the watermark has passed; what is settled (ends at or before its model's floor) is final, and
         forgotten once the warehouse has confirmed it."""
-        for key, group in list(self._groups.items()):
-            contract = contracts.get(key.model)
-            if contract is None:
-                continue
-            if not group.closed and watermark_ms >= key.end_ms + contract.monitoring.allowed_lateness:
-                group.close(contract.monitoring)
-                group.tell("window_counts", "window_outcomes")
-            if not group.final and key.end_ms <= floor_ms.get(key.model, key.start_ms):
-                group.close(contract.monitoring)
-                group.final = True
-                group.tell("window_counts", "window_outcomes")
-            if group.final and not group.dirty and not group.sent:
-                del self._groups[key]
-                self._layouts.release(group.layouts)
-                self._gone.add(piece_name(key))
+        highest_ms = max(floor_ms.values(), default=None)
+        for end_ms, end in list(self._ends.items()):
+            if watermark_ms >= end_ms:
+                for key, group in list(end.open.items()):
+                    contract = contracts.get(key.model)
+                    if contract is not None and watermark_ms >= end_ms + contract.monitoring.allowed_lateness:
+                        self._close(end, group, contract)
+            if highest_ms is not None and end_ms <= highest_ms:
+                for key, group in list(end.groups.items()):
+                    contract = contracts.get(key.model)
+                    if contract is not None:
+                        self._settled(end, group, contract, floor_ms.get(key.model, key.start_ms))
+                if not end.groups:
+                    del self._ends[end_ms]
+
+    def _close(self, end: _End, group: Group, contract: ModelContract) -> None:
+        end.open.pop(group.key, None)
+        group.close(contract.monitoring)
+        group.tell(COUNTS | OUTCOMES)
+        self._dirty[group.key] = group
+
+    def _settled(self, end: _End, group: Group, contract: ModelContract, floor_ms: int) -> None:
+        if not group.final and group.key.end_ms <= floor_ms:
+            self._close(end, group, contract)
+            group.final = True
+        if group.final and not group.dirty and not group.sent:
+            for of in (self._groups, self._changed, self._dirty, end.groups):
+                of.pop(group.key, None)
+            self._layouts.release(group.layouts)
+            self._gone.add(piece_name(group.key))
 
     # -- warehouse ------------------------------------------------------------------------------------------------
 
     def upserts(self, version: int) -> list[Upsert]:
         """Rows changed since the last call, as of manifest ``version``. They stay marked until confirmed."""
-        found = []
-        for group in self._groups.values():
-            for mark in group.dirty:
-                upsert = self._upsert(group, mark, version)
-                found.append(upsert)
-                self._unsent[(upsert.table, upsert.key)] = (group.key, mark, version)
-            group.sent |= group.dirty
+        dirty, self._dirty = self._dirty, {}
+        cells: dict[int, list[Told]] = {COUNTS: [], OUTCOMES: [], FEATURES: []}
+        for group in dirty.values():
+            for own, tables in group.dirty.items():
+                told = Told(group, own, group.cells[own], row_key(group.key, own, self._partition))
+                for table, of in cells.items():
+                    if tables & table:
+                        of.append(told)
             group.dirty = {}
-        return found
+        return [
+            *counts_rows(cells[COUNTS], version),
+            *features_rows(cells[FEATURES], version),
+            *outcomes_rows(cells[OUTCOMES], version),
+        ]
 
     def confirm(self, sent: Iterable[Upsert]) -> None:
-        """The warehouse has these rows; marks go, except of rows that changed after their version."""
+        """The warehouse has these rows; marks go, except of rows that were told anew after their version."""
         for upsert in sent:
-            waiting = self._unsent.get((upsert.table, upsert.key))
-            if waiting is None or waiting[2] > upsert.version:
+            if not isinstance(upsert.mark, Mark):
                 continue
-            del self._unsent[(upsert.table, upsert.key)]
-            group = self._groups.get(waiting[0])
-            if group is not None:
-                # The piece is not written anew for this: after a restart the row is sent once more, and is the same.
-                group.sent.pop(waiting[1], None)
-
-    def _upsert(self, group: Group, mark: Mark, version: int) -> Upsert:
-        table, own, feature = mark
-        cell = group.cells[own]
-        key = row_key(group.key, own, self._partition)
-        row: tuple[Any, ...]
-        if table == "window_counts":
-            c = cell.counts
-            row = (
-                c.predictions, c.errors, c.fallbacks, c.late, c.positives, c.payload_bytes, c.latency_sum_us,
-                dict(sorted(c.latency_buckets.items())), listed(c.score_histogram), group.span_ms,
-                int(group.closed),
-            )  # fmt: skip
-        elif table == "window_outcomes":
-            o = cell.outcomes
-            complete = group.closed and o.predictions > 0 and o.labelled == o.predictions
-            settled_ms = group.settles_ms if group.final else 0
-            final_ms = max(group.closes_ms, o.last_label_ms) if complete else settled_ms
-            key += (0,)
-            row = outcome_row(o, final_ms, settled_ms, group.span_ms, complete or group.final)
-        else:
-            f = cell.features[feature]
-            key += (feature,)
-            row = (
-                f.rows, f.missing, f.invalid, max(-_INT64_MAX, min(f.sum_micro, _INT64_MAX)), f.low, f.high, list(f.edges), f.histogram.tolist(),
-                dict(sorted(f.categories.items())), group.span_ms,
-            )  # fmt: skip
-        return Upsert(table, key, (*key, *row, version), version)
+            group, cell, table, bit = upsert.mark
+            waiting = group.sent.get((cell, table))
+            if waiting is None or waiting[0] != upsert.version:
+                continue
+            # The piece is not written anew for this: after a restart the row is sent once more, and is the same.
+            if rest := waiting[1] & ~bit:
+                group.sent[cell, table] = (waiting[0], rest)
+            else:
+                del group.sent[cell, table]
 
     # -- state ----------------------------------------------------------------------------------------------------
 
     def reconfigured(self, model: str) -> None:
         """The model's contract has changed: under which one its windows closed has to be stored now."""
         for key, group in self._groups.items():
-            group.changed = group.changed or (key.model == model and group.closed)
+            if key.model == model and group.closed:
+                self._changed[key] = group
 
     def changed_pieces(self) -> dict[str, bytes | None]:
         """Pieces of groups that changed since the last call; None for groups that are gone."""
         pieces: dict[str, bytes | None] = dict.fromkeys(self._gone)
         self._gone = set()
-        for key, group in self._groups.items():
-            if group.changed:
-                pieces[piece_name(key)] = encode_group(group, self._layouts)
-                group.changed = False
+        changed, self._changed = self._changed, {}
+        pieces |= encode_groups(list(changed.values()), self._layouts)
         return pieces | self._layouts.changed_pieces()
 
     def restore(self, pieces: Mapping[str, bytes]) -> None:
@@ -209,11 +306,13 @@ class Windows:
         for name, data in pieces.items():
             if name.startswith(PREFIX):
                 group = decode_group(name, data, self._layouts)
-                self._groups[group.key] = group
+                self._enter(group)
+                if group.dirty:
+                    self._dirty[group.key] = group
 
 
 def add_outcomes(
-    cell_of: Callable[[WindowKey, CellKey], Cell],
+    cell_of: Callable[[WindowKey, CellKey], Outcomes],
     outcomes: OutcomeRows,
     losses_nano: NDArray[np.int64],
     threshold: float,
@@ -226,33 +325,10 @@ def add_outcomes(
         cells_of.append([cells.setdefault(key, len(cells)) for key in keys])
     found = [cell_of(window, key) for window, key in cells]
     # Rows may have a different number of segments: those that have fewer end in a cell that is nobody's.
-    nobody, width = Cell(), max(map(len, cells_of))
+    nobody, width = Outcomes(), max(map(len, cells_of))
     if any(len(of) < width for of in cells_of):
         cells_of = [of + [len(found)] * (width - len(of)) for of in cells_of]
         found.append(nobody)
     member = np.array(cells_of, np.int64)[outcomes.kind]
     starts_ms = np.array([window.start_ms for window, _ in cells], np.int64)
     count_outcomes(found, starts_ms, member, outcomes, losses_nano, threshold)
-
-
-def row_key(window: WindowKey, cell: CellKey, partition: int) -> tuple[Any, ...]:
-    """By what a cell's rows are known in the warehouse."""
-    return (_moment(window.start_ms), window.window_ms, window.model, *cell, partition)
-
-
-@lru_cache(maxsize=4_096)
-def _moment(time_ms: int) -> datetime:
-    """One for all rows of a window: it remembers its hash, which takes longer than that of the rest of a key."""
-    return datetime.fromtimestamp(time_ms / 1000, UTC)
-
-
-def outcome_row(o: Outcomes, final_ms: int, settled_ms: int, span_ms: int, final: bool) -> tuple[Any, ...]:
-    """A row of ``window_outcomes`` behind its key and before its part and version."""
-    return (
-        o.predictions, o.labelled, o.revisions, o.true_positive, o.false_positive, o.true_negative,
-        o.false_negative, o.log_loss_nano, o.brier_nano, listed(o.positive_scores),
-        listed(o.negative_scores), listed(o.calibration_counts), listed(o.calibration_score_nano),
-        listed(o.calibration_positives), o.positive_log_loss_nano, o.positive_brier_nano,
-        dict(sorted(o.positive_delays.items())), dict(sorted(o.negative_delays.items())), o.first_label_ms,
-        o.last_label_ms, final_ms, settled_ms, span_ms, int(final),
-    )  # fmt: skip

@@ -179,17 +179,18 @@ def _joined(steps: list[tuple[Any, ...]], batch: int) -> tuple[Any, ...]:
                 labels = [
                     Label(name, "m", value, at_ms, revision) for _, name, revision, value, at_ms in some
                 ]
-                rows = index.label(label_rows(labels), 0, HOUR)
+                parts = [index.label(label_rows(labels), 0, HOUR)]
             else:
                 zeros, codes = np.zeros(len(some), np.int64), np.arange(len(some))
                 arrivals = Arrivals(
-                    [one[2] for one in some], codes, hashes.identity, hashes.check, zeros,
+                    [one[2] for one in some], [one[2].window.end_ms + HOUR for one in some], codes, hashes.identity, hashes.check, zeros,
                     np.array([one[3] for one in some]), zeros.astype(np.int8), zeros, zeros, zeros,
                 )  # fmt: skip
-                rows = index.add(arrivals, HOUR)[1]
-            columns = (rows.identity, rows.label, rows.sign, rows.label_time_ms, rows.kind)
-            for *one, code in zip(*(column.tolist() for column in columns), strict=True):
-                outcomes.append((*one, rows.kinds[code]))
+                parts = [rows for _, rows in index.add(arrivals)[1]]
+            for rows in parts:
+                columns = (rows.identity, rows.label, rows.sign, rows.label_time_ms, rows.kind)
+                for *one, code in zip(*(column.tolist() for column in columns), strict=True):
+                    outcomes.append((*one, rows.kinds[code]))
     return sorted(outcomes), index.counts, len(index), index.early
 
 
@@ -321,10 +322,10 @@ def test_bytes_held_is_about_what_is_taken() -> None:
             hashes = key_hashes(Spans.of([b"%36d" % n for n in numbers.tolist()]))
             zeros = np.zeros(1_000, np.int64)
             arrivals = Arrivals(
-                kind, zeros, hashes.identity, hashes.check, numbers, numbers / 7, zeros.astype(np.int8), zeros,
+                kind, [WINDOW.end_ms + HOUR], zeros, hashes.identity, hashes.check, numbers, numbers / 7, zeros.astype(np.int8), zeros,
                 numbers, zeros,
             )  # fmt: skip
-            index.add(arrivals, HOUR)
+            index.add(arrivals)
             del arrivals, hashes, zeros, numbers
         taken = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()

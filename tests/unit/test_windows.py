@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schemas.columns import PredictionColumns
 from schemas.contracts import (
     ColumnReference,
     Feature,
@@ -21,12 +22,15 @@ from schemas.contracts import (
 )
 from schemas.errors import StateCorrupt
 from schemas.rows import DELAY_GAMMA, LATENCY_GAMMA, MICRO, SCORE_BINS, TABLES
+from schemas.spans import Spans
 from streams.core import counting
-from streams.core.aggregates import Counts, Outcomes, latency_bucket, pack, unit_bin, unpack
-from streams.core.counting import FEW_ROWS, Segments
+from streams.core.aggregates import Outcomes, latency_bucket, pack, unit_bin, unpack
+from streams.core.counting import FEW_ROWS
 from streams.core.delivery import Upsert
 from streams.core.maturity import delay_bucket
+from streams.core.members import Segments, coded
 from streams.core.pipeline import JoinCore
+from streams.core.together import Together
 from streams.core.windows import Windows
 from tests.support_join import CONTRACT, HOUR, T0, Stream, blocks, join_core, prediction, truth
 
@@ -247,9 +251,16 @@ def test_segments_beyond_the_limit_share_one() -> None:
         model="m", features=(feature,), monitoring=Monitoring(segments=("c",), segments_max=2)
     )
     segments = Segments(contract)
-    codes = segments.codes(np.array([[0.0], [1.0], [2.0], [5.0], [6.0], [np.nan]]))
+    keys = Spans.of([b""] * 6)
+    none = np.zeros(6, np.int64)
+    columns = PredictionColumns(
+        contract, none, none.astype(np.int32), keys, ("1",), none.astype(np.int32), none.astype(np.int8), none,
+        none.astype(float), none.astype(float), none.astype(np.int8),
+        np.array([[0.0], [1.0], [2.0], [5.0], [6.0], [np.nan]]), none,
+    )  # fmt: skip
+    codes, told = coded(Together.of([columns]), [segments])
+    assert told[:, 0].tolist() == [0, 1, 6, 6, 6, -1]
     named = ["c=a", "c=b", "c=(other)", "c=(other)", "c=(other)", "c=(null)"]
-    assert [segments.labels[0][code] for code in codes[0].tolist()] == named
     assert [segments.labels[0][code] for code in codes[0].tolist()] == named
 
 
@@ -261,16 +272,13 @@ def test_a_latency_is_known_to_one_percent(microseconds: list[int]) -> None:
     assert (np.abs(middle / microseconds - 1) < 0.01).all()
 
 
-@given(st.lists(st.integers(0, 2**62), max_size=40))
-def test_aggregates_are_packed_without_loss(values: list[int]) -> None:
-    """Sparse or dense, small or large."""
-    counts = Counts(predictions=3, latency_buckets={1: 2}, score_histogram=np.array(values, np.int64))
-    back = unpack(Counts, pack(counts))
-    assert back.score_histogram.tolist() == values
-    assert (back.predictions, back.latency_buckets) == (3, {1: 2})
-    outcomes = Outcomes(labelled=5)
+def test_outcomes_are_packed_without_loss() -> None:
+    """Sparse or dense."""
+    outcomes = Outcomes(labelled=5, log_loss_nano=2**70)
     outcomes.positive_scores = np.bincount([7] * 9, minlength=len(outcomes.positive_scores))
-    assert unpack(Outcomes, pack(outcomes)).positive_scores.tolist() == outcomes.positive_scores.tolist()
+    back = unpack(pack(outcomes))
+    assert back.positive_scores.tolist() == outcomes.positive_scores.tolist()
+    assert (back.labelled, back.log_loss_nano) == (5, 2**70)
 
 
 def test_log_loss_is_finite_at_the_ends() -> None:
