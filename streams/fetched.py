@@ -1,19 +1,33 @@
-"""aiokafka's consumers hand out what a fetch brought as columns: an object a record is most of what they cost."""
+"""aiokafka's consumers hand out what a fetch brought as columns: an object a record is most of what they cost. And they read
+responses to where these stay: a stream in between copies each byte three times, which is most of the rest."""
 
 from __future__ import annotations
 
+import asyncio
+import time
+import weakref
+from asyncio import Task
 from collections.abc import Iterator
 
+import numpy as np
+from aiokafka import conn
 from aiokafka.consumer import fetcher
+from aiokafka.protocol.fetch import FetchRequest
 
 from streams.core.records import RecordBatch
 from streams.record_batches import read, whole_batches
+
+#: Answers up to this size, most but those of fetches, are received together.
+_SMALL_BYTES = 65_536
+_SIZE_BYTES = 4
+#: A part of a response that is smaller than this share of it is copied, so that it does not hold the whole.
+_SHARE = 8
 
 
 class _Response:
     """The records of one partition in a fetch response, unread: what aiokafka's fetcher asks of ``MemoryRecords``."""
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw: bytes | memoryview) -> None:
         self.raw = raw
 
     def has_next(self) -> bool:
@@ -36,7 +50,103 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
             yield batch
 
 
+class _Frame:
+    """An answer as the decoders of aiokafka read it; what is large in it is not copied."""
+
+    def __init__(self, frame: memoryview) -> None:
+        self._frame = frame
+        self._at = 0
+
+    def read(self, size: int) -> bytes | memoryview:
+        part = self._frame[self._at : self._at + size]
+        self._at += len(part)
+        return part if len(part) * _SHARE > len(self._frame) >= _SMALL_BYTES else bytes(part)
+
+
+class _Protocol(conn.AIOKafkaProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]
+    """Receives answers, each a size and so many bytes: small ones into one buffer, a large one into its own."""
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        super().__init__(*arguments, **options)
+        self.connection: weakref.ref[_Connection] | None = None
+        self._small = memoryview(bytearray(_SMALL_BYTES))
+        self._into = self._small
+        self._filled = 0
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go."""
+        return self._into[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many have come."""
+        self._filled += nbytes
+        if self._into is not self._small:
+            if self._filled == len(self._into):
+                frame, self._into, self._filled = self._into, self._small, 0
+                self._answered(frame)
+            return
+        at = 0
+        while self._filled - at >= _SIZE_BYTES:
+            begin = at + _SIZE_BYTES
+            size = int.from_bytes(self._small[at:begin], "big")
+            if size > self._filled - begin:
+                if _SIZE_BYTES + size > _SMALL_BYTES:
+                    self._grow(begin, size)
+                    return
+                break
+            at = begin + size
+            self._answered(memoryview(bytes(self._small[begin:at])))
+        rest = bytes(self._small[at : self._filled])
+        self._small[: len(rest)] = rest
+        self._filled = len(rest)
+
+    def _grow(self, begin: int, size: int) -> None:
+        """Go on in a buffer of its own with an answer whose first bytes are here."""
+        # Not a bytearray: that would be cleared first.
+        into = np.empty(size, np.uint8).data
+        here = self._filled - begin
+        into[:here] = self._small[begin : self._filled]
+        self._into, self._filled = into, here
+
+    def _answered(self, frame: memoryview) -> None:
+        connection = self.connection and self.connection()
+        if connection:
+            connection.answered(frame)
+
+
+class _Connection(conn.AIOKafkaConnection):  # type: ignore[misc]
+    """Takes answers from its protocol, instead of reading a stream of them."""
+
+    def _create_reader_task(self) -> Task[None]:
+        self._protocol.connection = weakref.ref(self)
+        task: Task[None] = asyncio.create_task(_ended(self._reader))
+        itself = weakref.ref(self)
+        task.add_done_callback(lambda done: self._on_read_task_error(itself, done))
+        return task
+
+    def answered(self, frame: memoryview) -> None:
+        """What the broker said to the oldest request."""
+        if not self._requests:
+            return
+        number, request, waiting = self._requests[0]
+        if getattr(request, "API_KEY", None) == FetchRequest.API_KEY:
+            reader = _Frame(frame)
+            if request.parse_response_header(reader).correlation_id == number:
+                if not waiting.done():
+                    waiting.set_result(request.RESPONSE_TYPE.decode(reader))
+                self._last_action = time.monotonic()
+                self._requests.popleft()
+                return
+        self._handle_frame(bytes(frame))
+
+
+async def _ended(reader: asyncio.StreamReader) -> None:
+    """Until the connection ends, and with what: no bytes come this way."""
+    await reader.readexactly(1)
+
+
 def hand_out_batches() -> None:
-    """From now on every consumer of this process yields a ``RecordBatch`` in the place of records: the fetcher has no other
-    seam, and no process has consumers of both kinds."""
+    """From now on every consumer of this process yields a ``RecordBatch`` in the place of records, and every connection
+    reads without a stream: aiokafka has no other seams, and no process has consumers of both kinds."""
     fetcher.MemoryRecords, fetcher.PartitionRecords = _Response, _PartitionRecords
+    conn.AIOKafkaConnection, conn.AIOKafkaProtocol = _Connection, _Protocol

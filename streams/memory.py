@@ -14,7 +14,7 @@ import pyarrow as pa
 #: Parameters of ``mallopt(3)`` and their values: from which size on a block is a mapping of its own (32 MiB is the most that
 #: every glibc takes); from how much free room at its end a heap gives some back; how much it takes at once; how many heaps
 #: there are, for what one thread's heap has kept another one's cannot use.
-_PARAMETERS = {-3: 32 * 1024 * 1024, -1: 512 * 1024 * 1024, -2: 16 * 1024 * 1024, -8: 2}
+_PARAMETERS = {-3: 32 * 1024 * 1024, -1: 512 * 1024 * 1024, -2: 16 * 1024 * 1024, -8: 1}
 
 
 def keep_large_buffers() -> None:

@@ -31,6 +31,7 @@ _DECODERS: dict[int, Callable[[bytes], bytes]] = {
 }  # fmt: skip
 _LZ4 = 3
 _LZ4_HEADER_BYTES = 7
+_LZ4_INDEPENDENT, _LZ4_BLOCK_SUMS, _LZ4_SUM = 0x20, 0x10, 0x04
 #: No byte of LZ4 stands for more.
 _LZ4_RATIO_MAX = 255
 _ABORT = 0
@@ -55,7 +56,7 @@ class _Frames:
         return _Frames(*(getattr(self, name)[list(at)] for name in self.__slots__))
 
 
-def whole_batches(raw: bytes) -> bool:
+def whole_batches(raw: bytes | memoryview) -> bool:
     """Whether there is at least one; the last one of a response may be cut off."""
     if len(raw) < _HEADER_BYTES:
         return False
@@ -63,7 +64,7 @@ def whole_batches(raw: bytes) -> bool:
 
 
 def read(
-    topic: str, partition: int, raw: bytes, aborted: Sequence[tuple[int, int]], from_offset: int
+    topic: str, partition: int, raw: bytes | memoryview, aborted: Sequence[tuple[int, int]], from_offset: int
 ) -> tuple[RecordBatch, int]:
     """Records from ``from_offset`` on, and the offset to fetch next: markers and aborted records leave gaps.
 
@@ -106,7 +107,7 @@ def _committed(buffer: Bytes, frames: _Frames, aborted: Sequence[tuple[int, int]
     return kept
 
 
-def _unpacked(raw: bytes, frames: _Frames) -> tuple[Bytes, _Frames]:
+def _unpacked(raw: bytes | memoryview, frames: _Frames) -> tuple[Bytes, _Frames]:
     """One buffer with all records as they were before compression."""
     if ((frames.attributes & _COMPRESSION) == _LZ4).all():
         return _unpacked_in_place(raw, frames)
@@ -123,7 +124,7 @@ def _unpacked(raw: bytes, frames: _Frames) -> tuple[Bytes, _Frames]:
                 f"a record batch is compressed in a way numbered {kind}, which is unknown"
             )
         try:
-            parts.append(_DECODERS[kind](raw[start:end]))
+            parts.append(_DECODERS[kind](bytes(raw[start:end])))
         except Exception as error:  # each codec has exceptions of its own
             raise CorruptRecordException(f"a record batch cannot be decompressed: {error}") from error
     ends = np.cumsum(np.array([len(part) for part in parts], np.int64))
@@ -132,7 +133,7 @@ def _unpacked(raw: bytes, frames: _Frames) -> tuple[Bytes, _Frames]:
     return np.frombuffer(b"".join(parts), np.uint8), _Frames(starts, ends, *others)
 
 
-def _unpacked_in_place(raw: bytes, frames: _Frames) -> tuple[Bytes, _Frames]:
+def _unpacked_in_place(raw: bytes | memoryview, frames: _Frames) -> tuple[Bytes, _Frames]:
     """As :func:`_unpacked`, for LZ4, the usual: straight to where it stays, instead of in parts that are joined."""
     packed = [memoryview(raw)[start:end] for start, end in zip(frames.start, frames.end, strict=True)]
     ends = np.empty(len(packed), np.int64)
@@ -140,7 +141,7 @@ def _unpacked_in_place(raw: bytes, frames: _Frames) -> tuple[Bytes, _Frames]:
     try:
         buffer = np.empty(sum(_lz4_size_max(one) for one in packed), np.uint8)
         for i, one in enumerate(packed):
-            at += cramjam.lz4.decompress_into(one, buffer.data[at:])
+            at += _lz4_into(one, buffer.data[at:])
             ends[i] = at
     except Exception as error:  # the codec's own among them
         raise CorruptRecordException(f"a record batch cannot be decompressed: {error}") from error
@@ -150,23 +151,47 @@ def _unpacked_in_place(raw: bytes, frames: _Frames) -> tuple[Bytes, _Frames]:
     )
 
 
+def _lz4_into(frame: memoryview, room: memoryview) -> int:
+    """Decompress to where it stays; how many bytes. Blocks that are independent and bear no checksum, the usual, one by one:
+    the codec's own reading of frames copies each once more."""
+    blocks, most = _lz4_blocks(frame)
+    if frame[4] & (_LZ4_INDEPENDENT | _LZ4_BLOCK_SUMS | _LZ4_SUM) != _LZ4_INDEPENDENT:
+        return int(cramjam.lz4.decompress_into(frame, room))
+    at = 0
+    for start, end, packed in blocks:
+        if packed:
+            size = min(most, len(room) - at)
+            at += cramjam.lz4.decompress_block_into(frame[start:end], room[at : at + size], output_len=size)
+        else:
+            room[at : at + end - start] = frame[start:end]
+            at += end - start
+    return at
+
+
 def _lz4_size_max(frame: memoryview) -> int:
     """Bytes that an LZ4 frame becomes at most: that of its blocks. Raises ValueError when they are not all there."""
+    blocks, most = _lz4_blocks(frame)
+    return sum(
+        min(most, _LZ4_RATIO_MAX * (end - start)) if packed else end - start for start, end, packed in blocks
+    )
+
+
+def _lz4_blocks(frame: memoryview) -> tuple[list[tuple[int, int, bool]], int]:
+    """([(start, end, whether it is compressed)], bytes that one becomes at most). Raises ValueError when they are not all there."""
     if len(frame) < _LZ4_HEADER_BYTES:
         raise ValueError("an LZ4 frame without a header")
     flags = frame[4]
-    # Of those that may be in a header: the size, a dictionary's id. After a block: its checksum.
+    # Of those that may be in a header: the size, a dictionary's id.
     at = _LZ4_HEADER_BYTES + (8 if flags & 0x08 else 0) + (4 if flags & 0x01 else 0)
-    after = 4 if flags & 0x10 else 0
-    most = 1 << (8 + 2 * (frame[5] >> 4 & 0x07))
-    found = 0
+    after = 4 if flags & _LZ4_BLOCK_SUMS else 0
+    found: list[tuple[int, int, bool]] = []
     while at + 4 <= len(frame):
         word = int.from_bytes(frame[at : at + 4], "little")
         if word == 0:
-            return found
-        size = word & 0x7FFFFFFF
-        found += size if word >> 31 else min(most, _LZ4_RATIO_MAX * size)
-        at += 4 + size + after
+            return found, 1 << (8 + 2 * (frame[5] >> 4 & 0x07))
+        start, end = at + 4, at + 4 + (word & 0x7FFFFFFF)
+        found.append((start, end, not word >> 31))
+        at = end + after
     raise ValueError("an LZ4 frame without an end")
 
 

@@ -1,0 +1,105 @@
+"""Answers come whole, however the network cuts them; a connection that ends says so."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Any
+
+import pytest
+from aiokafka import conn
+from aiokafka.protocol.fetch import FetchRequest_v11, FetchResponse_v11
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streams import fetched
+
+
+class _Kept:
+    """Keeps what a protocol hands out."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+
+    def answered(self, frame: memoryview) -> None:
+        self.frames.append(bytes(frame))
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.one_of(st.integers(0, 40), st.integers(65_500, 65_560), st.just(300_000)), max_size=12),
+    cuts=st.lists(st.integers(1, 100_000), min_size=1, max_size=20),
+)
+def test_answers_of_any_size_come_whole_in_pieces_of_any_size(sizes: list[int], cuts: list[int]) -> None:
+    """Small and large ones in turn; what is received of the next one with the end of the last is its own."""
+    answers = [bytes([at % 251]) * size for at, size in enumerate(sizes)]
+    stream = b"".join(struct.pack(">i", len(answer)) + answer for answer in answers)
+    kept = _Kept()
+
+    async def receive() -> None:
+        loop = asyncio.get_running_loop()
+        protocol = fetched._Protocol(loop.create_future(), asyncio.StreamReader(), loop=loop)
+        protocol.connection = lambda: kept  # type: ignore[assignment,return-value]
+        at = turn = 0
+        while at < len(stream):
+            room = protocol.get_buffer(-1)
+            size = min(cuts[turn % len(cuts)], len(room), len(stream) - at)
+            room[:size] = stream[at : at + size]
+            protocol.buffer_updated(size)
+            at, turn = at + size, turn + 1
+
+    asyncio.run(receive())
+    assert kept.frames == answers
+
+
+def _fetch(parts: list[bytes]) -> bytes:
+    rows = [(at, 0, 9, 9, 0, [], -1, part) for at, part in enumerate(parts)]
+    response = FetchResponse_v11(throttle_time_ms=0, error_code=0, session_id=0, topics=[("t", rows)])
+    return struct.pack(">i", 7) + bytes(response.encode())
+
+
+async def _against(answer: bytes | None) -> Any:
+    """What a real connection says to one fetch when the broker answers so; None: it hangs up."""
+    fetched.hand_out_batches()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
+        if answer is not None:
+            writer.write(struct.pack(">i", len(answer)) + answer)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        connection = conn.AIOKafkaConnection("127.0.0.1", port, request_timeout_ms=5_000)
+        connection._do_version_lookup = lambda: asyncio.sleep(0)
+        await connection.connect()
+        waiting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        connection._requests.append((7, FetchRequest_v11(-1, 50, 1, 1, 1, 0, 0, [], [], ""), waiting))
+        connection._writer.write(struct.pack(">i", 1) + b"?")
+        try:
+            return await asyncio.wait_for(waiting, 5)
+        finally:
+            await asyncio.wait_for(connection.close() or asyncio.sleep(0), 5)
+
+
+async def test_the_records_of_a_fetch_are_what_the_broker_sent() -> None:
+    """Those that are much of it are not copied, the others do not hold it."""
+    parts = [b"a" * 200_000, b"b" * 10, b""]
+    response = await _against(_fetch(parts))
+    found = [row[-1] for _, rows in response.topics for row in rows]
+    assert [bytes(part) for part in found] == parts
+    assert [type(part) for part in found] == [memoryview, bytes, bytes]
+
+
+async def test_a_broker_that_hangs_up_ends_the_wait() -> None:
+    """At once, and not by a limit of time."""
+    with pytest.raises(conn.Errors.KafkaConnectionError):
+        await _against(None)
+
+
+async def test_an_answer_to_another_request_ends_the_connection() -> None:
+    """Nothing after it could be trusted."""
+    with pytest.raises(conn.Errors.CorrelationIdError):
+        await _against(struct.pack(">i", 8) + _fetch([])[4:])
