@@ -44,6 +44,8 @@ DTYPES: dict[str, str] = {
     "check": "<u4",
     "revision": "<i4",
 }
+#: Of msgpack: in front of a map's and of bytes' size.
+_MAP_16, _BYTES_32 = b"\xde", b"\xc6"
 Kind = Literal["predictions", "outcomes"]
 
 
@@ -115,10 +117,12 @@ def encode_block(block: ObservationBlock) -> bytes:
         "width": int(block.features.shape[1]) if block.features.ndim == 2 else 0,
         "segment_width": int(block.segments.shape[1]),
     }
+    # Behind the head's members, in the same map, each column: put together in one copy of where it lies.
+    parts: list[Any] = [_MAP_16, (len(head) + len(DTYPES)).to_bytes(2, "big"), msgspec.msgpack.encode(head)[1:]]
     for name, dtype in DTYPES.items():
-        # As they lie there: the encoder makes the one copy that is needed.
-        head[name] = np.ascontiguousarray(getattr(block, name), dtype).reshape(-1).view(np.uint8).data
-    return msgspec.msgpack.encode(head)
+        column = np.ascontiguousarray(getattr(block, name), dtype)
+        parts += [msgspec.msgpack.encode(name), _BYTES_32, column.nbytes.to_bytes(4, "big"), column.data]
+    return b"".join(parts)
 
 
 def decode_block(data: bytes) -> ObservationBlock:

@@ -1,6 +1,7 @@
 """The join index's state as a log: what one commit added, settled and left waiting is one piece.
 
-Neighbours of one size are merged into one, so a row is rewritten a few times in its life, however long the index is.
+Neighbours of one size are merged into one, so a row is rewritten a few times in its life, however long the index is; large
+ones are not, for naming one in each manifest costs less than what its commit read.
 Pieces are not rewritten for what is evicted: one number says which rows are, and a restored index makes fingerprints of
 them.
 """
@@ -33,6 +34,8 @@ from streams.core.waiting import Key, repeats
 PREFIX = "join/rows/"
 #: This many neighbouring pieces of one level become one of the next.
 MERGE_FAN = 16
+#: Rows of the largest piece that is made of others.
+MERGED_ROWS_MAX = 2**18
 _NONE = np.zeros(0, np.int64)
 
 
@@ -84,7 +87,10 @@ class JoinPieces:
         """The newest pieces, if they are enough of one level to be merged. Pieces are in order of their numbers."""
         numbers = list(self._pieces)[-MERGE_FAN:]
         levels = {self._pieces[n].level for n in numbers}
-        return numbers if len(numbers) == MERGE_FAN and len(levels) == 1 else None
+        if len(numbers) < MERGE_FAN or len(levels) > 1:
+            return None
+        first, last = self._pieces[numbers[0]], self._pieces[numbers[-1]]
+        return numbers if last.end - first.first <= MERGED_ROWS_MAX else None
 
     def _merged(self, run: list[_Piece]) -> _Piece:
         gone: dict[WindowKey, Fingerprints] = {}

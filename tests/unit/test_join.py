@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
+import streams.core.join_pieces
 from schemas.errors import StateCorrupt
 from schemas.hashing import key_hashes
 from schemas.labels import Label
@@ -211,6 +212,25 @@ def test_state_is_a_log_whose_rows_are_rewritten_a_few_times_only() -> None:
     restored = join.restarted()
     assert restored.facts() == join.facts()
     assert (len(restored.index), restored.index.early) == (12_000, 300)
+    assert restored.commit() == {}
+
+
+def test_large_pieces_are_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where sixteen commits are more than a merged piece may hold, none is rewritten; small ones after them are, and all is
+    restored."""
+    monkeypatch.setattr(streams.core.join_pieces, "MERGED_ROWS_MAX", 16 * 40 - 1)
+    join, many, few = OneByOne(), 0, 0
+    for commit in range(2 * MERGE_FAN):
+        for at in range(40):
+            join.add(f"p{commit}-{at}")
+        many += sum(data is not None for data in join.commit().values())
+    for commit in range(2 * MERGE_FAN):
+        join.add(f"q{commit}")
+        few += sum(data is None for data in join.commit().values())
+    assert (many, len(join.pieces)) == (2 * MERGE_FAN, 2 * MERGE_FAN + 2)
+    assert few == 2 * (MERGE_FAN - 1)
+    restored = join.restarted()
+    assert restored.facts() == join.facts()
     assert restored.commit() == {}
 
 
