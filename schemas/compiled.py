@@ -81,3 +81,32 @@ def _store(bits: int) -> Callable[..., Any]:
         return context.get_dummy_value()
 
     return generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def product(_context: Any, _a: Any, _b: Any) -> Any:
+    """High and low half of the product of two uint64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        wide, word = ir.IntType(128), ir.IntType(64)
+        whole = builder.mul(*(builder.zext(argument, wide) for argument in arguments))
+        high = builder.trunc(builder.lshr(whole, wide(64)), word)
+        return context.make_tuple(builder, signature.return_type, [high, builder.trunc(whole, word)])
+
+    return types.UniTuple(types.uint64, 2)(types.uint64, types.uint64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def leading_zeros(_context: Any, _word: Any) -> Any:
+    """Bits above the highest that is set in a uint64; 64 of zero."""
+    return types.int64(types.uint64), lambda _, builder, __, arguments: builder.ctlz(
+        arguments[0], ir.IntType(1)(0)
+    )
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def real_of(_context: Any, _word: Any) -> Any:
+    """The double whose bits are those of a uint64."""
+    return types.float64(types.uint64), lambda _, builder, __, arguments: builder.bitcast(
+        arguments[0], ir.DoubleType()
+    )

@@ -6,14 +6,13 @@ document to a full decoder. So these accept a part of JSON only, and what they a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.compiled import compiled, eight
+from schemas.compiled import compiled, eight, leading_zeros, product, real_of
 from schemas.spans import Spans
 
 FAILED = -1
@@ -157,31 +156,17 @@ def is_null(buffer: Bytes, at: int, end: int) -> bool:
 
 
 @compiled
-def _product(a: np.uint64, b: np.uint64) -> tuple[np.uint64, np.uint64]:
-    """High and low half of a * b."""
-    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
-    a0, a1, b0, b1 = a & low, a >> half, b & low, b >> half
-    lowest, left, right = a0 * b0, a0 * b1, a1 * b0
-    middle = (lowest >> half) + (left & low) + (right & low)
-    high = a1 * b1 + (left >> half) + (right >> half) + (middle >> half)
-    return high, (middle << half) | (lowest & low)
-
-
-@compiled
 def _scaled(digits: np.uint64, q: int) -> float:
     """The double nearest to digits * 10**q, or -1.0 where 128 bits do not tell it from its neighbour.
 
     Lemire, Number parsing at a gigabyte per second, Software: Practice and Experience 51 (2021).
     """
-    zeros = 0
-    for step in (32, 16, 8, 4, 2, 1):
-        if digits >> np.uint64(64 - step) == np.uint64(0):
-            digits <<= np.uint64(step)
-            zeros += step
-    high, low = _product(digits, _HIGH[q - _Q_MIN])
+    zeros = leading_zeros(digits)
+    digits <<= np.uint64(zeros)
+    high, low = product(digits, _HIGH[q - _Q_MIN])
     nine = np.uint64(0x1FF)
     if high & nine == nine and low + digits < low:
-        more, rest = _product(digits, _LOW[q - _Q_MIN])
+        more, rest = product(digits, _LOW[q - _Q_MIN])
         total = low + more
         if total < low:
             high += np.uint64(1)
@@ -193,7 +178,9 @@ def _scaled(digits: np.uint64, q: int) -> float:
     if low == np.uint64(0) and high & nine == np.uint64(0) and kept & np.uint64(3) == np.uint64(1):
         return -1.0
     kept = (kept + (kept & np.uint64(1))) >> np.uint64(1)
-    return math.ldexp(float(kept), _EXPONENT[q - _Q_MIN] + 2 - zeros + shift)
+    # Times a power of two that is a double itself, for q is far from where there are none.
+    power = _EXPONENT[q - _Q_MIN] + 2 - zeros + shift
+    return float(kept) * real_of(np.uint64(power + 1023) << np.uint64(52))
 
 
 @compiled
@@ -201,13 +188,13 @@ def _eight_digits(word: np.uint64) -> bool:
     """Whether all eight bytes are digits."""
     high = np.uint64(0xF0F0F0F0F0F0F0F0)
     zeros = np.uint64(0x3030303030303030)
-    return bool((word & high) == zeros and ((word + np.uint64(0x0606060606060606)) & high) == zeros)
+    others = ((word & high) ^ zeros) | (((word + np.uint64(0x0606060606060606)) & high) ^ zeros)
+    return bool(others == np.uint64(0))
 
 
 @compiled
 def _value_of(word: np.uint64) -> np.uint64:
-    """The number eight digits make, the first in the lowest byte: pairs, fours, all."""
-    word -= np.uint64(0x3030303030303030)
+    """The number that eight bytes from 0 to 9 make, the first in the lowest: pairs, fours, all."""
     word = word * np.uint64(10) + (word >> np.uint64(8))
     pairs = word & np.uint64(0x000000FF000000FF)
     others = (word >> np.uint64(16)) & np.uint64(0x000000FF000000FF)
@@ -225,8 +212,7 @@ def number(buffer: Bytes, at: int, end: int) -> tuple[Whole, float, Whole]:
     """
     none = np.int64(-(2**63))
     negative = at < end and buffer[at] == 45
-    if negative:
-        at += 1
+    at += np.int64(negative)
     first = at
     digits, significant = np.uint64(0), 0
     while at < end and 48 <= buffer[at] <= 57:
@@ -239,16 +225,16 @@ def number(buffer: Bytes, at: int, end: int) -> tuple[Whole, float, Whole]:
     if at < end and buffer[at] == 46:
         whole, at = False, at + 1
         point = at
-        if digits == np.uint64(0) and at < end and buffer[at] == 48:
-            pass  # zeros in front do not count as digits: one by one
-        else:
-            while at + 8 <= end and significant <= 11:
-                word = eight(buffer, at)
-                if not _eight_digits(word):
-                    break
-                digits = digits * np.uint64(100_000_000) + _value_of(word)
-                significant += 8
-                at += 8
+        # Zeros in front do not count as digits.
+        while digits == np.uint64(0) and at < end and buffer[at] == 48:
+            at += 1
+        while at + 8 <= end and significant <= 11:
+            word = eight(buffer, at)
+            if not _eight_digits(word):
+                break
+            digits = digits * np.uint64(100_000_000) + _value_of(word - np.uint64(0x3030303030303030))
+            significant += 8
+            at += 8
         while at < end and 48 <= buffer[at] <= 57:
             digits = digits * np.uint64(10) + np.uint64(buffer[at] - 48)
             significant += significant > 0 or digits != np.uint64(0)
