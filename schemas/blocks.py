@@ -46,6 +46,10 @@ DTYPES: dict[str, str] = {
 }
 #: Of msgpack: in front of a map's and of bytes' size.
 _MAP_16, _BYTES_32 = b"\xde", b"\xc6"
+#: By column its dtype, ready made, and what stands in front of its bytes' size.
+_COLUMNS = {
+    name: (np.dtype(dtype), msgspec.msgpack.encode(name) + _BYTES_32) for name, dtype in DTYPES.items()
+}
 Kind = Literal["predictions", "outcomes"]
 
 
@@ -119,9 +123,9 @@ def encode_block(block: ObservationBlock) -> bytes:
     }
     # Behind the head's members, in the same map, each column: put together in one copy of where it lies.
     parts: list[Any] = [_MAP_16, (len(head) + len(DTYPES)).to_bytes(2, "big"), msgspec.msgpack.encode(head)[1:]]
-    for name, dtype in DTYPES.items():
+    for name, (dtype, begin) in _COLUMNS.items():
         column = np.ascontiguousarray(getattr(block, name), dtype)
-        parts += [msgspec.msgpack.encode(name), _BYTES_32, column.nbytes.to_bytes(4, "big"), column.data]
+        parts += [begin, column.nbytes.to_bytes(4, "big"), column.data]
     return b"".join(parts)
 
 

@@ -24,7 +24,7 @@ from schemas.errors import BadMessage
 from schemas.events import ID_CHARS_MAX, PredictionMade, Status
 from schemas.ids import ROLES
 from schemas.messages import TIME_MAX_MS, TIME_MIN_MS, Bad, Id, Messages, Name, Trace, checked
-from schemas.scan import scan
+from schemas.scan import Scanned, scan
 from schemas.scan_names import names_of
 from schemas.scan_rows import LogRows
 from schemas.spans import Spans
@@ -142,7 +142,9 @@ class PredictionDecoder:
         columns, left = self._scanned(messages, log)
         if len(left):
             columns = by_model(columns + self._checked(messages, left, bad))
-        return [c for c in (_sane(c, time_ms, bad) for c in columns) if len(c)], bad
+        if not _all_sane(columns, time_ms):
+            columns = [_sane(c, time_ms, bad) for c in columns]
+        return [c for c in columns if len(c)], bad
 
     def _scanned(
         self, messages: Messages, log: LogRows | None
@@ -152,22 +154,9 @@ class PredictionDecoder:
             return [], np.arange(len(messages))
         rows = scan(self._names, messages.keys, messages.values, messages.arrow, log)
         sizes = messages.values.length[rows.places]
-        found = []
-        models = np.unique(rows.model).tolist()
-        for model, contract in ((m, self._in_order[m]) for m in models):
-            width = len(contract.features)
-            if len(models) == 1:
-                places, features = np.arange(len(rows.model)), rows.features.reshape(-1, width)
-            else:
-                places = np.flatnonzero(rows.model == model)
-                features = rows.features[rows.at[places, None] + np.arange(width)]
-            versions, version = renumbered(rows.versions, rows.version[places])
-            found.append(PredictionColumns(
-                contract, rows.places[places], np.zeros(len(places), np.int32), rows.ids.take(places), versions, version,
-                rows.role[places], rows.event_time_ms[places], rows.score[places], rows.latency_ms[places],
-                rows.status[places], features, sizes[places],
-            ))  # fmt: skip
-        return found, rows.left
+        models = np.unique(rows.model)
+        contracts = [self._in_order[model] for model in models.tolist()]
+        return _split(rows, sizes, models, contracts), rows.left
 
     def _checked(
         self, messages: Messages, places: NDArray[np.int64], bad: list[Bad]
@@ -208,6 +197,39 @@ class PredictionDecoder:
                 "unknown-model", f"no contract for model {model!r} in the batch's schema metadata"
             )
         return _Batch(at, model, table, len(value or b""))
+
+
+def _split(
+    rows: Scanned, sizes: NDArray[np.int64], models: NDArray[np.int64], contracts: Sequence[ModelContract]
+) -> list[PredictionColumns]:
+    """Columns of each of ``models``: put in order at once, and cut; of ten thousand models each has few rows."""
+    n, widths = len(rows.model), [len(contract.features) for contract in contracts]
+    order = np.argsort(rows.model, kind="stable") if len(models) > 1 else np.arange(n)
+    bounds = np.append(np.searchsorted(rows.model[order], models), n).tolist()
+    message, size, start, length = (
+        rows.places[order],
+        sizes[order],
+        rows.ids.start[order],
+        rows.ids.length[order],
+    )
+    row, version, role = np.zeros(n, np.int32), rows.version[order], rows.role[order]
+    time_ms, score = rows.event_time_ms[order], rows.score[order]
+    latency_ms, status = rows.latency_ms[order], rows.status[order]
+    alike = len(set(widths)) == 1
+    at, values = rows.at[order], rows.features
+    if alike:
+        values = values.reshape(-1, widths[0])
+        values = values[order] if len(models) > 1 else values
+    found = []
+    for contract, width, (begin, end) in zip(contracts, widths, itertools.pairwise(bounds), strict=True):
+        own = slice(begin, end)
+        features = values[own] if alike else values[at[own, None] + np.arange(width)]
+        found.append(PredictionColumns(
+            contract, message[own], row[own], Spans(rows.ids.buffer, start[own], length[own]),
+            *renumbered(rows.versions, version[own]), role[own], time_ms[own], score[own], latency_ms[own],
+            status[own], features, size[own],
+        ))  # fmt: skip
+    return found
 
 
 class _Batch(NamedTuple):
@@ -351,16 +373,37 @@ def _integers(values: Sequence[int]) -> NDArray[np.int64]:
         return np.array([min(max(value, -(2**62)), 2**62) for value in values], np.int64)
 
 
+def _times_allowed(contract: ModelContract, time_ms: int | None) -> tuple[int, int]:
+    if time_ms is None:
+        return TIME_MIN_MS, TIME_MAX_MS
+    monitoring = contract.monitoring
+    return (
+        max(TIME_MIN_MS, time_ms - monitoring.event_age_max),
+        min(TIME_MAX_MS, time_ms + monitoring.event_ahead_max),
+    )
+
+
+def _all_sane(columns: Sequence[PredictionColumns], time_ms: int | None) -> bool:
+    """Whether ``_sane`` would take nothing out; false may also mean that models allow different times."""
+    if not columns:
+        return True
+    times = np.concatenate([one.event_time_ms for one in columns])
+    allowed = [_times_allowed(one.contract, time_ms) for one in columns]
+    if (
+        not len(times)
+        or times.min() < max(low for low, _ in allowed)
+        or times.max() > min(h for _, h in allowed)
+    ):
+        return False
+    names = {name for one in columns for name in one.versions}
+    infinite = np.isinf(np.concatenate([one.score for one in columns])).any()
+    return not infinite and all(map(_VERSION.fullmatch, names))
+
+
 def _sane(columns: PredictionColumns, time_ms: int | None, bad: list[Bad]) -> PredictionColumns:
     """Take out rows whose time is absurd, whose score is not finite or whose version is no name."""
-    monitoring = columns.contract.monitoring
     times = columns.event_time_ms
-    low, high = TIME_MIN_MS, TIME_MAX_MS
-    if time_ms is not None:
-        low, high = (
-            max(low, time_ms - monitoring.event_age_max),
-            min(high, time_ms + monitoring.event_ahead_max),
-        )
+    low, high = _times_allowed(columns.contract, time_ms)
     wrong = (times < low) | (times > high)
     infinite = np.isinf(columns.score)
     unnamed = np.array([_VERSION.fullmatch(name) is None for name in columns.versions], bool)[columns.version]

@@ -20,7 +20,7 @@ from streams.core.aggregates import Outcomes, pack, unpack
 from streams.core.delivery import Upsert
 from streams.core.join_state import WindowKey
 from streams.core.outcomes import OutcomeRows
-from streams.core.window_rows import outcome_row, row_key
+from streams.core.window_rows import labels_said, row_key
 from streams.core.window_state import CellKey
 from streams.core.windows import add_outcomes
 
@@ -102,7 +102,7 @@ class LateOutcomes:
             for (window, cell), row in self._parts[number].items():
                 o = row.outcomes
                 key = (*row_key(window, cell, self._partition), number)
-                values = outcome_row(o, 0, o.last_label_ms, row.settles_ms, row.span_ms, final=True)
+                values = (0, *labels_said(o), o.last_label_ms, row.settles_ms, row.span_ms, 1)
                 found.append(Upsert("window_outcomes", key, (*key, *values, version), version))
         self._unsent = []
         return found

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,17 +19,33 @@ from streams.core.window_state import COUNTS, FEATURES, OUTCOMES, CellKey, Group
 
 _INT64_MAX = 2**63 - 1
 _FACTS = len(tally.FACTS)
-_NO_OUTCOMES = Outcomes()
+_NOT_SENT = (-1, 0)
 Row = tuple[Any, ...]
 
 
 class Mark(NamedTuple):
-    """What a row is of: ``table`` of a cell, of whose rows there it is ``bit``."""
+    """What a row is of: ``table`` of a cell. Of a feature's row its key says which."""
 
     group: Group
     cell: CellKey
     table: int
-    bit: int
+
+    def confirm(self, upsert: Upsert) -> None:
+        """The warehouse has this row; it is waited for no more, unless it was told anew since."""
+        sent = self.group.sent
+        version, rest = sent.get((self.cell, self.table), _NOT_SENT)
+        if version != upsert.version:
+            return
+        layout = self.group.cells[self.cell].layout
+        if self.table == FEATURES and layout is not None:
+            rest &= ~(1 << layout.place[upsert.key[-1]])
+        else:
+            rest = 0
+        # The piece is not written anew for this: after a restart the row is sent once more, and is the same.
+        if rest:
+            sent[self.cell, self.table] = (version, rest)
+        else:
+            del sent[self.cell, self.table]
 
 
 class Told(NamedTuple):
@@ -39,6 +55,10 @@ class Told(NamedTuple):
     own: CellKey
     cell: Cell
     key: Row
+
+
+#: A named tuple from a tuple: what the class does itself takes twice as long.
+_upsert: Callable[[Row], Upsert] = partial(tuple.__new__, Upsert)
 
 
 def row_key(window: WindowKey, cell: CellKey, partition: int) -> Row:
@@ -63,20 +83,21 @@ def counts_rows(cells: Sequence[Told], version: int) -> Iterator[Upsert]:
             *key, *counts[:_FACTS], dict(sorted(cell.latencies.items())), counts[_FACTS:], group.span_ms,
             int(group.closed), version,
         )  # fmt: skip
-        yield Upsert("window_counts", key, row, version, Mark(group, own, COUNTS, 1))
+        yield _upsert(("window_counts", key, row, version, Mark(group, own, COUNTS)))
 
 
 def outcomes_rows(cells: Sequence[Told], version: int) -> Iterator[Upsert]:
     """Rows of ``window_outcomes``: the part that is the window itself."""
     for group, own, cell, begin in cells:
         group.sent[own, OUTCOMES] = (version, 1)
-        o, predictions = cell.outcomes or _NO_OUTCOMES, int(cell.counts[0])
-        complete = group.closed and predictions > 0 and o.labelled == predictions
+        o, predictions = cell.outcomes, int(cell.counts[0])
+        complete = group.closed and predictions > 0 and o is not None and o.labelled == predictions
         settled_ms = group.settles_ms if group.final else 0
-        final_ms = max(group.closes_ms, o.last_label_ms) if complete else settled_ms
-        key = (*begin, 0)
-        row = outcome_row(o, predictions, final_ms, settled_ms, group.span_ms, complete or group.final)
-        yield Upsert("window_outcomes", key, (*key, *row, version), version, Mark(group, own, OUTCOMES, 1))
+        final_ms = max(group.closes_ms, o.last_label_ms) if complete and o is not None else settled_ms
+        said = _UNLABELLED if o is None else labels_said(o)
+        key, last = (*begin, 0), int(complete or group.final)
+        row = (*key, predictions, *said, final_ms, settled_ms, group.span_ms, last, version)
+        yield _upsert(("window_outcomes", key, row, version, Mark(group, own, OUTCOMES)))
 
 
 def features_rows(cells: Sequence[Told], version: int) -> Iterator[Upsert]:
@@ -102,7 +123,7 @@ def features_rows(cells: Sequence[Told], version: int) -> Iterator[Upsert]:
     values = flat.tolist()
     for (group, own, _, begin), layout in zip(cells, layouts, strict=True):
         group.sent[own, FEATURES] = (version, (1 << len(layout.parts)) - 1)
-        last = (group.span_ms, version)
+        last, mark = (group.span_ms, version), Mark(group, own, FEATURES)
         for place, part in enumerate(layout.parts):
             first, rows, missing, invalid, low, high, total = next(sums)
             key = (*begin, part.name)
@@ -111,8 +132,20 @@ def features_rows(cells: Sequence[Told], version: int) -> Iterator[Upsert]:
                 known = categories_of(part, cut)
                 row = (*key, rows, missing, invalid, total, low, high, [], [0], known, *last)
             else:
-                row = (*key, rows, missing, invalid, total, low, high, layout.edges[place], cut, {}, *last)
-            yield Upsert("window_features", key, row, version, Mark(group, own, FEATURES, 1 << place))
+                row = (
+                    *key,
+                    rows,
+                    missing,
+                    invalid,
+                    total,
+                    low,
+                    high,
+                    layout.edges[place],
+                    cut,
+                    _NO_CATEGORIES,
+                    *last,
+                )
+            yield _upsert(("window_features", key, row, version, mark))
 
 
 def _sums(upper: Ints, lower: Ints) -> list[int]:
@@ -127,15 +160,17 @@ def _sums(upper: Ints, lower: Ints) -> list[int]:
     return [max(-_INT64_MAX, min((u << tally.HALF) + low, _INT64_MAX)) for u, low in pairs]
 
 
-def outcome_row(
-    o: Outcomes, predictions: int, final_ms: int, settled_ms: int, span_ms: int, final: bool
-) -> Row:
-    """A row of ``window_outcomes`` behind its key and before its version."""
+def labels_said(o: Outcomes) -> Row:
+    """What a row of ``window_outcomes`` says of labels, between its number of predictions and ``final_ms``."""
     return (
-        predictions, o.labelled, o.revisions, o.true_positive, o.false_positive, o.true_negative,
-        o.false_negative, o.log_loss_nano, o.brier_nano, listed(o.positive_scores),
-        listed(o.negative_scores), listed(o.calibration_counts), listed(o.calibration_score_nano),
-        listed(o.calibration_positives), o.positive_log_loss_nano, o.positive_brier_nano,
-        dict(sorted(o.positive_delays.items())), dict(sorted(o.negative_delays.items())), o.first_label_ms,
-        o.last_label_ms, final_ms, settled_ms, span_ms, int(final),
+        o.labelled, o.revisions, o.true_positive, o.false_positive, o.true_negative, o.false_negative,
+        o.log_loss_nano, o.brier_nano, listed(o.positive_scores), listed(o.negative_scores),
+        listed(o.calibration_counts), listed(o.calibration_score_nano), listed(o.calibration_positives),
+        o.positive_log_loss_nano, o.positive_brier_nano, dict(sorted(o.positive_delays.items())),
+        dict(sorted(o.negative_delays.items())), o.first_label_ms, o.last_label_ms,
     )  # fmt: skip
+
+
+#: What all rows without labels and of numbers have; not to be written to.
+_UNLABELLED = labels_said(Outcomes())
+_NO_CATEGORIES: dict[str, int] = {}

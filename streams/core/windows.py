@@ -272,17 +272,8 @@ class Windows:
     def confirm(self, sent: Iterable[Upsert]) -> None:
         """The warehouse has these rows; marks go, except of rows that were told anew after their version."""
         for upsert in sent:
-            if not isinstance(upsert.mark, Mark):
-                continue
-            group, cell, table, bit = upsert.mark
-            waiting = group.sent.get((cell, table))
-            if waiting is None or waiting[0] != upsert.version:
-                continue
-            # The piece is not written anew for this: after a restart the row is sent once more, and is the same.
-            if rest := waiting[1] & ~bit:
-                group.sent[cell, table] = (waiting[0], rest)
-            else:
-                del group.sent[cell, table]
+            if isinstance(upsert.mark, Mark):
+                upsert.mark.confirm(upsert)
 
     # -- state ----------------------------------------------------------------------------------------------------
 

@@ -64,6 +64,7 @@ def test_what_cells_have_counted_is_read_back_to_the_last_bit(
         assert decode_features(data, layout, rows).tobytes() == cell.sums.tobytes()
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.sampled_from([0, 0, 1, 127, 128, 2**63 - 1]), min_size=5, max_size=5), min_size=1)
 )
@@ -94,10 +95,6 @@ def test_a_window_of_two_rows_is_hardly_larger_than_they() -> None:
     """Ten numbers each: what is stored beside the twenty is a fraction of them."""
     plans, cell = Plans(), Cell()
     names = [f"x{n}" for n in range(10)]
-    counted(
-        contract(*names), np.random.default_rng(1).normal(size=(2, 11)).round(0).tolist()[:0], plans, cell
-    )
-    rows = np.column_stack([np.random.default_rng(1).uniform(-1, 1, (2, 10)), [0, 1]]).tolist()
     rows = np.column_stack([np.random.default_rng(1).uniform(-1, 1, (2, 10)), [0, 1]]).tolist()
     counted(contract(*names), rows, plans, cell)
     assert cell.layout is not None
