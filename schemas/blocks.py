@@ -122,7 +122,11 @@ def encode_block(block: ObservationBlock) -> bytes:
         "segment_width": int(block.segments.shape[1]),
     }
     # Behind the head's members, in the same map, each column: put together in one copy of where it lies.
-    parts: list[Any] = [_MAP_16, (len(head) + len(DTYPES)).to_bytes(2, "big"), msgspec.msgpack.encode(head)[1:]]
+    parts: list[Any] = [
+        _MAP_16,
+        (len(head) + len(DTYPES)).to_bytes(2, "big"),
+        msgspec.msgpack.encode(head)[1:],
+    ]
     for name, (dtype, begin) in _COLUMNS.items():
         column = np.ascontiguousarray(getattr(block, name), dtype)
         parts += [begin, column.nbytes.to_bytes(4, "big"), column.data]

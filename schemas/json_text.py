@@ -180,7 +180,8 @@ def _scaled(digits: np.uint64, q: int) -> float:
     kept = (kept + (kept & np.uint64(1))) >> np.uint64(1)
     # Times a power of two that is a double itself, for q is far from where there are none.
     power = _EXPONENT[q - _Q_MIN] + 2 - zeros + shift
-    return float(kept) * real_of(np.uint64(power + 1023) << np.uint64(52))
+    scale: float = real_of(np.uint64(power + 1023) << np.uint64(52))
+    return float(kept) * scale
 
 
 @compiled
@@ -212,7 +213,7 @@ def number(buffer: Bytes, at: int, end: int) -> tuple[Whole, float, Whole]:
     """
     none = np.int64(-(2**63))
     negative = at < end and buffer[at] == 45
-    at += np.int64(negative)
+    at += int(negative)
     first = at
     digits, significant = np.uint64(0), 0
     while at < end and 48 <= buffer[at] <= 57:
