@@ -13,11 +13,25 @@ from typing import Any, TypeVar, cast
 
 import numba
 from llvmlite import ir
-from numba.core import types
+from numba.core import caching, types
 from numba.extending import intrinsic
+
+from schemas.sources import sources
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
+
+
+_own_stamp = caching._SourceFileBackedLocatorMixin.get_source_stamp
+
+
+def _stamp(locator: Any) -> Any:
+    """Kept code is of use as long as no module with such functions has changed: numba looks at the function's own only, and
+    would go on with what that had taken in of another one's."""
+    return (_own_stamp(locator), sources())
+
+
+caching._SourceFileBackedLocatorMixin.get_source_stamp = _stamp
 
 
 def compiled(function: Function) -> Function:

@@ -1,6 +1,6 @@
 """Machine code for the way of an event, made before the first one comes: at start, or when an image is built.
 
-Compiling takes some ten seconds, loading what an earlier process compiled half of one. Neither may happen while a
+Compiling takes the better part of a minute, loading what an earlier process compiled half a second. Neither may happen while a
 partition waits for its new owner.
 """
 

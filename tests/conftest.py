@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from deploy.local.kafka import LocalKafka
+from deploy.local.machine_code import compile_once
 from deploy.local.warehouse import LocalWarehouse
 
 # Models of tests are small: threads that spin beside each other cost them more time than they save, much more where the
@@ -23,6 +24,7 @@ _counter = itertools.count(1)
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
     """A running, empty Kafka; ``kafka.bootstrap`` is its address. Topics are not created by use."""
+    compile_once(print)
     with LocalKafka() as broker:
         broker.start(tmp_path_factory.mktemp("kafka"))
         broker.wait_ready()

@@ -27,6 +27,7 @@ import psutil
 
 from deploy.local.children import HOST, free_port, require_free_port, spawn_module, stop_child, tail
 from deploy.local.kafka import LocalKafka
+from deploy.local.machine_code import compile_once
 from deploy.local.warehouse import LocalWarehouse
 from schemas.errors import PlatformError
 from schemas.settings import ClickHouseSettings, KafkaSettings
@@ -41,6 +42,7 @@ SERVICES: dict[str, tuple[str, ...]] = {
     "trainer": ("deploy.training",),
     "notifier": ("deploy.notify",),
 }
+COMPILED = ("archive", "monitor")
 #: What the services need: started before them, stopped after them.
 STORES = ("kafka", "warehouse")
 STATE_FILE = "platform.json"
@@ -235,6 +237,8 @@ class Platform:
     def _add(self, services: tuple[str, ...], began: float) -> None:
         environment = self.environment()
         started = []
+        if any(name.partition("-")[0] in COMPILED for name in services):
+            compile_once(lambda text: self._say("monitor", text))
         for name in services:
             kind, _, number = name.partition("-")
             module, *arguments = SERVICES[kind]
