@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, MutableMapping
 
 from detectors.base import STREAM_COLUMNS, Context, Spec
 from detectors.registry import spec_for
+from detectors.tools.same import by_identity
 from schemas.contracts import DetectorConfig, Feature, ModelContract, Reference
 from schemas.errors import ConfigurationError
 
@@ -47,6 +48,7 @@ def columns_read(
     return names, codes, places
 
 
+@by_identity(8)
 def share_of_budget(contract: ModelContract) -> float:
     """Each detector's part of the model's budget of false pages: one over those that spend it.
 

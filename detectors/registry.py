@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 
 from pydantic import ValidationError
@@ -60,6 +61,7 @@ KINDS: dict[str, str] = {
 }
 
 
+@cache
 def spec_class(kind: str) -> type[Spec]:
     """The spec of ``kind``. Raises ConfigurationError that lists what there is."""
     try:

@@ -5,9 +5,12 @@ One scale for every column, numeric or categorical, so bets and thresholds need 
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.tools.same import by_identity
 from schemas.contracts import ColumnReference, Reference
 
 Floats = NDArray[np.float64]
@@ -19,6 +22,22 @@ def column_reference(reference: Reference | None, name: str) -> ColumnReference 
         return None
     found = reference.score if name == "score" else reference.columns.get(name)
     return found if found is not None and (found.quantiles or any(found.shares)) else None
+
+
+@by_identity(4)
+def sample_of(reference: Reference) -> Floats:
+    """The reference's sample ``(rows, columns)``, at least one row, null as NaN; not to be written to. Raises ValueError when its rows differ
+    in length."""
+    rows, width = reference.sample, len(reference.sample[0])
+    try:
+        if any(len(row) != width for row in rows):
+            raise ValueError("a reference's sample has rows of different lengths")
+        flat = np.fromiter(chain.from_iterable(rows), np.float64, len(rows) * width)
+        sample = flat.reshape(-1, width)
+    except TypeError:  # there are nulls
+        sample = np.array(rows, np.float64)
+    sample.setflags(write=False)
+    return sample
 
 
 def mid_rank(values: Floats, column: ColumnReference) -> Floats:

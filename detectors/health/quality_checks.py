@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from detectors.base import Context
 from detectors.health.rates import NATS_MAX, rate_nats, rate_upper
-from detectors.transform import column_reference
+from detectors.transform import column_reference, sample_of
 from schemas.contracts import ColumnReference, Feature, Reference
 
 #: A numeric column is watched for holding at most this many values.
@@ -228,8 +228,7 @@ def _sampled(reference: Reference | None, name: str) -> NDArray[np.float64]:
         return np.empty(0)
     if len(reference.columns) != len(reference.sample[0]):
         return np.empty(0)
-    place = list(reference.columns).index(name)
-    return np.array([np.nan if row[place] is None else row[place] for row in reference.sample], np.float64)
+    return sample_of(reference)[:, list(reference.columns).index(name)]
 
 
 def _fractions(past: _Past) -> tuple[float | None, float | None]:

@@ -27,6 +27,7 @@ from pydantic import Field
 from detectors.base import NEVER_MS, Change, Context, Detector, Rows, Spec, Standing, Stream, pack, unpack
 from detectors.outliers.outlier_limits import tail_of
 from detectors.outliers.outlier_rate import OutlierRate, RateState
+from detectors.transform import sample_of
 from schemas.errors import SnapshotError
 from schemas.verdicts import Family, Verdict
 
@@ -250,6 +251,6 @@ def reference_rows(context: Context) -> Floats:
     names = list(reference.columns)
     if len(names) != len(reference.sample[0]) or not set(context.columns) <= set(names):
         return none
-    sample = np.array(reference.sample, np.float64)[:, [names.index(name) for name in context.columns]]
+    sample = sample_of(reference)[:, [names.index(name) for name in context.columns]]
     known = np.isfinite(sample)
     return np.asarray(np.where(known, sample, np.nan)[known.any(axis=1)], np.float64)

@@ -21,6 +21,7 @@ judged by its known columns. (Iglewicz and Hoaglin, "How to detect and handle ou
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -65,10 +66,10 @@ class RobustZSpec(OutlierSpec):
         scales = []
         for at, name in enumerate(context.columns):
             column = column_reference(context.reference, name)
-            values = sample[:, at][~np.isnan(sample[:, at])]
             if column is not None and column.quantiles:
-                places = (np.arange(_POINTS) + 0.5) / _POINTS * (len(column.quantiles) - 1)
-                values = np.interp(places, np.arange(len(column.quantiles)), np.asarray(column.quantiles))
+                values = np.interp(*_places(len(column.quantiles)), np.asarray(column.quantiles))
+            else:
+                values = sample[:, at][~np.isnan(sample[:, at])]
             scales.append(median_scale(values))
         scorer = RobustZ(np.array(scales).reshape(-1, 2))
         return scorer.even_tailed(sample) if self.even_tails and len(sample) else scorer
@@ -82,13 +83,30 @@ class RobustZSpec(OutlierSpec):
         return RobustZ(np.frombuffer(learnt, np.float64).reshape(-1, 2))
 
 
+@lru_cache(maxsize=64)
+def _places(quantiles: int) -> tuple[Floats, Floats]:
+    """Where between so many quantiles the points are, and the quantiles' own places."""
+    return (np.arange(_POINTS) + 0.5) / _POINTS * (quantiles - 1), np.arange(quantiles, dtype=np.float64)
+
+
+def _median(values: Floats) -> float:
+    """``np.median`` of at least one number, without what it does for all else."""
+    half, odd = divmod(len(values), 2)
+    if (values[1:] >= values[:-1]).all():  # points between quantiles are in order
+        return float(values[half]) if odd else float(values[half - 1] + values[half]) / 2.0
+    if odd:
+        return float(np.partition(values, half)[half])
+    middle = np.partition(values, (half - 1, half))[half - 1 : half + 1]
+    return float(middle[0] + middle[1]) / 2.0
+
+
 def median_scale(values: Floats) -> tuple[float, float]:
     """Median and robust standard deviation of ``(n,)``, the latter above zero; (0, 1) of nothing."""
     if not len(values):
         return 0.0, 1.0
-    middle = float(np.median(values))
+    middle = _median(values)
     away = np.abs(values - middle)
-    scale = _OF_MEDIAN * float(np.median(away)) or _OF_MEAN * float(away.mean())
+    scale = _OF_MEDIAN * _median(away) or _OF_MEAN * float(away.mean())
     return middle, max(scale, _SCALE_MIN * abs(middle), _TINY)
 
 
@@ -104,6 +122,9 @@ class RobustZ:
         """The same, each column divided by its tail's weight in ``sample (m, k)``; lighter tails than a normal's stay."""
         away = self._away(sample.T)
         weights = np.ones(len(away))
+        if not np.isnan(away).any():
+            weights = np.maximum(1.0, np.quantile(away, _TAIL_SHARE, axis=1) / _TAIL_NORMAL)
+            return RobustZ(np.column_stack([self._middle[:, 0], weights / self._inverse[:, 0]]))
         for at, z in enumerate(away):
             known = z[~np.isnan(z)]
             if len(known):

@@ -45,7 +45,7 @@ from detectors.evidence import LOW, next_state, run_length_ms, threshold_ms
 from detectors.shift.bets import UNIT, Bets, bets_on, stacked
 from detectors.shift.joint import Joint
 from detectors.shift.levels import Coder, Codes, Levels
-from detectors.transform import column_reference
+from detectors.transform import column_reference, sample_of
 from schemas.contracts import DurationMs
 from schemas.verdicts import Evidence, Family, State, Verdict
 
@@ -376,7 +376,7 @@ def _sample_of(context: Context, names: list[str]) -> tuple[set[str], NDArray[np
     order = {name: at for at, name in enumerate(reference.columns)}
     if any(name not in order for name in names):
         return set(), np.empty((0, len(names)))
-    whole = np.array(reference.sample, np.float64)[:, [order[name] for name in names]]
+    whole = sample_of(reference)[:, [order[name] for name in names]]
     discrete = set()
     for at, name in enumerate(names):
         known = whole[np.isfinite(whole[:, at]), at]

@@ -453,8 +453,10 @@ class DetectCore:
             if not is_current(data):
                 raise SnapshotError("another layout")
             failed, address, snapshot, *_ = rest
-            running.detector = running.spec.restore(running.context, snapshot)
+            # It has just been built, which for many takes longer than to read what it was.
+            running.detector.load(snapshot)
         except SnapshotError as error:
+            running.detector = running.spec.build(running.context)
             why = f"its state is of another code version ({error})"
             self._count("driftline_errors_total", where=f"detector {running.config.kind}: other version")
             return self._begin_again(key, running, State(said), why)

@@ -12,7 +12,8 @@ import msgspec
 
 from detectors.base import Context, Spec, Standing
 from detectors.tools.calibrate import calibrated, duration, with_knob
-from schemas.contracts import Reference
+from detectors.tools.same import by_identity
+from schemas.contracts import Feature, Reference
 from schemas.ids import content_hash
 
 
@@ -53,6 +54,11 @@ def reference_hash(reference: Reference | None) -> str:
     return "" if reference is None else content_hash(reference.model_dump_json().encode())
 
 
+@by_identity(4_096)
+def _feature_text(feature: Feature) -> str:
+    return feature.model_dump_json()
+
+
 def standing_key(spec: Spec, context: Context, reference: str) -> str:
     """Names all that a standing depends on; ``reference``: the hash of the context's."""
     parts = [
@@ -67,7 +73,7 @@ def standing_key(spec: Spec, context: Context, reference: str) -> str:
                 context.decision,
             )
         ),
-        repr([feature.model_dump_json() for feature in context.features.values()]),
+        repr([_feature_text(feature) for feature in context.features.values()]),
         repr(context.trained_to_ms),
         reference,
     ]
