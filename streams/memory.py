@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 
 import pyarrow as pa
+from numpy._core import multiarray
 
 #: Parameters of ``mallopt(3)`` and their values: from which size on a block is a mapping of its own (32 MiB is the most that
 #: every glibc takes); from how much free room at its end a heap gives some back; how much it takes at once; how many heaps
@@ -21,6 +22,10 @@ def keep_large_buffers() -> None:
     """From now on this process keeps the room of large buffers. Does nothing where the C library has no ``mallopt``."""
     # Columns of Arrow batches from there too: what pyarrow keeps for itself it gives back within milliseconds.
     pa.set_memory_pool(pa.system_memory_pool())
+    # Buffers are made for the most that may come, and only what does come is touched: not so in pages of two megabytes.
+    whole_pages = getattr(multiarray, "_set_madvise_hugepage", None)
+    if whole_pages is not None:
+        whole_pages(False)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for parameter, value in _PARAMETERS.items():
