@@ -443,8 +443,7 @@ class DetectCore:
             self._cache.setdefault(standing_key, known)
 
     def _restore(self, key: Key, running: Running) -> None:
-        data = self._stored.pop(piece_name(key), None)
-        if data is None:
+        if (data := self._stored.pop(piece_name(key), None)) is None:
             return
         _schema, _role, written_for, said, *rest = msgspec.msgpack.decode(data)
         if written_for != running.content:
@@ -453,7 +452,6 @@ class DetectCore:
             if not is_current(data):
                 raise SnapshotError("another layout")
             failed, address, snapshot, *_ = rest
-            # It has just been built, which for many takes longer than to read what it was.
             running.detector.load(snapshot)
         except SnapshotError as error:
             running.detector = running.spec.build(running.context)

@@ -12,21 +12,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import Field
 from scipy import stats
 
 from detectors import __main__ as tool
 from detectors.base import DAY_MS, Change, Context, Detector, Rows, Spec, Stream, undecided
-from detectors.outliers.robust_z import _median
 from detectors.registry import KINDS, spec_class
 from detectors.tools import calibrate, promises
 from detectors.tools.history import History, held_out, history, resampled_days, resampled_rows
 from detectors.tools.plot import Picture, Point, svg, terminal
-from detectors.tools.same import by_identity
 from detectors.tools.tables import feature, numbers, read_csv, times
-from detectors.transform import sample_of
 from schemas.contracts import (
     DetectorConfig,
     FalsePages,
@@ -34,7 +29,6 @@ from schemas.contracts import (
     ModelContract,
     ModelVersion,
     Monitoring,
-    Reference,
 )
 from schemas.errors import ConfigurationError
 from schemas.reference import reference_of
@@ -496,37 +490,3 @@ def test_one_kind_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(shown["options"]["properties"]) == set(spec.model_fields)
     assert [entry["kind"] for entry in json.loads(run(capsys, "list", "--json")[1])] == list(KINDS)
     assert all(kind in run(capsys, "list")[1] for kind in ("psi", "drift-e"))
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(-1e9, 1e9) | st.sampled_from([0.0, 1.0]), min_size=1, max_size=40), st.booleans())
-def test_the_quick_median_is_numpys(values: list[float], ordered: bool) -> None:
-    """To the last bit, in order or not: what detectors learn must not depend on which code found it."""
-    given_ = np.array(sorted(values) if ordered else values)
-    assert _median(given_) == float(np.median(given_))
-
-
-def test_a_sample_is_read_once_and_nulls_are_nan() -> None:
-    """The detectors of a model share one matrix, which none may change; rows of different lengths are refused."""
-    reference = Reference(sample=((1.0, None), (2.0, 3.0)))
-    found = sample_of(reference)
-    assert sample_of(reference) is found
-    np.testing.assert_array_equal(found, [[1.0, np.nan], [2.0, 3.0]])
-    with pytest.raises(ValueError, match="read-only"):
-        found[0, 0] = 1
-    with pytest.raises(ValueError, match="different lengths"):
-        sample_of(Reference(sample=((1.0, 2.0), (2.0,))))
-
-
-def test_what_was_found_for_one_object_is_not_said_of_an_equal_one() -> None:
-    """By identity alone, and for the last few only."""
-    asked: list[list[int]] = []
-
-    @by_identity(2)
-    def length(of: list[int]) -> int:
-        asked.append(of)
-        return len(of)
-
-    one, other, third = [1], [1], [1, 2]
-    assert [length(of) for of in (one, one, other, third, one)] == [1, 1, 1, 2, 1]
-    assert list(map(id, asked)) == list(map(id, (one, other, third, one)))
