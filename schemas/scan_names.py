@@ -1,7 +1,7 @@
 """The names a monitor knows in predictions: fields, models, roles, states, features and their categories, as one table.
 
 Made once for a set of contracts, looked up in for every event (``schemas.scan``) and written from where a row says what
-its event did not (``schemas.scan_rows``).
+its event did not (``schemas.scan_rows``). The constants are part of machine code that is kept (``schemas.compiled``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Machine code that is kept is that of the sources as they are."""
+"""Machine code that is kept is that of the sources as they are; the machine's own operations are what their names say."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import schemas
+from schemas.compiled import compiled, leading_zeros, product, real_of
 
 CALLED = """
 from schemas.compiled import compiled
@@ -25,6 +31,7 @@ from schemas.compiled import compiled
 def two(x):
     return one(x)
 """
+WORDS = st.integers(0, 2**64 - 1)
 PROGRAM = "from schemas.calling import two; print(two(1), sum(two.stats.cache_hits.values()))"
 
 
@@ -47,3 +54,28 @@ def test_a_function_is_made_again_when_one_that_it_calls_has_changed(tmp_path: P
     assert run(1) == "2 0"
     assert run(1) == "2 1"
     assert run(5) == "6 0"
+
+
+@compiled
+def _product(a: np.uint64, b: np.uint64) -> tuple[Any, Any]:
+    return product(a, b)  # type: ignore[no-any-return]
+
+
+@compiled
+def _leading_zeros(word: np.uint64) -> Any:
+    return leading_zeros(word)
+
+
+@compiled
+def _real_of(word: np.uint64) -> Any:
+    return real_of(word)
+
+
+@settings(deadline=None)
+@given(WORDS, WORDS)
+def test_the_machines_operations_are_those_of_whole_numbers(a: int, b: int) -> None:
+    """A product of 128 bits, the zeros in front, and the bits of a double."""
+    high, low = _product(np.uint64(a), np.uint64(b))
+    assert (int(high) << 64) + int(low) == a * b
+    assert _leading_zeros(np.uint64(a)) == 64 - a.bit_length()
+    assert np.array(_real_of(np.uint64(a))).tobytes() == np.array(a, np.uint64).view(np.float64).tobytes()
