@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas.arrow import PREDICTION_COLUMNS, ArrowRows, encode_arrow_predictions, read_arrow
-from schemas.columns import PredictionColumns, by_model, coded, renumbered, without
+from schemas.columns import PredictionColumns, by_model, by_row, coded, renumbered, without
 from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
 from schemas.events import ID_CHARS_MAX, PredictionMade, Status
@@ -303,7 +303,7 @@ class _Builder:
         matrix = self._matrix(batch)
         times, score = batch.integers("event_time_ms"), batch.floats("score", np.nan)
         latency = batch.floats("latency_ms", 0.0)
-        if _odd(latency[:, None])[0] or (latency < 0.0).any():
+        if not np.isfinite(latency).all() or (latency < 0.0).any():
             batch.fault(
                 ~(latency >= 0.0) | np.isinf(latency), "invalid-value", "latency_ms is not a number from 0 on"
             )
@@ -336,27 +336,22 @@ class _Builder:
     def _matrix(self, batch: ArrowRows) -> NDArray[np.float64]:
         """The features, shape (n, k), and what is wrong with them."""
         features = self.contract.features
-        matrix = np.empty((batch.rows, len(features)), np.float64)
+        columns = np.empty((len(features), batch.rows), np.float64)
         for place, feature in enumerate(features):
             if feature.name not in batch and not feature.nullable:
                 raise BadMessage("missing-feature", f"the batch has no column {feature.name}")
             if feature.kind == "numeric":
-                batch.floats(feature.name, np.nan, matrix[:, place])
+                batch.floats(feature.name, np.nan, columns[place])
             else:
                 values, coded_as = batch.texts(feature.name, None)
-                matrix[:, place] = np.array(self._coded(place, values))[coded_as]
-        for place in np.flatnonzero(_odd(matrix)).tolist():
-            name, column = features[place].name, matrix[:, place]
+                columns[place] = np.array(self._coded(place, values))[coded_as]
+        matrix, odd = by_row(columns)
+        for place in np.flatnonzero(odd).tolist():
+            name, column = features[place].name, columns[place]
             if not features[place].nullable:
                 batch.fault(np.isnan(column), "missing-feature", f"{name} is null or NaN")
             batch.fault(np.isinf(column), "not-finite", f"{name} is infinite")
         return matrix
-
-
-def _odd(matrix: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which columns of ``matrix (n, k)`` have a number that is not finite; shape (k,)."""
-    odd: NDArray[np.bool_] = ~np.isfinite(matrix).all(axis=0)
-    return odd
 
 
 def _codes(names: Sequence[str], code: Mapping[str, int]) -> NDArray[np.int8]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.compiled import compiled
 from schemas.contracts import ModelContract
 from schemas.messages import Bad
 from schemas.spans import Spans
@@ -131,3 +132,19 @@ def merged(parts: list[PredictionColumns]) -> PredictionColumns:
     )
     order = np.lexsort((whole.row, whole.message))
     return whole if (np.diff(order) == 1).all() else whole.take(order)
+
+
+def by_row(columns: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Columns ``(k, n)``, each in one piece, as rows ``(n, k)``; and which columns ``(k,)`` have a number that is not finite."""
+    rows, left = np.empty(columns.shape[::-1]), np.zeros(len(columns))
+    _turn(columns, rows, left)
+    return rows, left != 0
+
+
+@compiled
+def _turn(columns: NDArray[np.float64], rows: NDArray[np.float64], left: NDArray[np.float64]) -> None:
+    for i in range(len(rows)):
+        for j in range(len(columns)):
+            rows[i, j] = columns[j, i]
+            # Nothing is left of a finite number.
+            left[j] += columns[j, i] * 0.0
