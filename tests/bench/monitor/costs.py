@@ -64,8 +64,8 @@ round brings 20,000 JSON events (fewer where they are wide) and one minute of ev
 detectors, one segment feature and one transaction a round. So with 10,000 models each has two events a round, and each of
 its windows of a minute no more than these two.
 
-- **state written / read**: bytes of state, manifests included, by bytes of events. A window that gets two events takes more
-  room than the two; with twenty it is a fifth of them. What detectors hold is written when they are fed.
+- **state written / read**: bytes of state, manifests included, by bytes of events. Of a window that gets two events it is
+  mostly the two values of each feature; with twenty a tenth of them. What detectors hold is written when they are fed.
 - **a model's first row**: building its detectors, once a version and once a restart; of a single model mostly the loading
   of code.
 - **stored**: state that is alive, and what of older is not yet cleared away; with few models mostly predictions that wait
@@ -73,10 +73,10 @@ its windows of a minute no more than these two.
 - **memory**: growth of the process, beside the version's reference, which all models of a shape share here. Bounded by
   windows that are open, `monitor.hot_index_bytes_max` and `monitor.held_bytes_max`.
 
-With many models a batch costs what its models cost, each about half a millisecond of the join (cells of windows, their rows
-for the warehouse, their state), however many of its events are in it: batches of one call are put together for that. What
-detectors cost is spread over the rows that were held for them. With wide events it is mostly the reading of their JSON, 20
-KB of it with 1,000 features.
+With many models a batch costs what its models cost, however many of its events are in it: each a fifth to a third of a
+millisecond of the join, half of it rows for the warehouse. All else (entering the index, cells of windows, their state) is
+worked out for all models of a batch at once; so batches of one call are put together. What detectors cost is spread over
+the rows that were held for them. With wide events it is mostly the reading of their JSON, 20 KB of it with 1,000 features.
 """
 
 
