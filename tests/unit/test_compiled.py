@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,28 +24,32 @@ from schemas.compiled import compiled
 def one(x):
     return x + {}
 """
+CONSTANT = "ONE = {}"
 CALLING = """
-from schemas.called import one
+from schemas.called import {}
 from schemas.compiled import compiled
 
 @compiled
 def two(x):
-    return one(x)
+    return {}
 """
 WORDS = st.integers(0, 2**64 - 1)
 PROGRAM = "from schemas.calling import two; print(two(1), sum(two.stats.cache_hits.values()))"
 
 
-def test_a_function_is_made_again_when_one_that_it_calls_has_changed(tmp_path: Path) -> None:
-    """In another module, which is what numba does not look at."""
+@pytest.mark.parametrize(("called", "calling"), [(CALLED, ("one", "one(x)")), (CONSTANT, ("ONE", "x + ONE"))])
+def test_a_function_is_made_again_when_what_it_has_taken_in_has_changed(
+    called: str, calling: tuple[str, str], tmp_path: Path
+) -> None:
+    """A function or a constant of another module, which is what numba does not look at."""
     package = tmp_path / "schemas"
     package.mkdir()
     for name in ("__init__", "compiled", "sources"):
         shutil.copy(Path(schemas.__file__).parent / f"{name}.py", package)
-    (package / "calling.py").write_text(CALLING)
+    (package / "calling.py").write_text(CALLING.format(*calling))
 
     def run(added: int) -> str:
-        (package / "called.py").write_text(CALLED.format(added))
+        (package / "called.py").write_text(called.format(added))
         environment = os.environ | {"PYTHONPATH": str(tmp_path)}
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
