@@ -35,6 +35,8 @@ _LZ4_INDEPENDENT, _LZ4_BLOCK_SUMS, _LZ4_SUM = 0x20, 0x10, 0x04
 #: No byte of LZ4 stands for more.
 _LZ4_RATIO_MAX = 255
 _ABORT = 0
+#: Of an LZ4 frame's blocks: start, end, whether it is compressed.
+_Blocks = list[tuple[int, int, bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +141,10 @@ def _unpacked_in_place(raw: bytes | memoryview, frames: _Frames) -> tuple[Bytes,
     ends = np.empty(len(packed), np.int64)
     at = 0
     try:
-        buffer = np.empty(sum(_lz4_size_max(one) for one in packed), np.uint8)
-        for i, one in enumerate(packed):
-            at += _lz4_into(one, buffer.data[at:])
+        read = [_lz4_blocks(one) for one in packed]
+        buffer = np.empty(sum(_lz4_size_max(*one) for one in read), np.uint8)
+        for i, (one, (blocks, most)) in enumerate(zip(packed, read, strict=True)):
+            at += _lz4_into(one, blocks, most, buffer.data[at:])
             ends[i] = at
     except Exception as error:  # the codec's own among them
         raise CorruptRecordException(f"a record batch cannot be decompressed: {error}") from error
@@ -151,10 +154,9 @@ def _unpacked_in_place(raw: bytes | memoryview, frames: _Frames) -> tuple[Bytes,
     )
 
 
-def _lz4_into(frame: memoryview, room: memoryview) -> int:
+def _lz4_into(frame: memoryview, blocks: _Blocks, most: int, room: memoryview) -> int:
     """Decompress to where it stays; how many bytes. Blocks that are independent and bear no checksum, the usual, one by one:
     the codec's own reading of frames copies each once more."""
-    blocks, most = _lz4_blocks(frame)
     if frame[4] & (_LZ4_INDEPENDENT | _LZ4_BLOCK_SUMS | _LZ4_SUM) != _LZ4_INDEPENDENT:
         return int(cramjam.lz4.decompress_into(frame, room))
     at = 0
@@ -168,15 +170,14 @@ def _lz4_into(frame: memoryview, room: memoryview) -> int:
     return at
 
 
-def _lz4_size_max(frame: memoryview) -> int:
-    """Bytes that an LZ4 frame becomes at most: that of its blocks. Raises ValueError when they are not all there."""
-    blocks, most = _lz4_blocks(frame)
+def _lz4_size_max(blocks: _Blocks, most: int) -> int:
+    """Bytes that the blocks of an LZ4 frame become at most."""
     return sum(
         min(most, _LZ4_RATIO_MAX * (end - start)) if packed else end - start for start, end, packed in blocks
     )
 
 
-def _lz4_blocks(frame: memoryview) -> tuple[list[tuple[int, int, bool]], int]:
+def _lz4_blocks(frame: memoryview) -> tuple[_Blocks, int]:
     """([(start, end, whether it is compressed)], bytes that one becomes at most). Raises ValueError when they are not all there."""
     if len(frame) < _LZ4_HEADER_BYTES:
         raise ValueError("an LZ4 frame without a header")
@@ -184,7 +185,7 @@ def _lz4_blocks(frame: memoryview) -> tuple[list[tuple[int, int, bool]], int]:
     # Of those that may be in a header: the size, a dictionary's id.
     at = _LZ4_HEADER_BYTES + (8 if flags & 0x08 else 0) + (4 if flags & 0x01 else 0)
     after = 4 if flags & _LZ4_BLOCK_SUMS else 0
-    found: list[tuple[int, int, bool]] = []
+    found: _Blocks = []
     while at + 4 <= len(frame):
         word = int.from_bytes(frame[at : at + 4], "little")
         if word == 0:

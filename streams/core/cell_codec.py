@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from schemas.compiled import compiled, eight, put_eight
 from schemas.json_text import Whole
-from schemas.rows import MICRO
 from streams.core.layouts import HEAD, INVALID, LEAST, LOWER, MISSING, MOST, ROWS, UPPER, Layout
-from streams.core.tally import HALF, VALUE_MAX
+from streams.core.tally import count_value
 
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
@@ -209,9 +208,9 @@ def _read_features(
                 sums[begin + MOST] = np.int64(eight(data, at))
                 at += 8
             if known < 3:
-                _count(reals[begin + LEAST], begin, edges, edge_starts[f], edge_starts[f + 1], sums)
+                count_value(reals[begin + LEAST], begin, edges, edge_starts[f], edge_starts[f + 1], sums)
                 if known == 2:
-                    _count(reals[begin + MOST], begin, edges, edge_starts[f], edge_starts[f + 1], sums)
+                    count_value(reals[begin + MOST], begin, edges, edge_starts[f], edge_starts[f + 1], sums)
                 continue
             coded = _read(data, at)
             sums[begin + UPPER] = (coded >> 1) ^ -(coded & 1)
@@ -220,19 +219,3 @@ def _read_features(
             at = _after(data, at)
         at = _read_run(data, at, sums, begin + HEAD, end)
     return at
-
-
-@compiled
-def _count(value: float, begin: int, edges: NDArray[np.float64], first: int, end: int, sums: Ints) -> None:
-    """As ``streams.core.tally.features`` counts a value."""
-    unit = np.int64(np.rint(min(max(value, -VALUE_MAX), VALUE_MAX) * MICRO))
-    sums[begin + UPPER] += unit >> HALF
-    sums[begin + LOWER] += unit & 0xFFFFFFFF
-    below, above = first, end
-    while below < above:
-        middle = (below + above) // 2
-        if edges[middle] <= value:
-            below = middle + 1
-        else:
-            above = middle
-    sums[begin + HEAD + below - first] += 1

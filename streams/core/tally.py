@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.compiled import compiled
+from schemas.compiled import compiled, inlined
 from schemas.edges import place_of
 from schemas.rows import CALIBRATION_BINS, MICRO, NANO, OUTCOME_BINS, PROBABILITY_MIN, SCORE_BINS
 from streams.core.layouts import HEAD, INVALID, LEAST, LOWER, MISSING, MOST, ROWS, UPPER, Arrays
@@ -122,6 +122,23 @@ def numbers(
         histogram[cell, place_of(value, edges, before, scale)] += 1
 
 
+@inlined
+def count_value(value: float, to: int, edges: Floats, begin: int, end: int, sums: Ints) -> None:
+    """Add a number to the sum and the histogram of the feature at ``to``, whose edges are those from ``begin`` to below
+    ``end``."""
+    unit: Any = np.int64(np.rint(min(max(value, -VALUE_MAX), VALUE_MAX) * MICRO))
+    sums[to + UPPER] += unit >> HALF
+    sums[to + LOWER] += unit & 0xFFFFFFFF
+    below, above = begin, end
+    while below < above:
+        middle = (below + above) // 2
+        if edges[middle] <= value:
+            below = middle + 1
+        else:
+            above = middle
+    sums[to + HEAD + below - begin] += 1
+
+
 @compiled
 def features(
     values: Floats, at: Ints, cell: Ints, plans: Ints, starts: Ints, of: Arrays, sums: Ints, reals: Floats
@@ -150,20 +167,9 @@ def features(
                 continue
             if value < of.low[own] or value > of.high[own]:
                 sums[to + INVALID] += 1
-            unit: Any = np.int64(np.rint(min(max(value, -VALUE_MAX), VALUE_MAX) * MICRO))
-            sums[to + UPPER] += unit >> HALF
-            sums[to + LOWER] += unit & 0xFFFFFFFF
             reals[to + LEAST] = min(reals[to + LEAST], value)
             reals[to + MOST] = max(reals[to + MOST], value)
-            begin = of.edge[own]
-            below, above = begin, of.edge_end[own]
-            while below < above:
-                middle = (below + above) // 2
-                if of.edges[middle] <= value:
-                    below = middle + 1
-                else:
-                    above = middle
-            sums[to + HEAD + below - begin] += 1
+            count_value(value, to, of.edges, of.edge[own], of.edge_end[own], sums)
 
 
 @compiled
