@@ -26,7 +26,7 @@ from schemas.ids import ROLES
 from schemas.verdicts import Evidence, SignalChanged, State, Verdict
 from streams.core.building import FAMILIES, build, reference_key, signal_of, written
 from streams.core.comparing import BEGINNING_MS, FALLBACK, Span, groups, spans
-from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert, piece_checksum
+from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert, piece_digest
 from streams.core.detect_state import (
     DETECTOR,
     PROGRESS,
@@ -401,8 +401,8 @@ class DetectCore:
                 continue
             running.touched = False
             data = encode_running(running)
-            if (checksum := piece_checksum(data)) != running.checksum:
-                running.checksum = checksum
+            if (digest := piece_digest(data)) != running.digest:
+                running.digest = digest
                 pieces[piece_name(key)] = data
         for model, progress in self._progress.items():
             if progress.changed:
@@ -459,7 +459,7 @@ class DetectCore:
             self._count("driftline_errors_total", where=f"detector {running.config.kind}: other version")
             return self._begin_again(key, running, State(said), why)
         running.said, running.failed, running.address = State(said), failed, address
-        running.checksum, running.touched = piece_checksum(data), False
+        running.digest, running.touched = piece_digest(data), False
 
     def _begin_again(self, key: Key, running: Running, said: State, why: str) -> None:
         """What was said of a detector no longer stands: it warms up, and says so, once."""

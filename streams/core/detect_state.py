@@ -42,7 +42,7 @@ class Running:
     failed: bool = False
     touched: bool = True
     #: Of the piece as it was last written.
-    checksum: bytes = b""
+    digest: bytes = b""
     address: str = ""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,6 +125,18 @@ def test_a_manifest_of_another_schema_or_none_at_all_is_refused() -> None:
         decode_manifest(b"\xc1")
     with pytest.raises(SnapshotError, match="schema 99"):
         decode_manifest(encode_manifest(Manifest(task="t", schema_version=99)))
+
+
+def test_pieces_of_a_manifest_of_schema_1_are_read_and_named_on() -> None:
+    """Their checksums were digests: damage is found by those too, and later manifests go on naming them."""
+    digest = hashlib.blake2b(b"old", digest_size=16).digest()
+    before = Manifest(task="t", schema_version=1, sequence=1, pieces={"p": PieceRef(1, 1, 3, digest)})
+    piece = (chunk_key("t", "p", 1, 0), b"old")
+    assert load("t", [piece, (manifest_key("t"), encode_manifest(before))]).pieces == {"p": b"old"}
+    after = _transaction(before, {"q": b"new"})
+    assert load("t", [piece, *after.state]).pieces == {"p": b"old", "q": b"new"}
+    with pytest.raises(StateCorrupt, match="'p'"):
+        load("t", [(piece[0], b"odd"), *after.state])
 
 
 names = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), min_size=1, max_size=8)
