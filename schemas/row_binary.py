@@ -127,6 +127,9 @@ def _value(kind: str, data: memoryview, at: int) -> tuple[Any, int]:
         if outer == "Nullable":
             return (None, at + 1) if data[at] else _value(inner, data, at + 1)
         count, at = _length(data, at)
+        if inner in _FORMATS:
+            form = f"<{count}{_FORMATS[inner][1]}"
+            return list(struct.unpack_from(form, data, at)), at + struct.calcsize(form)
         found = []
         for _ in range(count):
             value, at = _value(inner, data, at)

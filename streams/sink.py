@@ -1,8 +1,8 @@
 """How aggregates reach the warehouse: cumulative upserts, tried until they are in, never in the tasks' way.
 
 ``Sink`` is what can be written to (ClickHouse, or memory for tests: the same contract tests hold both).
-``SinkWriter`` empties the tasks' outboxes into one. An outbox holds the newest version of each row, so however long
-the warehouse is away it holds no more rows than the tasks have open aggregates.
+``SinkWriter`` empties the tasks' outboxes into one. However long the warehouse is away, an outbox holds no more rows than
+``streams.core.ledger.OUTBOX_MAX`` and one transaction's: what changes then is made into rows when it is back.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import clickhouse_connect
@@ -23,7 +22,7 @@ from schemas.observability import Metrics
 from schemas.row_binary import RowBlock, read_rows
 from schemas.rows import TABLES
 from schemas.settings import ClickHouseSettings
-from streams.core.delivery import Upsert
+from streams.core.delivery import Upserts
 
 log = logging.getLogger(__name__)
 BATCH_ROWS_MAX = 20_000
@@ -129,9 +128,9 @@ class Sender(Protocol):
     """As much of a task as the writer sees."""
 
     @property
-    def outbox(self) -> Mapping[tuple[str, tuple[Any, ...]], Upsert]: ...
+    def outbox(self) -> Sequence[Upserts]: ...
 
-    def confirm(self, sent: list[Upsert]) -> None: ...
+    def confirm(self, sent: list[Upserts]) -> None: ...
 
 
 class SinkWriter:
@@ -165,24 +164,25 @@ class SinkWriter:
 
     async def send_once(self) -> bool:
         """Send one batch and confirm it; false when there was nothing. Raises WarehouseError."""
-        batch: dict[str, list[tuple[Sender, Upsert]]] = defaultdict(list)
+        batch: dict[str, list[tuple[Sender, Upserts]]] = defaultdict(list)
         rows = 0
         for task in self._tasks():
-            # Only the batch is copied: after an outage the outbox may be long.
-            for upsert in list(islice(task.outbox.values(), BATCH_ROWS_MAX - rows)):
-                batch[upsert.table].append((task, upsert))
-                rows += 1
+            for upserts in task.outbox:
+                if rows and rows + upserts.rows > BATCH_ROWS_MAX:
+                    break
+                batch[upserts.table].append((task, upserts))
+                rows += upserts.rows
         for table, sent in batch.items():
             try:
-                await asyncio.to_thread(self._sink.write, table, [upsert.row for _, upsert in sent])
+                await asyncio.to_thread(self._write, table, [upserts for _, upserts in sent])
             except WarehouseError:
                 self._metrics.count("driftline_warehouse_errors_total", table=table)
                 raise
-            self._metrics.count("driftline_warehouse_rows_total", len(sent), table=table)
-            by_task: dict[int, list[Upsert]] = defaultdict(list)
-            senders = {id(task): task for task, _ in sent}
-            for task, upsert in sent:
-                by_task[id(task)].append(upsert)
-            for identity, upserts in by_task.items():
-                senders[identity].confirm(upserts)
+            count = sum(upserts.rows for _, upserts in sent)
+            self._metrics.count("driftline_warehouse_rows_total", count, table=table)
+            for task in {id(task): task for task, _ in sent}.values():
+                task.confirm([upserts for owner, upserts in sent if owner is task])
         return rows > 0
+
+    def _write(self, table: str, sent: Sequence[Upserts]) -> None:
+        self._sink.write_blocks(table, [upserts.block for upserts in sent])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -24,7 +24,7 @@ from schemas.scan_rows import LogRows
 from streams.batches import Chunk
 from streams.broadcast import Broadcast, model_records
 from streams.core.cold import Question
-from streams.core.delivery import Out, StageContext, TaskCore, TopicPartition, Transaction, Upsert, assembled
+from streams.core.delivery import Out, StageContext, TaskCore, TopicPartition, Transaction, Upserts, assembled
 from streams.core.ledger import Ledger
 from streams.core.raw_log import Stretch, stretch_of
 from streams.core.records import Input, Record, RecordBatch
@@ -196,7 +196,7 @@ class Task:
         self._answers.append(record)
         self.wake()
 
-    def confirm(self, sent: list[Upsert]) -> None:
+    def confirm(self, sent: list[Upserts]) -> None:
         """The warehouse has these rows."""
         self._ledger.confirmed(sent)
         self._report_dirty()
@@ -207,7 +207,7 @@ class Task:
         return self._inbox.held
 
     @property
-    def outbox(self) -> Mapping[tuple[str, tuple[Any, ...]], Upsert]:
+    def outbox(self) -> Sequence[Upserts]:
         """What the warehouse is still to be told."""
         return self._ledger.outbox
 
@@ -316,11 +316,11 @@ class Task:
         self._offer(await self._cpu(self._ledger.committed, transaction))
         self._report(transaction, time.monotonic() - started_s)
 
-    def _plan(self, confirmed: list[Upsert]) -> Transaction:
+    def _plan(self, confirmed: list[Upserts]) -> Transaction:
         self._rows, self._since_s, self._moved = 0, None, False
         return self._ledger.plan(confirmed)
 
-    def _offer(self, upserts: list[Upsert]) -> None:
+    def _offer(self, upserts: list[Upserts]) -> None:
         self._ledger.offer(upserts)
         if upserts:
             self._report_dirty()
@@ -328,7 +328,7 @@ class Task:
 
     def _report_dirty(self) -> None:
         labels = {"partition": self._labels["partition"]}
-        self._shared.metrics.set("driftline_warehouse_dirty", len(self.outbox), **labels)
+        self._shared.metrics.set("driftline_warehouse_dirty", self._ledger.waiting, **labels)
 
     def _note(self, out: Out) -> None:
         extra = {"event": "written", "topic": out.topic, "key": (out.key or b"").decode(errors="replace")}

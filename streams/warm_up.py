@@ -54,6 +54,7 @@ def warm_up(process: Literal["monitor", "archive"]) -> None:
         for out in core.outputs():
             in_order(decode_block(out.value or b""))
         core.changed_pieces()
+        core.upserts()
         HalfSpaceTrees(("x",), 1, 1, 1, 0).scores(np.zeros((1, 1)))
     seconds = round(time.monotonic() - began_s, 1)
     log.info("compiled or loaded what events pass", extra={"event": "warmed-up", "seconds": seconds})

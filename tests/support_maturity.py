@@ -74,7 +74,7 @@ class Replay:
         self._core.committed(self._sequence)
         upserts = self._core.upserts()
         for table in sorted({u.table for u in upserts} - {"window_features"}):
-            self._sink.write(table, [u.row for u in upserts if u.table == table])
+            self._sink.write_blocks(table, [u.block for u in upserts if u.table == table])
         self._core.confirm(upserts)
 
     def _apply(self, to_ms: int) -> None:

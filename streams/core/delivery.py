@@ -36,12 +36,13 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from schemas.contracts import ModelRecord
 from schemas.errors import SnapshotError, StateCorrupt
+from schemas.row_binary import RowBlock
 from schemas.settings import MonitorSettings
 from streams.core.records import Input
 
@@ -66,19 +67,25 @@ class Out(NamedTuple):
     headers: Mapping[str, bytes] = _NO_HEADERS
 
 
-class Upsert(NamedTuple):
-    """One warehouse row: the cumulative value of ``key`` as of the committed manifest ``version``.
+class Upserts(NamedTuple):
+    """``rows`` rows of one warehouse table: cumulative values as of the committed manifest ``version``.
 
-    ``row`` fits the table's columns in ``schemas.rows`` (it carries ``version`` too). Of two upserts with equal
-    (table, key) the higher version wins, in the shell's outbox as in the warehouse. ``mark`` is the core's own: by what it
-    knows the row when it is confirmed.
+    They are bytes already, ``parts`` one behind the other as ``schemas.row_binary`` has them, and carry ``version`` too: of two
+    rows of one key the warehouse keeps the one of the higher. ``mark`` is the core's own: by what it knows them when they are
+    confirmed.
     """
 
     table: str
-    key: tuple[Any, ...]
-    row: tuple[Any, ...]
+    rows: int
+    parts: Sequence[bytes]
     version: int
-    mark: Any = None
+    mark: int | None = None
+
+    @property
+    def block(self) -> RowBlock:
+        """The rows as one piece."""
+        whole = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+        return RowBlock(self.rows, memoryview(whole))
 
 
 class PieceRef(msgspec.Struct, frozen=True, array_like=True):
@@ -143,12 +150,13 @@ class TaskCore(Protocol):
     def committed(self, sequence: int) -> None:
         """The transaction with everything drained so far is durable, as ``sequence``."""
 
-    def upserts(self) -> list[Upsert]:
+    def upserts(self) -> list[Upserts]:
         """Warehouse rows that changed since the last call (after ``restore``: all that are still marked dirty), with
         ``version`` = the sequence of the last ``committed``. Called right after ``committed``, before more ``apply``."""
 
-    def confirm(self, sent: Sequence[Upsert]) -> None:
-        """The warehouse holds these. Dirty marks go, except of keys changed after ``version``."""
+    def confirm(self, sent: Sequence[Upserts]) -> None:
+        """The warehouse holds these, each of which is one that ``upserts`` gave. Dirty marks go, except of what has changed
+        after ``version``."""
 
     def activate(self, records: Sequence[ModelRecord]) -> None:
         """Contracts and versions, in the order of ``models``. May repeat what is known."""

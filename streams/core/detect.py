@@ -26,7 +26,7 @@ from schemas.ids import ROLES
 from schemas.verdicts import Evidence, SignalChanged, State, Verdict
 from streams.core.building import FAMILIES, build, reference_key, signal_of, written
 from streams.core.comparing import BEGINNING_MS, FALLBACK, Span, groups, spans
-from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert, piece_digest
+from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upserts, piece_digest
 from streams.core.detect_state import (
     DETECTOR,
     PROGRESS,
@@ -480,10 +480,10 @@ class DetectCore:
     def committed(self, sequence: int) -> None:
         """Nothing waits for it."""
 
-    def upserts(self) -> list[Upsert]:
+    def upserts(self) -> list[Upserts]:
         return []
 
-    def confirm(self, sent: Sequence[Upsert]) -> None:
+    def confirm(self, sent: Sequence[Upserts]) -> None:
         """This stage writes no aggregates."""
 
     def measurements(self) -> Iterable[tuple[str, dict[str, str], float]]:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from schemas.contracts import ModelContract
 from schemas.errors import StateCorrupt
 from streams.core.aggregates import Outcomes, pack, unpack
-from streams.core.delivery import Upsert
+from streams.core.delivery import Upserts
 from streams.core.join_state import WindowKey
 from streams.core.outcomes import OutcomeRows
-from streams.core.window_rows import labels_said, row_key
+from streams.core.window_rows import late_row, row_key
 from streams.core.window_state import CellKey
 from streams.core.windows import add_outcomes
 
@@ -95,33 +95,30 @@ class LateOutcomes:
 
     # -- warehouse ------------------------------------------------------------------------------------------------
 
-    def upserts(self, version: int) -> list[Upsert]:
-        """Rows of parts that were not given out yet, as of manifest ``version``."""
+    def upserts(self, version: int) -> list[Upserts]:
+        """Rows of parts that were not given out yet, as of manifest ``version``: of each part together."""
+        unsent, self._unsent = self._unsent, []
         found = []
-        for number in self._unsent:
-            for (window, cell), row in self._parts[number].items():
-                o = row.outcomes
-                key = (*row_key(window, cell, self._partition), number)
-                values = (0, *labels_said(o), o.last_label_ms, row.settles_ms, row.span_ms, 1)
-                found.append(Upsert("window_outcomes", key, (*key, *values, version), version))
-        self._unsent = []
+        for number in unsent:
+            rows = [
+                late_row(
+                    row_key(window, cell, self._partition),
+                    number,
+                    row.outcomes,
+                    row.settles_ms,
+                    row.span_ms,
+                    version,
+                )
+                for (window, cell), row in self._parts[number].items()
+            ]
+            found.append(Upserts("window_outcomes", len(rows), rows, version, number))
         return found
 
-    def confirm(self, sent: Iterable[Upsert]) -> None:
+    def confirm(self, sent: Iterable[Upserts]) -> None:
         """The warehouse has these rows."""
-        for upsert in sent:
-            if upsert.table != "window_outcomes" or not (number := upsert.key[-1]):
-                continue
-            part = self._parts.get(number)
-            if part is None:
-                continue
-            start, window_ms, model, *cell, _ = upsert.key[:-1]
-            window = WindowKey(model, round(start.timestamp() * 1000), window_ms)
-            version, role, segment = cell
-            part.pop((window, (version, role, segment)), None)
-            if not part:
-                del self._parts[number]
-                self._gone.append(number)
+        for upserts in sent:
+            if upserts.mark is not None and self._parts.pop(upserts.mark, None) is not None:
+                self._gone.append(upserts.mark)
 
 
 def _encode(part: _Part) -> bytes:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from schemas.contracts import Feature, ModelContract, Reference
 from schemas.ids import content_hash
+from schemas.row_binary import text_bytes
 
 OTHER = "(other)"
 #: What is counted of a feature before its cells: rows, missing, invalid, two halves of the sum, and, as the bits of reals,
@@ -50,8 +51,6 @@ class Layout:
         self.starts: Ints = np.cumsum([0, *(part.size for part in parts)])
         self.size = int(self.starts[-1])
         self.numeric: NDArray[np.bool_] = np.array([not part.categories for part in parts], np.bool_)
-        #: Borders as they go to the warehouse; not to be written to.
-        self.edges = [list(part.edges) for part in parts]
         self.place = {part.name: at for at, part in enumerate(parts)}
         #: Of a cell without rows; not to be written to.
         self.empty: Ints = np.zeros(self.size, np.int64)
@@ -69,6 +68,11 @@ class Layout:
         """Borders of all features, one behind the other, and where each one's begin ``(k + 1,)``."""
         flat = np.array([edge for part in self.parts for edge in part.edges], np.float64)
         return flat, np.cumsum([0, *(len(part.edges) for part in self.parts)])
+
+    @cached_property
+    def written(self) -> Rows:
+        """What the warehouse's rows of these features have in common."""
+        return Rows.of_layout(self)
 
     def of(self, sums: Ints, place: int) -> Ints:
         """What is counted of the feature at ``place``: a view."""
@@ -90,6 +94,59 @@ class Layout:
             else:
                 own[HEAD:] = held[HEAD:]
         return moved
+
+
+class Written(NamedTuple):
+    """For compiled code, of each feature of a layout: where in a cell's sums it begins, whether it is a number, its name, its
+    borders' bits, and its categories sorted by name. Names are as ``schemas.row_binary`` writes them, ``..._ends (k + 1,)`` say
+    where each begins. Of each category its place among the counts, and 0 in ``category_first`` where the one before has its name.
+    """
+
+    starts: Ints
+    numeric: NDArray[np.bool_]
+    names: NDArray[np.uint8]
+    name_ends: Ints
+    edges: NDArray[np.uint64]
+    edge_ends: Ints
+    category_ends: Ints
+    category_places: Ints
+    category_first: Ints
+    category_names: NDArray[np.uint8]
+    category_name_ends: Ints
+
+
+class Rows(NamedTuple):
+    """``bytes_max``: what a cell's rows have, beside their keys, at most."""
+
+    of: Written
+    bytes_max: int
+
+    @classmethod
+    def of_layout(cls, layout: Layout) -> Rows:
+        """See the class."""
+        parts = layout.parts
+        names, name_ends = _texts([part.name for part in parts])
+        edges, edge_ends = layout.cuts
+        sorted_ = [sorted(range(len(part.categories)), key=part.categories.__getitem__) for part in parts]
+        places = [place for of in sorted_ for place in of]
+        told = [part.categories[place] for part, of in zip(parts, sorted_, strict=True) for place in of]
+        ends = np.cumsum([0, *map(len, sorted_)])
+        first = np.array([at == 0 or told[at] != told[at - 1] for at in range(len(told))], np.int64)
+        first[ends[:-1][ends[:-1] < len(told)]] = 1
+        category_names, category_name_ends = _texts(told)
+        written = Written(
+            layout.starts, layout.numeric, names, name_ends, edges.view(np.uint64), edge_ends, ends,
+            np.array(places, np.int64), first, category_names, category_name_ends,
+        )  # fmt: skip
+        # Beside what is counted: at most three lengths, two numbers in the end, and what copies of words write beyond.
+        held = 8 * (layout.size + len(edges) + len(told)) + len(names) + len(category_names)
+        return cls(written, held + 64 * (len(parts) + 1))
+
+
+def _texts(texts: Sequence[str]) -> tuple[NDArray[np.uint8], Ints]:
+    """Texts as they are written, with room behind them to be read over, and where each begins."""
+    raw = [text_bytes(text) for text in texts]
+    return np.frombuffer(b"".join([*raw, bytes(8)]), np.uint8), np.cumsum([0, *map(len, raw)])
 
 
 class Arrays(NamedTuple):
@@ -261,12 +318,3 @@ def _of_quantiles(quantiles: tuple[float, ...], bins: int) -> tuple[float, ...]:
 @lru_cache(maxsize=4_096)
 def _of_range(low: float, high: float, bins: int) -> tuple[float, ...]:
     return tuple(np.linspace(low, high, bins + 1)[1:-1].tolist())
-
-
-def categories_of(part: Part, times: Sequence[int]) -> dict[str, int]:
-    """Of a categorical feature how often each name came, sorted by name, without those that did not."""
-    found: dict[str, int] = {}
-    for name, count in zip(part.categories, times, strict=True):
-        if count:
-            found[name] = found.get(name, 0) + count
-    return dict(sorted(found.items()))

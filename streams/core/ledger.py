@@ -7,7 +7,6 @@ the rules of the delivery protocol are in one place, and what is tested a millio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from schemas.contracts import ModelRecord
 from schemas.errors import DeliveryError
@@ -17,7 +16,7 @@ from streams.core.delivery import (
     TaskCore,
     TopicPartition,
     Transaction,
-    Upsert,
+    Upserts,
     plan,
 )
 from streams.core.piece_log import PieceLog
@@ -47,11 +46,11 @@ class Ledger:
         self.next: dict[TopicPartition, int] = {}
         #: Next offset on each broadcast topic.
         self.activations: dict[str, int] = {}
-        #: Rows the warehouse has not confirmed: the newest of each (table, key).
-        self.outbox: dict[tuple[str, tuple[Any, ...]], Upsert] = {}
+        #: What the warehouse has not confirmed, oldest first.
+        self.outbox: list[Upserts] = []
         self._high: dict[TopicPartition, int] = {}
         self._gathered = PieceLog(SEGMENT)
-        self._confirmed: list[Upsert] = []
+        self._confirmed: list[Upserts] = []
 
     def open(self, loaded: Loaded, starts: Mapping[TopicPartition, int], known: Known, now_ms: int) -> None:
         """Become the committed state. ``starts``: the first offset retention has left of each input.
@@ -110,20 +109,23 @@ class Ledger:
         """How far the last manifest had read, for lag display: what a core holds back for its own reasons is no lag."""
         return {tp: at for tp, at in self.manifest.high.items() if tp in self.next}
 
-    def confirmed(self, sent: Sequence[Upsert]) -> None:
-        """The warehouse has these rows. Only noted: the core hears of it with the next ``plan``."""
-        for upsert in sent:
-            key = (upsert.table, upsert.key)
-            if (waiting := self.outbox.get(key)) is not None and waiting.version <= upsert.version:
-                del self.outbox[key]
+    @property
+    def waiting(self) -> int:
+        """Rows in the outbox."""
+        return sum(upserts.rows for upserts in self.outbox)
+
+    def confirmed(self, sent: Sequence[Upserts]) -> None:
+        """The warehouse has these, which were in the outbox. Only noted: the core hears of it with the next ``plan``."""
+        gone = set(map(id, sent))
+        self.outbox = [upserts for upserts in self.outbox if id(upserts) not in gone]
         self._confirmed += sent
 
-    def take_confirmed(self) -> list[Upsert]:
+    def take_confirmed(self) -> list[Upserts]:
         """What was confirmed since the last call, for ``plan``."""
         confirmed, self._confirmed = self._confirmed, []
         return confirmed
 
-    def plan(self, confirmed: Sequence[Upsert]) -> Transaction:
+    def plan(self, confirmed: Sequence[Upserts]) -> Transaction:
         """Everything applied since the last one as the next transaction. Drains the core: commit it, or end."""
         core = self.core
         if confirmed:
@@ -143,14 +145,13 @@ class Ledger:
             activations=self.activations,
         )
 
-    def committed(self, transaction: Transaction) -> list[Upsert]:
+    def committed(self, transaction: Transaction) -> list[Upserts]:
         """``transaction`` is durable. What is to be offered to the warehouse: nothing while much waits for it, for by the
         time it is taken the same rows will have changed again. They stay marked in the core till a later transaction."""
         self.manifest = transaction.manifest
         self.core.committed(self.manifest.sequence)
-        return self.core.upserts() if len(self.outbox) < OUTBOX_MAX else []
+        return self.core.upserts() if self.waiting < OUTBOX_MAX else []
 
-    def offer(self, upserts: Sequence[Upsert]) -> None:
-        """Put rows into the outbox, in the place of older values."""
-        for upsert in upserts:
-            self.outbox[(upsert.table, upsert.key)] = upsert
+    def offer(self, upserts: Sequence[Upserts]) -> None:
+        """Put rows into the outbox, behind older values."""
+        self.outbox += upserts

@@ -35,7 +35,7 @@ from schemas.labels import LabelColumns, LabelDecoder
 from schemas.scan_rows import LogRows
 from streams.core.archive import is_plain
 from streams.core.cold import ANSWERS, ColdLabels, Question, known_labels
-from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
+from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upserts
 from streams.core.join import Arrivals, JoinIndex, LabelRows, drain
 from streams.core.join_meta import BEGINNING_MS, Meta, restored
 from streams.core.join_pieces import JoinPieces
@@ -444,10 +444,10 @@ class JoinCore:
     def committed(self, sequence: int) -> None:
         self._sequence = sequence
 
-    def upserts(self) -> list[Upsert]:
+    def upserts(self) -> list[Upserts]:
         return self._windows.upserts(self._sequence) + self._cold.late.upserts(self._sequence)
 
-    def confirm(self, sent: Sequence[Upsert]) -> None:
+    def confirm(self, sent: Sequence[Upserts]) -> None:
         self._windows.confirm(sent)
         self._cold.late.confirm(sent)
         self._windows.advance(self._contracts, self._meta.prediction_ms, self._meta.floor_ms)

@@ -35,7 +35,7 @@ from schemas.ids import content_hash
 from schemas.record import POLICY, head_of, link
 from schemas.signing import Signer
 from schemas.verdicts import Family, SignalChanged, State
-from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
+from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upserts
 from streams.core.incidents import (
     Incident,
     ModelState,
@@ -478,10 +478,10 @@ class PolicyCore:
     def committed(self, sequence: int) -> None:
         """Nothing waits for it."""
 
-    def upserts(self) -> list[Upsert]:
+    def upserts(self) -> list[Upserts]:
         return []
 
-    def confirm(self, sent: Sequence[Upsert]) -> None:
+    def confirm(self, sent: Sequence[Upserts]) -> None:
         """This stage writes no aggregates."""
 
     def measurements(self) -> Iterable[tuple[str, dict[str, str], float]]:

@@ -36,8 +36,8 @@ CellKey = tuple[str, str, str]
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """One window of one model. ``dirty``: by cell, the tables in which the warehouse is to be told of it; ``sent``: it was
-    told as of a version, and has not confirmed these rows, a bit each.
+    """One window of one model. ``dirty``: by cell, the tables in which the warehouse is to be told of it; ``told``: the version
+    as of which it was told last.
 
     ``span_ms``: length of the hopping windows that this one is a step of; its own length when windows do not overlap.
     ``closes_ms``, ``settles_ms``: event times by which rows and labels were to come, as of the contract under which it
@@ -52,7 +52,7 @@ class Group:
     closed: bool = False
     final: bool = False
     dirty: dict[CellKey, int] = field(default_factory=dict)
-    sent: dict[tuple[CellKey, int], tuple[int, int]] = field(default_factory=dict)
+    told: int = -1
     layouts: frozenset[str] = frozenset()
 
     def cell(self, key: CellKey) -> Cell:
@@ -61,6 +61,10 @@ class Group:
         if found is None:
             found = self.cells[key] = Cell()
         return found
+
+    def is_confirmed(self, oldest: int | None) -> bool:
+        """Whether the warehouse has all of it. ``oldest``: the first version that it has not confirmed, None when there is none."""
+        return not self.dirty and (oldest is None or self.told < oldest)
 
     def close(self, monitoring: Monitoring) -> None:
         """No more rows are expected."""
@@ -142,8 +146,10 @@ def piece_name(key: WindowKey) -> str:
     return f"{PREFIX}{key.model}/{key.start_ms}/{key.window_ms}"
 
 
-def encode_groups(groups: Sequence[Group], layouts: Layouts) -> Iterator[tuple[str, bytes]]:
-    """Each group's piece; it uses the layouts of its cells from now on."""
+def encode_groups(
+    groups: Sequence[Group], layouts: Layouts, oldest: int | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Each group's piece; it uses the layouts of its cells from now on. ``oldest``: see ``Group.is_confirmed``."""
     packed = _packed([cell for group in groups for cell in group.cells.values()])
     for group in groups:
         cells, needed = list[tuple[Any, ...]](), dict[str, Layout]()
@@ -160,7 +166,7 @@ def encode_groups(groups: Sequence[Group], layouts: Layouts) -> Iterator[tuple[s
             layouts.release(group.layouts - needed.keys())
             group.layouts = frozenset(needed)
         times = (group.span_ms, group.closes_ms, group.settles_ms)
-        told = not group.dirty and not group.sent
+        told = group.is_confirmed(oldest)
         body = (WINDOW_SCHEMA, group.key, times, group.closed, group.final, told, cells)
         yield piece_name(group.key), msgspec.msgpack.encode(body)
 

@@ -20,14 +20,14 @@ from schemas.contracts import ModelContract, Reference
 from schemas.ids import ROLES
 from streams.core.aggregates import Cell, Outcomes
 from streams.core.counting import count_features, count_outcomes, count_predictions
-from streams.core.delivery import Upsert
+from streams.core.delivery import Upserts
 from streams.core.distinct import distinct
 from streams.core.join_state import WindowKey
 from streams.core.layouts import Plan, Plans
 from streams.core.members import Members, Segments
 from streams.core.outcomes import OutcomeRows
 from streams.core.together import Together
-from streams.core.window_rows import Mark, Told, counts_rows, features_rows, outcomes_rows, row_key
+from streams.core.window_rows import Told, counts_rows, features_rows, outcomes_rows, row_key
 from streams.core.window_state import (
     COUNTS,
     FEATURES,
@@ -64,6 +64,8 @@ class Windows:
         self._dirty: dict[WindowKey, Group] = {}
         self._gone: set[str] = set()
         self._layouts = Layouts()
+        #: Versions of which the warehouse has not confirmed all, oldest first, and how many pieces of each.
+        self._waiting: dict[int, int] = {}
         self._plans = Plans()
         self.late: dict[str, int] = {}
 
@@ -244,7 +246,7 @@ class Windows:
         if not group.final and group.key.end_ms <= floor_ms:
             self._close(end, group, contract)
             group.final = True
-        if group.final and not group.dirty and not group.sent:
+        if group.final and group.is_confirmed(self._oldest):
             for of in (self._groups, self._changed, self._dirty, end.groups):
                 of.pop(group.key, None)
             self._layouts.release(group.layouts)
@@ -252,28 +254,42 @@ class Windows:
 
     # -- warehouse ------------------------------------------------------------------------------------------------
 
-    def upserts(self, version: int) -> list[Upsert]:
+    @property
+    def _oldest(self) -> int | None:
+        """The oldest version of which the warehouse has not confirmed all."""
+        return next(iter(self._waiting), None)
+
+    def upserts(self, version: int) -> list[Upserts]:
         """Rows changed since the last call, as of manifest ``version``. They stay marked until confirmed."""
         dirty, self._dirty = self._dirty, {}
         cells: dict[int, list[Told]] = {COUNTS: [], OUTCOMES: [], FEATURES: []}
         for group in dirty.values():
             for own, tables in group.dirty.items():
-                told = Told(group, own, group.cells[own], row_key(group.key, own, self._partition))
+                told = Told(group, group.cells[own], row_key(group.key, own, self._partition))
                 for table, of in cells.items():
                     if tables & table:
                         of.append(told)
-            group.dirty = {}
-        return [
+            group.dirty, group.told = {}, version
+        found = [
             *counts_rows(cells[COUNTS], version),
             *features_rows(cells[FEATURES], version),
             *outcomes_rows(cells[OUTCOMES], version),
         ]
+        if found:
+            self._waiting[version] = self._waiting.get(version, 0) + len(found)
+        return found
 
-    def confirm(self, sent: Iterable[Upsert]) -> None:
-        """The warehouse has these rows; marks go, except of rows that were told anew after their version."""
-        for upsert in sent:
-            if isinstance(upsert.mark, Mark):
-                upsert.mark.confirm(upsert)
+    def confirm(self, sent: Iterable[Upserts]) -> None:
+        """The warehouse has these; of a version all of whose rows are in, and of those before, none is waited for. Pieces are
+        not written anew for this: after a restart rows are sent once more, and are the same."""
+        for upserts in sent:
+            left = self._waiting.get(upserts.version, 0) - 1
+            if upserts.mark is not None or left < 0:
+                continue
+            if left:
+                self._waiting[upserts.version] = left
+            else:
+                del self._waiting[upserts.version]
 
     # -- state ----------------------------------------------------------------------------------------------------
 
@@ -288,7 +304,7 @@ class Windows:
         pieces: dict[str, bytes | None] = dict.fromkeys(self._gone)
         self._gone = set()
         changed, self._changed = self._changed, {}
-        pieces |= encode_groups(list(changed.values()), self._layouts)
+        pieces |= encode_groups(list(changed.values()), self._layouts, self._oldest)
         return pieces | self._layouts.changed_pieces()
 
     def restore(self, pieces: Mapping[str, bytes]) -> None:

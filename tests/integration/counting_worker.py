@@ -13,7 +13,7 @@ from schemas.contracts import ModelRecord
 from schemas.events import HEADER_KIND, KIND_TICK, Tick
 from schemas.observability import configure_logs
 from schemas.settings import MonitorSettings
-from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upsert
+from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upserts
 from streams.core.records import Input, Record, one_by_one
 from streams.monitor import run_monitor
 from streams.stages import Stage
@@ -94,10 +94,10 @@ class CountingCore:
     def committed(self, sequence: int) -> None:
         """Nothing waits for it."""
 
-    def upserts(self) -> list[Upsert]:
+    def upserts(self) -> list[Upserts]:
         return []
 
-    def confirm(self, sent: Sequence[Upsert]) -> None:
+    def confirm(self, sent: Sequence[Upserts]) -> None:
         """There are none."""
 
     def activate(self, records: Sequence[ModelRecord]) -> None:

@@ -15,7 +15,7 @@ from deploy.migrate import migrate
 from schemas.contracts import ModelContract, Monitoring
 from schemas.ids import partition_of
 from schemas.settings import ClickHouseSettings
-from streams.core.delivery import Upsert
+from streams.core.delivery import Upserts
 from streams.sink import ClickHouseSink
 from tests.support_join import CONTRACT, HOUR, Stream, join_core, prediction, truth
 
@@ -67,10 +67,10 @@ EVENTS = {"flights": events("flights", 5 * MINUTE), "hourly": events("hourly", 3
 CLOCK = {"flights": START + 4 * MINUTE, "hourly": START + 30 * HOUR}
 
 
-def write(sink: ClickHouseSink, upserts: list[Upsert]) -> None:
+def write(sink: ClickHouseSink, upserts: list[Upserts]) -> None:
     """One insert a table."""
     for table in sorted({u.table for u in upserts}):
-        sink.write(table, [u.row for u in upserts if u.table == table])
+        sink.write_blocks(table, [u.block for u in upserts if u.table == table])
 
 
 def fill(settings: ClickHouseSettings, contract: ModelContract) -> None:

@@ -130,8 +130,8 @@ def steps(settings: ClickHouseSettings) -> list[Step]:
                 0,
             )
             core.committed(sequence)
-            for upsert in core.upserts():
-                sink.write(upsert.table, [upsert.row])
+            for upserts in core.upserts():
+                sink.write_blocks(upserts.table, [upserts.block])
     sink.close()
     return events
 

@@ -17,10 +17,11 @@ from schemas.ids import ROLES, RowId
 from schemas.rows import whole_outcomes
 from schemas.settings import MonitorSettings
 from streams.core import oracle
-from streams.core.delivery import Manifest, StageContext
+from streams.core.delivery import Manifest, StageContext, Upserts
 from streams.core.oracle import Step
 from streams.core.pipeline import JoinCore, create
 from streams.core.records import Record
+from tests.support_upserts import spread
 
 T0 = 1_700_000_000_000 // 3_600_000 * 3_600_000
 MINUTE = 60_000
@@ -108,7 +109,7 @@ class Shell:
             "window_outcomes": {},
         }
         self.blocks: list[Any] = []
-        self.outbox: dict[Any, Any] = {}
+        self.outbox: list[Upserts] = []
         self.core = self.start()
 
     def start(self) -> JoinCore:
@@ -144,19 +145,18 @@ class Shell:
 
     def warehouse(self, away: bool = False) -> None:
         """Send everything that waits and confirm it, or find the warehouse away."""
-        for upsert in self.core.upserts():
-            self.outbox[(upsert.table, upsert.key)] = upsert
+        self.outbox += self.core.upserts()
         if not away:
-            for upsert in self.outbox.values():
+            for upsert in spread(self.outbox):
                 held = self.tables[upsert.table].get(upsert.key)
                 if held is None or held[-1] <= upsert.version:
                     self.tables[upsert.table][upsert.key] = upsert.row[len(upsert.key) :]
-            self.core.confirm(list(self.outbox.values()))
-            self.outbox = {}
+            self.core.confirm(self.outbox)
+            self.outbox = []
 
     def kill(self) -> None:
         """Lose all that is not in the log."""
-        self.outbox = {}
+        self.outbox = []
         self.core = self.start()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from streams.core.delivery import Loaded, TopicPartition, Transaction, Upsert
+from streams.core.delivery import Loaded, TopicPartition, Transaction, Upserts
 from streams.core.pipeline import JoinCore
 from streams.core.records import Record
 from tests.simulation.process import Run
@@ -58,9 +58,9 @@ class RestartedVersions(Run):
 class _Renumbered(JoinCore):
     commits = 0
 
-    def upserts(self) -> list[Upsert]:
+    def upserts(self) -> list[Upserts]:
         self.commits += 1
-        return [Upsert(u.table, u.key, (*u.row[:-1], self.commits), self.commits) for u in super().upserts()]
+        return self._windows.upserts(self.commits) + self._cold.late.upserts(self.commits)
 
 
 class ForgottenDuplicates(Run):
@@ -113,9 +113,9 @@ class ConfirmedTooMuch(Run):
         super().__init__(*arguments)
         confirmed = self.ledger.confirmed
 
-        def careless(sent: list[Upsert]) -> None:
-            newest = self.ledger.manifest.sequence
-            confirmed([upsert._replace(version=newest) for upsert in sent])
+        def careless(sent: list[Upserts]) -> None:
+            tables = {upserts.table for upserts in sent}
+            confirmed([upserts for upserts in self.ledger.outbox if upserts.table in tables])
 
         self.ledger.confirmed = careless  # type: ignore[method-assign,assignment]
 

@@ -23,7 +23,7 @@ from streams.core.delivery import (
     TaskCore,
     TopicPartition,
     Transaction,
-    Upsert,
+    Upserts,
     load,
 )
 from streams.core.label_index import FOUND_COLUMNS, LABELS, PREDICTIONS, PROGRESS, TOLD_COLUMNS, answer
@@ -32,6 +32,7 @@ from streams.core.pipeline import JoinCore
 from streams.core.records import Record, RecordBatch
 from tests.simulation.log import Log
 from tests.simulation.world import CONTRACT, INPUTS, PARTITIONS
+from tests.support_upserts import spread
 
 SETTINGS = MonitorSettings()
 Choose = Callable[[int], int]
@@ -87,10 +88,10 @@ class RelayCore:
     def committed(self, sequence: int) -> None:
         """Nothing waits for it."""
 
-    def upserts(self) -> list[Upsert]:
+    def upserts(self) -> list[Upserts]:
         return []
 
-    def confirm(self, sent: Sequence[Upsert]) -> None:
+    def confirm(self, sent: Sequence[Upserts]) -> None:
         """There are none."""
 
     def activate(self, records: Sequence[ModelRecord]) -> None:
@@ -260,12 +261,12 @@ class Warehouse:
 
     def __init__(self) -> None:
         self.tables: dict[str, dict[tuple[Any, ...], tuple[Any, ...]]] = {}
-        self.under_way: list[list[Upsert]] = []
+        self.under_way: list[list[Upserts]] = []
         self.away = False
 
-    def insert(self, upserts: Sequence[Upsert]) -> None:
+    def insert(self, upserts: Sequence[Upserts]) -> None:
         """Rows are in. Equal versions must be equal rows: merging keeps any one of them."""
-        for upsert in upserts:
+        for upsert in spread(upserts):
             table = self.tables.setdefault(upsert.table, {})
             held = table.get(upsert.key)
             if held is not None and held[-1] == upsert.version:
@@ -278,7 +279,7 @@ def sink(runs: Callable[[], list[Run]], warehouse: Warehouse, choose: Choose) ->
     """The writer of one process, for ever."""
     while True:
         yield "gather"
-        batch = [(run, upsert) for run in runs() if run.ready for upsert in run.ledger.outbox.values()]
+        batch = [(run, upserts) for run in runs() if run.ready for upserts in run.ledger.outbox]
         batch = batch[: (10_000, 5)[choose(4) == 3]]
         for table in dict.fromkeys(upsert.table for _, upsert in batch):
             part = [(run, upsert) for run, upsert in batch if upsert.table == table]

@@ -11,12 +11,13 @@ import pytest
 
 from schemas.rows import TABLES, whole_outcomes
 from streams.core import oracle
-from streams.core.delivery import Manifest, Upsert
+from streams.core.delivery import Manifest
 from streams.core.oracle import Step
 from streams.core.pipeline import JoinCore
 from streams.core.records import Record
 from tests.support_cold import LATE, SETTLED, Copied, core_of
 from tests.support_join import HOUR, T0, Stream, prediction, truth
+from tests.support_upserts import Upsert, spread
 
 #: ``look``: what has been written is copied, the answer of the look before is delivered, and the next question is put.
 MOMENTS = ("label", "again", "revised", "evict", "settle", "look", "restart")
@@ -64,7 +65,7 @@ class Life:
         self.core.committed(self.sequence)
         self.copied.take(outs)
         sent = self.core.upserts()
-        self.rows |= {(upsert.table, upsert.key): upsert for upsert in sent}
+        self.rows |= {(upsert.table, upsert.key): upsert for upsert in spread(sent)}
         self.core.confirm(sent)
 
     def go(self, moment: str) -> None:

@@ -12,7 +12,7 @@ from schemas.events import HEADER_KIND, KIND_LABELS
 from schemas.rows import TABLES, whole_outcomes
 from streams.core.asks import Asks
 from streams.core.cold import ANSWERS
-from streams.core.delivery import Manifest, Upsert
+from streams.core.delivery import Manifest
 from streams.core.join_rows import ROW_BYTES
 from streams.core.label_index import (
     LABELS,
@@ -26,6 +26,7 @@ from streams.core.waiting import Key
 from tests.support_archive import rows_of
 from tests.support_cold import LATE, SETTLED, Copied, core_of
 from tests.support_join import CONTRACT, HOUR, T0, Stream, dead, prediction, truth
+from tests.support_upserts import Upsert, spread
 
 
 def outcomes(upserts: list[Upsert]) -> dict[str, int]:
@@ -42,7 +43,7 @@ def settled(core: JoinCore, stream: Stream) -> list[Upsert]:
     core.committed(1)
     upserts = core.upserts()
     core.confirm(upserts)
-    return upserts
+    return spread(upserts)
 
 
 def test_a_label_of_a_settled_window_is_a_part_of_its_own() -> None:
@@ -66,7 +67,7 @@ def test_a_label_of_a_settled_window_is_a_part_of_its_own() -> None:
         copied.take(core.outputs())
         core.changed_pieces()
         core.committed(2)
-        upserts += core.upserts()
+        upserts += spread(core.upserts())
         figures = outcomes(upserts)
         assert (figures["labelled"], figures[corner], figures["revisions"]) == (1, 1, revision)
     assert figures["true_positive"] == 0
@@ -109,7 +110,7 @@ def test_labels_that_wait_are_asked_for_again_after_a_restart_and_parts_sent_aga
     copied.take(core.outputs())
     core.apply(copied.answers(core.questions()), 0)
     pieces |= {name: data for name, data in core.changed_pieces().items() if data is not None}
-    sent = [u for u in restarted().upserts() if u.key[-1]]
+    sent = [u for u in spread(restarted().upserts()) if u.key[-1]]
     assert len(sent) == 2
     core = restarted()
     core.confirm(core.upserts())
@@ -207,7 +208,7 @@ def test_rows_of_a_former_contract_are_read_as_it_had_them() -> None:
     copied.take(fresh.outputs())
     fresh.apply(copied.answers(fresh.questions()), 0)
     fresh.changed_pieces()
-    keys = [u.key for u in fresh.upserts() if u.key[-1]]
+    keys = [u.key for u in spread(fresh.upserts()) if u.key[-1]]
     start = (T0 + HOUR) // (2 * HOUR) * 2 * HOUR
     assert {(round(k[0].timestamp() * 1000), k[1], k[5]) for k in keys} == {
         (start, 2 * HOUR, ""),

@@ -7,6 +7,7 @@ from streams.core.pipeline import JoinCore
 from streams.core.records import Record
 from tests import support_detect
 from tests.support_join import HOUR, T0, Stream, join_core, prediction, truth
+from tests.support_upserts import spread
 
 
 def to_detect(outs: list[Out], start: int) -> list[Record]:
@@ -20,7 +21,7 @@ def to_detect(outs: list[Out], start: int) -> list[Record]:
 def closed(core: JoinCore) -> list[bool]:
     """Of each row of ``window_counts`` told now, whether its window is closed."""
     core.committed(1)
-    return [bool(upsert.row[-2]) for upsert in core.upserts() if upsert.table == "window_counts"]
+    return [bool(upsert.row[-2]) for upsert in spread(core.upserts()) if upsert.table == "window_counts"]
 
 
 #   partition 0   p p p   tick      its window closes by its own ticks

@@ -25,6 +25,7 @@ from tests.support_join import (
     prediction,
     truth,
 )  # fmt: skip
+from tests.support_upserts import spread
 
 
 def _other_partition(name: str) -> str:
@@ -241,7 +242,7 @@ def test_batches_of_many_models_are_put_together_and_say_the_same() -> None:
             for address in zip(block.offset.tolist(), block.event_time_ms.tolist(), strict=True)
         ]
         letters = [out.value for out in outs if out.topic == "dead-letters"]
-        found.append((sorted(rows), letters, sorted(repr(upsert[:4]) for upsert in core.upserts())))
+        found.append((sorted(rows), letters, sorted(repr(upsert[:4]) for upsert in spread(core.upserts()))))
     assert found[0] == found[1]
     assert [len(batch) for batch in joined(batches[:1] * 2 + batches[1:3])] == [14, 3]
 

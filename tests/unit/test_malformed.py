@@ -16,6 +16,7 @@ from schemas.errors import DeliveryError
 from schemas.events import MESSAGE_BYTES_MAX, REJECTIONS
 from streams.core.records import Record
 from tests.support_join import HOUR, T0, Stream, blocks, dead, join_core, prediction, truth
+from tests.support_upserts import spread
 
 Make = Callable[[Stream], Record]
 
@@ -196,7 +197,7 @@ def test_what_is_out_of_range_or_unknown_is_counted_and_not_rejected() -> None:
     block, outcome = blocks(outs)
     assert block.features[0].tolist() == [-1e300, 1e308, 3.0]
     assert np.isfinite(outcome.loss).all()
-    rows = {u.key[7]: u.row for u in core.upserts() if u.table == "window_features"}
+    rows = {u.key[7]: u.row for u in spread(core.upserts()) if u.table == "window_features"}
     assert rows["distance"][10] == rows["origin"][10] == 1
     assert rows["origin"][-3] == {"(other)": 1}
 

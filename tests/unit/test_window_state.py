@@ -21,6 +21,7 @@ from streams.core.layouts import OTHER, Layout, Part, Plans
 from streams.core.window_state import Group, Layouts, decode_group, encode_groups
 from streams.core.windows import Windows
 from tests.support_join import CONTRACT, HOUR, T0, Stream, join_core, prediction
+from tests.support_upserts import spread
 
 CATEGORIES = ("a", "b")
 values = st.floats(allow_nan=True, allow_infinity=False) | st.sampled_from([-1.0, 0.0, -0.0, 0.5, 9e300])
@@ -148,7 +149,7 @@ def test_a_restored_core_counts_on_where_the_state_ends() -> None:
         layouts = [name for name in core.changed_pieces() if name.startswith("edges/")]
         assert layouts == []
         core.committed(1)
-        rows.append(sorted(repr(upsert[:4]) for upsert in core.upserts()))
+        rows.append(sorted(repr(upsert[:4]) for upsert in spread(core.upserts())))
     assert rows[0] == rows[1] != []
 
 
@@ -192,7 +193,7 @@ def test_a_window_of_the_layout_before_is_read() -> None:
     name = f"window/flights/{T0}/{HOUR}"
     windows = Windows(0)
     windows.restore({name: msgspec.msgpack.encode(piece), "edges/abc": msgspec.msgpack.encode(known)})
-    rows = [dict(zip(TABLES[u.table].names, u.row, strict=True)) for u in windows.upserts(7)]
+    rows = [dict(zip(TABLES[u.table].names, u.row, strict=True)) for u in spread(windows.upserts(7))]
     whole = next(r for r in rows if "latency_buckets" in r and not r["segment"])
     assert (whole["predictions"], whole["errors"], whole["score_histogram"]) == (2, 1, scores)
     told = {r["feature"]: r for r in rows if "feature" in r}
@@ -229,7 +230,7 @@ def test_a_model_of_more_features_than_before_is_read_by_its_own() -> None:
     features = {"distance": 1.0, "wind": 1.0, "origin": "JFK", "gusts": 0.5}
     core.apply([stream.event(prediction("b", features=features))], 0)
     core.committed(1)
-    rows = {u.key[-1]: u.row[len(u.key)] for u in core.upserts() if u.table == "window_features"}
+    rows = {u.key[-1]: u.row[len(u.key)] for u in spread(core.upserts()) if u.table == "window_features"}
     assert rows == {"distance": 2, "wind": 2, "origin": 2, "gusts": 1}
 
 

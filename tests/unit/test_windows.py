@@ -26,29 +26,30 @@ from schemas.spans import Spans
 from streams.core import counting
 from streams.core.aggregates import Outcomes, latency_bucket, pack, unit_bin, unpack
 from streams.core.counting import FEW_ROWS
-from streams.core.delivery import Upsert
+from streams.core.delivery import Upserts
 from streams.core.maturity import delay_bucket
 from streams.core.members import Segments, coded
 from streams.core.pipeline import JoinCore
 from streams.core.together import Together
 from streams.core.windows import Windows
 from tests.support_join import CONTRACT, HOUR, T0, Stream, blocks, join_core, prediction, truth
+from tests.support_upserts import spread
 
 END = T0 + HOUR
 LATENESS = CONTRACT.monitoring.allowed_lateness
 HORIZON = CONTRACT.monitoring.label_horizon
 
 
-def row(upserts: list[Upsert], table: str, segment: str = "", feature: str | None = None) -> dict[str, Any]:
+def row(upserts: list[Upserts], table: str, segment: str = "", feature: str | None = None) -> dict[str, Any]:
     """The one row of a table for a segment, by column name."""
     names = TABLES[table].names
-    found = [dict(zip(names, u.row, strict=True)) for u in upserts if u.table == table]
+    found = [dict(zip(names, u.row, strict=True)) for u in spread(upserts) if u.table == table]
     found = [r for r in found if r["segment"] == segment and r.get("feature") == feature]
     assert len(found) == 1, (table, segment, feature)
     return found[0]
 
 
-def committed(core: JoinCore, sequence: int) -> list[Upsert]:
+def committed(core: JoinCore, sequence: int) -> list[Upserts]:
     """What a shell does at a commit."""
     core.outputs()
     core.changed_pieces()
@@ -62,7 +63,7 @@ def test_every_upsert_is_a_row_of_its_table_and_its_key_leads_it() -> None:
     core.apply([stream.event(prediction()), stream.event(truth())], 0)
     upserts = committed(core, 3)
     assert {u.table for u in upserts} == {"window_counts", "window_features", "window_outcomes"}
-    for upsert in upserts:
+    for upsert in spread(upserts):
         table = TABLES[upsert.table]
         named = dict(zip(table.names, upsert.row, strict=True))
         assert tuple(named[name] for name in table.key) == upsert.key
@@ -205,7 +206,7 @@ def test_a_changed_window_length_opens_windows_of_its_own() -> None:
     core.apply([stream.event(prediction("b")), stream.event(truth("a")), stream.event(truth("b"))], 0)
     rows = [
         dict(zip(TABLES[u.table].names, u.row, strict=True))
-        for u in committed(core, 1)
+        for u in spread(committed(core, 1))
         if u.table == "window_outcomes"
     ]
     assert {(r["window_ms"], r["labelled"]) for r in rows} == {(HOUR, 1), (2 * HOUR, 1)}
@@ -349,7 +350,7 @@ def test_windows_that_overlap_are_counted_in_steps() -> None:
     )
     found = [
         dict(zip(TABLES[u.table].names, u.row, strict=True))
-        for u in committed(core, 1)
+        for u in spread(committed(core, 1))
         if u.table == "window_counts"
     ]
     assert [
@@ -408,6 +409,6 @@ def test_few_rows_and_many_are_counted_alike(values: list[float | None]) -> None
                 for at, value in enumerate(values)
             ]
             core.apply([stream.event(event) for event in events], 0)
-            rows = [u.row for u in committed(core, 1) if u.table == "window_features"]
+            rows = [u.row for u in spread(committed(core, 1)) if u.table == "window_features"]
             found.append(sorted(map(repr, rows)))
     assert found[0] == found[1] != []
