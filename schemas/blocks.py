@@ -3,10 +3,15 @@
 One block holds rows of one model, of any of its versions and roles, cut from one input partition. Wire form: one
 msgpack map whose arrays are raw little-endian bytes; no pickle, a schema version first. Key on the topic: the model
 (later: model and feature group).
+
+Features lie column by column, in memory too, for whoever reads them reads one after the other. Of a column of many rows what
+all have in common stands once: whole numbers are their distance to the least one, in as few bytes as will do; and what is the
+same everywhere takes none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -16,13 +21,13 @@ from numpy.typing import NDArray
 
 from schemas.errors import BadMessage
 
-BLOCK_SCHEMA = 3
+BLOCK_SCHEMA = 4
 #: Blocks of schema 1 had no segments; they are read as blocks whose segments nobody knows. Blocks before 3 had neither
-#: checks nor revisions, which no detector reads.
-_READABLE = (1, 2, 3)
+#: checks nor revisions, which no detector reads. Blocks before 4 had their features row by row, and every column as it is.
+_READABLE = (1, 2, 3, 4)
 #: Code of a segment whose value is null.
 SEGMENT_NULL = -1
-#: Column name to its dtype on the wire. Every column has shape ``(n,)`` but ``features``, ``(n, k)``, and ``segments``,
+#: Column name to its dtype. Every column has shape ``(n,)`` but ``features``, ``(n, k)``, column-major, and ``segments``,
 #: ``(n, s)``, row-major.
 DTYPES: dict[str, str] = {
     "partition": "<i4",
@@ -44,12 +49,13 @@ DTYPES: dict[str, str] = {
     "check": "<u4",
     "revision": "<i4",
 }
-#: Of msgpack: in front of a map's and of bytes' size.
-_MAP_16, _BYTES_32 = b"\xde", b"\xc6"
-#: By column its dtype, ready made, and what stands in front of its bytes' size.
-_COLUMNS = {
-    name: (np.dtype(dtype), msgspec.msgpack.encode(name) + _BYTES_32) for name, dtype in DTYPES.items()
-}
+#: Of msgpack: in front of a map's size, of bytes' size, of three items.
+_MAP_16, _BYTES_32, _THREE = b"\xde", b"\xc6", b"\x93"
+#: By column its dtype and its name on the wire.
+_COLUMNS = {name: (np.dtype(dtype), msgspec.msgpack.encode(name)) for name, dtype in DTYPES.items()}
+#: Columns of fewer rows are written as they are.
+_NARROWED_MIN = 64
+_INTEGERS = tuple((8 * np.dtype(dtype).itemsize - 1, np.dtype(dtype)) for dtype in ("|i1", "<i2", "<i4"))
 Kind = Literal["predictions", "outcomes"]
 
 
@@ -104,9 +110,22 @@ class ObservationBlock:
 
     def take(self, index: NDArray[Any] | slice) -> ObservationBlock:
         """The rows selected by ``index`` (positions, mask or, without a copy, a slice), as a new block."""
-        columns = {name: getattr(self, name) for name in DTYPES}
-        cut = {name: (column[index] if len(column) else column) for name, column in columns.items()}
+        if isinstance(index, np.ndarray) and index.dtype == np.bool_:
+            index = np.flatnonzero(index)
+        cut = {name: _taken(column, index) if len(column) else column for name, column in self._columns()}
         return ObservationBlock(self.kind, self.model, self.versions, self.contract_hash, **cut)
+
+    def _columns(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        return ((name, getattr(self, name)) for name in DTYPES)
+
+
+def _taken(column: NDArray[Any], index: NDArray[np.int64] | slice) -> NDArray[Any]:
+    """These rows; those of several columns lie as they did."""
+    if isinstance(index, slice):
+        return column[index]
+    if column.ndim == 1 or column.flags.c_contiguous:
+        return column.take(index, axis=0)
+    return column.T.take(index, axis=1).T
 
 
 def encode_block(block: ObservationBlock) -> bytes:
@@ -127,10 +146,39 @@ def encode_block(block: ObservationBlock) -> bytes:
         (len(head) + len(DTYPES)).to_bytes(2, "big"),
         msgspec.msgpack.encode(head)[1:],
     ]
-    for name, (dtype, begin) in _COLUMNS.items():
-        column = np.ascontiguousarray(getattr(block, name), dtype)
-        parts += [begin, column.nbytes.to_bytes(4, "big"), column.data]
+    for name, (dtype, told) in _COLUMNS.items():
+        column = getattr(block, name)
+        if name == "features":
+            parts += [told, _BYTES_32, (8 * column.size).to_bytes(4, "big")]
+            parts += [np.ascontiguousarray(of, dtype).data for of in (column.T if column.size else ())]
+            continue
+        column = np.ascontiguousarray(column, dtype)
+        base, narrow = _narrowed(column)
+        parts.append(told)
+        if narrow is not column:
+            parts += [_THREE, *map(msgspec.msgpack.encode, (base, narrow.dtype.str))]
+        parts += [_BYTES_32, narrow.nbytes.to_bytes(4, "big"), narrow.data]
     return b"".join(parts)
+
+
+def _narrowed(column: NDArray[Any]) -> tuple[float, NDArray[Any]]:
+    """(base, distances to it) of a column of many rows, (base, nothing) where all are the same; else the column itself. Bytes
+    are left to whoever compresses."""
+    size = column.itemsize
+    if len(column) < _NARROWED_MIN or not column.size or size == 1 or column.dtype.kind == "u":
+        return 0, column
+    if column.dtype.kind == "f":
+        bits = column.view(np.int64)
+        same = bits[0] == bits[-1] and bool((bits == bits[0]).all())
+        return (float(column[0]), column[:0]) if same else (0, column)
+    flat = column.reshape(-1)
+    least, most = int(np.minimum.reduce(flat)), int(np.maximum.reduce(flat))
+    if least == most:
+        return least, flat[:0]
+    for bits_of, dtype in _INTEGERS:
+        if most - least < 1 << bits_of and dtype.itemsize < size:
+            return least, (flat - flat.dtype.type(least)).astype(dtype)
+    return 0, column
 
 
 def decode_block(data: bytes) -> ObservationBlock:
@@ -144,19 +192,38 @@ def decode_block(data: bytes) -> ObservationBlock:
             )
         if head["schema"] == 1:
             head |= {"segments": b"", "segment_width": 0}
-        rows, width = head["rows"], head["width"]
+        # One column is always as it is: nothing has more rows than were sent.
+        rows, width = len(head["identity"]) // 8, head["width"]
+        if rows != head["rows"]:
+            raise BadMessage("invalid-value", "observation block: columns of different lengths")
         if head["schema"] < 3:
             own = "check" if head["kind"] == "predictions" else "revision"
             head |= {"check": b"", "revision": b""} | {own: bytes(4 * rows)}
         known_rows = 0 if head["schema"] == 1 else rows
-        columns: dict[str, Any] = {name: np.frombuffer(head[name], dtype) for name, dtype in DTYPES.items()}
-        columns["features"] = columns["features"].reshape(-1, width) if width else np.empty((0, 0))
+        sizes = dict.fromkeys(DTYPES, rows) | {"segments": rows * head["segment_width"]}
+        columns = {name: _read(head[name], np.dtype(dtype), sizes[name]) for name, dtype in DTYPES.items()}
+        features = columns["features"]
+        if head["schema"] < 4:
+            columns["features"] = features.reshape(-1, width) if width else np.empty((0, 0))
+        else:
+            columns["features"] = features.reshape(width, -1).T if width else np.empty((0, 0))
         columns["segments"] = columns["segments"].reshape(known_rows, head["segment_width"])
         block = ObservationBlock(
             head["kind"], head["model"], tuple(head["versions"]), head["contract_hash"], **columns
         )
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadMessage("invalid-value", f"not an observation block: {error}") from error
     if any(len(getattr(block, f.name)) not in (0, rows) for f in fields(block) if f.name in DTYPES):
         raise BadMessage("invalid-value", "observation block: columns of different lengths")
     return block
+
+
+def _read(column: Any, dtype: np.dtype[Any], size: int) -> NDArray[Any]:
+    """Inverse of ``_narrowed``. ``size``: how many there are of what is the same everywhere."""
+    if isinstance(column, bytes):
+        return np.frombuffer(column, dtype)
+    base, narrow, data = column
+    if not data:
+        return np.full(size, base, dtype)
+    values: NDArray[Any] = np.frombuffer(data, narrow).astype(dtype)
+    return np.add(values, dtype.type(base), out=values)

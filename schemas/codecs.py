@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas.arrow import PREDICTION_COLUMNS, ArrowRows, encode_arrow_predictions, read_arrow
-from schemas.columns import PredictionColumns, by_model, by_row, coded, renumbered, without
+from schemas.columns import PredictionColumns, by_model, coded, not_finite, renumbered, without
 from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
 from schemas.events import ID_CHARS_MAX, PredictionMade, Status
@@ -334,9 +334,10 @@ class _Builder:
         return without(columns, batch.faults, bad) if batch.faults else columns
 
     def _matrix(self, batch: ArrowRows) -> NDArray[np.float64]:
-        """The features, shape (n, k), and what is wrong with them."""
+        """The features, shape (n, k), column by column, and what is wrong with them."""
         features = self.contract.features
         columns = np.empty((len(features), batch.rows), np.float64)
+        odd = []
         for place, feature in enumerate(features):
             if feature.name not in batch and not feature.nullable:
                 raise BadMessage("missing-feature", f"the batch has no column {feature.name}")
@@ -344,14 +345,16 @@ class _Builder:
                 batch.floats(feature.name, np.nan, columns[place])
             else:
                 values, coded_as = batch.texts(feature.name, None)
-                columns[place] = np.array(self._coded(place, values))[coded_as]
-        matrix, odd = by_row(columns)
-        for place in np.flatnonzero(odd).tolist():
+                np.array(self._coded(place, values)).take(coded_as, out=columns[place])
+            # Looked through while it is at hand.
+            if not_finite(columns[place]):
+                odd.append(place)
+        for place in odd:
             name, column = features[place].name, columns[place]
             if not features[place].nullable:
                 batch.fault(np.isnan(column), "missing-feature", f"{name} is null or NaN")
             batch.fault(np.isinf(column), "not-finite", f"{name} is infinite")
-        return matrix
+        return columns.T
 
 
 def _codes(names: Sequence[str], code: Mapping[str, int]) -> NDArray[np.int8]:

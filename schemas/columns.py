@@ -20,7 +20,7 @@ from schemas.spans import Spans
 class PredictionColumns:
     """``n`` predictions of one model. ``message`` and ``row`` say where each came from among the decoded messages.
 
-    ``features``: (n, k) float64 in contract order, a category as its index (unknown: ``len(categories)``), null NaN.
+    ``features``: (n, k) float64 in contract order, row by row or column by column in memory, a category as its index (unknown: ``len(categories)``), null NaN.
     ``keys`` are the predictions' ids as bytes; ``score`` is NaN where null; ``payload_bytes`` is a row's share of its
     message.
     """
@@ -134,17 +134,10 @@ def merged(parts: list[PredictionColumns]) -> PredictionColumns:
     return whole if (np.diff(order) == 1).all() else whole.take(order)
 
 
-def by_row(columns: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Columns ``(k, n)``, each in one piece, as rows ``(n, k)``; and which columns ``(k,)`` have a number that is not finite."""
-    rows, left = np.empty(columns.shape[::-1]), np.zeros(len(columns))
-    _turn(columns, rows, left)
-    return rows, left != 0
-
-
 @compiled
-def _turn(columns: NDArray[np.float64], rows: NDArray[np.float64], left: NDArray[np.float64]) -> None:
-    for i in range(len(rows)):
-        for j in range(len(columns)):
-            rows[i, j] = columns[j, i]
-            # Nothing is left of a finite number.
-            left[j] += columns[j, i] * 0.0
+def not_finite(column: NDArray[np.float64]) -> bool:
+    """Whether a number of the column is not finite: nothing is left of one that is."""
+    left = 0
+    for i in range(len(column)):
+        left += column[i] - column[i] != 0.0
+    return left != 0

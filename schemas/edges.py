@@ -28,7 +28,7 @@ class Edges:
 
     def __init__(self, edges: Sequence[float] | Floats) -> None:
         self.edges: Floats = np.array(edges, np.float64)
-        span = float(self.edges[-1] - self.edges[0]) if len(self.edges) > 1 else 0.0
+        span = float(self.edges[-1]) - float(self.edges[0]) if len(self.edges) > 1 else 0.0
         scale = (STEPS - 1) / span if 0 < span < math.inf else 0.0
         #: Where the edges are no range to be cut, all lie in one step.
         self.scale = scale if math.isfinite(scale) else 0.0

@@ -97,7 +97,7 @@ class HalfSpaceTrees:
         has shape (n, k) and no NaN."""
         found = np.empty(len(rows))
         _pass(
-            rows,
+            np.ascontiguousarray(rows),
             self._column,
             self._threshold,
             self._masses,

@@ -97,7 +97,7 @@ class Coder(Generic[C]):
 
     def codes(self, values: Floats) -> Codes:
         """Codes of ``values (n, k)``, shape ``(n, k)``."""
-        out = np.empty(values.shape, np.int32)
+        out = np.empty(values.shape, np.int32, order="F" if values.flags.f_contiguous else "C")
         for at, (column, edges) in enumerate(zip(self.columns, self._edges, strict=True)):
             if edges is None:
                 out[:, at] = column.codes(values[:, at])

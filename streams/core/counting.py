@@ -99,7 +99,9 @@ def count_features(
             _count_many(rows.parts[part].contract, held, member, rows.features(part, begin, end))
     if few is cell_of or (few >= 0).any():
         numbers = np.array([plan.number for plan in plans], np.int64)
-        tally.features(rows.values, rows.at, few, numbers, starts, arrays, sums, sums.view(np.float64))
+        tally.features(
+            rows.values, rows.at, rows.step, rows.model, few, numbers, starts, arrays, sums, sums.view(np.float64)
+        )  # fmt: skip
     for cell, (begin, end) in zip(cells, itertools.pairwise(ends), strict=True):
         cell.sums = sums[begin:end].copy()
 

@@ -97,7 +97,7 @@ def coded(rows: Together, segments: Sequence[Segments]) -> tuple[list[Ints], NDA
     if max(widths):
         sizes = np.concatenate([of.sizes for of in segments])
         tally.segments(
-            rows.values, rows.at, rows.model, np.cumsum([0, *widths]), np.concatenate([of.places for of in segments]),
+            rows.values, rows.at, rows.step, rows.model, np.cumsum([0, *widths]), np.concatenate([of.places for of in segments]),
             np.cumsum(sizes), np.concatenate([of.labelled for of in segments]), np.concatenate([of.told for of in segments]),
             labelled, told,
         )  # fmt: skip

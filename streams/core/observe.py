@@ -25,6 +25,8 @@ from streams.core.together import Together
 
 #: A block stays well under what a broker takes in one message.
 BLOCK_BYTES_MAX = 700_000
+#: What a row takes at most, beside its features and segments.
+_PREDICTION_BYTES, _OUTCOME_BYTES = 64, 96
 _NO_FEATURES = np.empty((0, 0))
 
 
@@ -116,12 +118,24 @@ _LABEL_COLUMNS = ("label", "label_time_ms", "loss", "sign", "revision")
 
 
 def cut(blocks: Sequence[ObservationBlock]) -> Iterator[ObservationBlock]:
-    """Blocks of one model, kind and contract as few blocks of at most ``BLOCK_BYTES_MAX``, rows in their order."""
-    whole = merged(blocks)
-    width = whole.features.shape[1] if whole.features.ndim == 2 else 0
-    most = max(1, BLOCK_BYTES_MAX // (8 * width + 4 * whole.segments.shape[1] + 96))
-    for start in range(0, len(whole), most):
-        yield whole if len(whole) <= most else whole.take(slice(start, start + most))
+    """Blocks of one model, kind and contract as few blocks of at most ``BLOCK_BYTES_MAX``, rows in their order. Small ones are
+    put together; large ones are not copied for that."""
+    first = blocks[0]
+    width = max(of.features.shape[1] if of.features.ndim == 2 else 0 for of in blocks)
+    own = _PREDICTION_BYTES if first.kind == "predictions" else _OUTCOME_BYTES
+    most = max(1, BLOCK_BYTES_MAX // (8 * width + 4 * first.segments.shape[1] + own))
+    small: list[ObservationBlock] = []
+    for block in blocks:
+        if small and sum(map(len, small)) + len(block) > most:
+            yield merged(small)
+            small = []
+        if len(block) <= most:
+            small.append(block)
+            continue
+        for start in range(0, len(block), most):
+            yield block.take(slice(start, start + most))
+    if small:
+        yield merged(small)
 
 
 def addresses_of(records: RecordBatch, columns: Together, hashes: KeyHashes) -> Addresses:

@@ -162,7 +162,8 @@ def readable(
     shape = (len(block), len(segments))
     if segments_before != segments or block.segments.shape != shape:
         block = replace(block, segments=np.full(shape, SEGMENT_NULL, np.int32))
-    return block
+    # By these, labels are looked up; no detector reads them.
+    return replace(block, check=block.check[:0], revision=block.revision[:0])
 
 
 def detector_rows(block: ObservationBlock, values: NDArray[np.float64], group: NDArray[np.int8]) -> Rows:

@@ -141,9 +141,11 @@ def count_value(value: float, to: int, edges: Floats, begin: int, end: int, sums
 
 @compiled
 def features(
-    values: Floats, at: Ints, cell: Ints, plans: Ints, starts: Ints, of: Arrays, sums: Ints, reals: Floats
-) -> None:
-    """Count all features of row i, which lie from ``at[i]`` on in ``values``, in the cell ``cell[i]``; -1: nowhere.
+    values: Floats, at: Ints, step: Ints, model: Ints, cell: Ints, plans: Ints, starts: Ints, of: Arrays, sums: Ints,
+    reals: Floats,
+) -> None:  # fmt: skip
+    """Count all features of row i, which lie from ``at[i]`` on in ``values``, ``step[model[i]]`` apart, in the cell ``cell[i]``;
+    -1: nowhere.
 
     A cell's numbers begin at ``starts[c]`` of ``sums``, which ``reals`` is too, and are counted by plan ``plans[c]`` of ``of``.
     """
@@ -151,11 +153,11 @@ def features(
         c = cell[i]
         if c < 0:
             continue
-        first = of.first[plans[c]]
+        first, apart = of.first[plans[c]], step[model[i]]
         for f in range(of.first[plans[c] + 1] - first):
             own = first + f
             to = starts[c] + of.start[own]
-            value = values[at[i] + f]
+            value = values[at[i] + f * apart]
             sums[to + ROWS] += 1
             if value != value:
                 sums[to + MISSING] += 1
@@ -174,10 +176,10 @@ def features(
 
 @compiled
 def segments(
-    values: Floats, at: Ints, model: Ints, first: Ints, places: Ints, ends: Ints, labelled: Ints, told: Ints,
+    values: Floats, at: Ints, step: Ints, model: Ints, first: Ints, places: Ints, ends: Ints, labelled: Ints, told: Ints,
     label: Ints, code: NDArray[np.int32],
 ) -> None:  # fmt: skip
-    """Of row i, whose features begin at ``at[i]``, put into ``label[:, i]`` and ``code[i]`` what its segments are.
+    """Of row i, whose features begin at ``at[i]``, ``step[model[i]]`` apart, put into ``label[:, i]`` and ``code[i]`` what its segments are.
 
     The segment features of model ``m`` are those from ``first[m]`` to below ``first[m + 1]``: ``places``, and up to where in
     ``labelled`` and ``told`` its categories are, null in the end.
@@ -186,7 +188,7 @@ def segments(
         begin = first[model[i]]
         for s in range(first[model[i] + 1] - begin):
             own = begin + s
-            value = values[at[i] + places[own]]
+            value = values[at[i] + places[own] * step[model[i]]]
             start = ends[own - 1] if own else 0
             place = ends[own] - 1 if value != value else start + int(value)
             label[s, i] = labelled[place]

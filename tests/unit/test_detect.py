@@ -292,7 +292,7 @@ def test_outcomes_carry_the_segments_of_their_prediction() -> None:
 def test_blocks_of_the_first_schema_are_read() -> None:
     """Written before there were segments: nobody knows them, and everything else is as it was."""
     head = msgspec.msgpack.decode(encode_block(outcomes([T0], identity=[1], segments=[[1]])))
-    assert head.pop("schema") == BLOCK_SCHEMA == 3
+    assert head.pop("schema") == BLOCK_SCHEMA == 4
     del head["segments"], head["segment_width"]
     old = decode_block(msgspec.msgpack.encode({"schema": 1, **head}))
     assert (len(old), old.segments.shape, old.identity.tolist()) == (1, (0, 0), [1])
