@@ -345,7 +345,7 @@ class _Builder:
                 batch.floats(feature.name, np.nan, columns[place])
             else:
                 values, coded_as = batch.texts(feature.name, None)
-                np.array(self._coded(place, values)).take(coded_as, out=columns[place])
+                np.array(self._coded(place, values)).take(coded_as, out=columns[place], mode="clip")
             # Looked through while it is at hand.
             if not_finite(columns[place]):
                 odd.append(place)
