@@ -5,7 +5,7 @@ SHELL := /bin/sh
 BIN := .venv/bin
 ARGS ?=
 # No test run may hang for ever: one test is bounded in pyproject.toml, each whole run here.
-PYTEST := $(BIN)/pytest --session-timeout=1800
+PYTEST := $(BIN)/pytest --session-timeout=3600
 LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url $(if $(UPGRADE),--upgrade)
 

@@ -9,6 +9,9 @@ and nobody checks their bounds: each checks its own, against the end it is given
 from __future__ import annotations
 
 from collections.abc import Callable
+from glob import escape
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -22,16 +25,38 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 
-_own_stamp = caching._SourceFileBackedLocatorMixin.get_source_stamp
+class _Kept(caching.IndexDataCacheFile):  # type: ignore[misc]
+    """A compiled function's files, each under the digest of what it was made from and for.
+
+    numba numbers them, and an index says which is which; of two processes that compile at the same moment one writes the
+    file and the other the index, and whoever comes later is handed machine code for other arguments, for good. Nor does it
+    look at the modules of which a function has taken something in: here no file is of use that was not made from all
+    :func:`sources`.
+    """
+
+    def __init__(self, cache_path: str, filename_base: str, source_stamp: Any) -> None:
+        super().__init__(cache_path, filename_base, source_stamp)
+        self._base = filename_base
+        self._made_from = _digest((self._version, source_stamp, sources()))
+
+    def save(self, key: Any, data: Any) -> None:
+        for path in Path(self._cache_path).glob(f"{escape(self._base)}.*"):
+            if not path.name.startswith(f"{self._base}.{self._made_from}."):
+                path.unlink(missing_ok=True)
+        self._save_data(self._name(key), data)
+
+    def load(self, key: Any) -> Any:
+        try:
+            return self._load_data(self._name(key))
+        except FileNotFoundError:
+            return None
+
+    def _name(self, key: Any) -> str:
+        return f"{self._base}.{self._made_from}.{_digest(key)}.nbc"
 
 
-def _stamp(locator: Any) -> Any:
-    """Kept code is of use as long as no module with such functions has changed: numba looks at the function's own only, and
-    would go on with what that had taken in of another one's."""
-    return (_own_stamp(locator), sources())
-
-
-caching._SourceFileBackedLocatorMixin.get_source_stamp = _stamp
+def _digest(value: Any) -> str:
+    return blake2b(repr(value).encode(), digest_size=8).hexdigest()
 
 
 def compiled(function: Function) -> Function:
@@ -48,6 +73,10 @@ def inlined(function: Function) -> Function:
 def _made(function: Function, **options: Any) -> Function:
     try:
         made = numba.njit(cache=True, **options)(function)
+        kept = made._cache
+        kept._cache_file = _Kept(
+            kept.cache_path, kept._impl.filename_base, kept._impl.locator.get_source_stamp()
+        )
     except RuntimeError:  # neither the code's folder nor the user's cache can be written
         made = numba.njit(**options)(function)
     return cast(Function, made)

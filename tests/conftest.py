@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from deploy.local.kafka import LocalKafka
 from deploy.local.machine_code import compile_once
@@ -15,6 +16,16 @@ from deploy.local.warehouse import LocalWarehouse
 # Models of tests are small: threads that spin beside each other cost them more time than they save, much more where the
 # machine is shared. It must stand before the first import of whatever brings OpenMP.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What decides whether a change may land says the same thing each time it is asked, on a machine of any speed: the same
+# examples, none kept from the last run, no limit of time on one of them. Whoever looks for new ones has `make search`.
+settings.register_profile(
+    "repeatable", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "search", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
 
 #: Scripts that run in an environment of their own.
 collect_ignore_glob = ["bench/monitor/peer/*.py"]

@@ -114,7 +114,9 @@ class Wire:
         with Broadcast(self.kafka, (topic,)) as broadcast:
             return [record.value() or b"" for record in broadcast.read_to_end()]
 
-    def wait(self, topic: str, enough: Callable[[list[bytes]], bool], timeout_s: float = 60.0) -> list[bytes]:
+    def wait(
+        self, topic: str, enough: Callable[[list[bytes]], bool], timeout_s: float = 120.0
+    ) -> list[bytes]:
         """Follow ``topic`` from its beginning until ``enough`` of its values are there."""
         found: list[bytes] = []
         deadline = time.monotonic() + timeout_s

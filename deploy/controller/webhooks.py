@@ -104,10 +104,17 @@ def questions(now: Deployment, contract: ModelContract, time_ms: int) -> list[Qu
 class Webhooks:
     """Asks each open question once an interval of wall-clock time. ``look`` is called by the controller's thread."""
 
-    def __init__(self, key: str | None, submit: Callable[[Command], None], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        key: str | None,
+        submit: Callable[[Command], None],
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._key = key
         self._submit = submit
         self._metrics = metrics
+        self._clock = clock
         self._next_s: dict[str, float] = {}
         self._open: set[str] = set()
         self._lock = threading.Lock()
@@ -131,10 +138,10 @@ class Webhooks:
         identity = question.gate_id
         with self._lock:
             busy = identity in self._open or len(self._open) >= _OPEN_MAX
-            if busy or time.monotonic() < self._next_s.get(identity, 0.0):
+            if busy or self._clock() < self._next_s.get(identity, 0.0):
                 return
             self._open.add(identity)
-        self._next_s[identity] = time.monotonic() + question.gate.interval / 1_000
+        self._next_s[identity] = self._clock() + question.gate.interval / 1_000
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="webhook")
         self._pool.submit(self._work, question)

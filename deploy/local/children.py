@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -28,6 +29,7 @@ HOST = "127.0.0.1"
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.02
+_given: deque[int] = deque(maxlen=1_000)
 #: The kernel counts the THREAD that forked as the parent: a child started from a short-lived worker thread would
 #: die with it. So every child is started from this one thread, which lives as long as the process.
 _spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
@@ -115,10 +117,15 @@ def tail(log: Path, lines_max: int = 15) -> str:
 
 
 def free_port() -> int:
-    """A TCP port on the loopback address that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on the loopback address that nobody listens on at this moment, and that this process was not given before:
+    of several that are wanted at once no two are the same."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind((HOST, 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given:
+            _given.append(port)
+            return port
 
 
 def require_free_port(port: int, name: str) -> None:

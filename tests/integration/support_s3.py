@@ -65,7 +65,7 @@ class S3Server:
         self.secure_endpoint = f"https://{HOST}:{options['s3.port.https']}"
         arguments = [f"-{name}={value}" for name, value in options.items()]
         self._child = spawn_module("tests.integration.support_s3", arguments, log=log)
-        wait_until(self._answers, self._child, name="SeaweedFS", log=log, timeout_s=60)
+        wait_until(self._answers, self._child, name="SeaweedFS", log=log, timeout_s=120)
         files = fs.S3FileSystem(
             access_key=KEY, secret_key=SECRET, endpoint_override=self.endpoint, allow_bucket_creation=True
         )
@@ -118,7 +118,7 @@ class S3Server:
 
     def _answers(self) -> bool:
         try:
-            with urlopen(f"{self.endpoint}/healthz", timeout=1) as answer:
+            with urlopen(f"{self.endpoint}/healthz", timeout=10) as answer:
                 return bool(answer.status == 200)
         except (URLError, OSError):
             return False

@@ -75,5 +75,5 @@ def running(settings: ScorerSettings, metrics: Metrics | None = None) -> Iterato
         yield
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(120)
     assert status == [0]

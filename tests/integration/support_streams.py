@@ -64,7 +64,7 @@ class Worker:
                 self._lines.put(line)
         self._lines.put(None)
 
-    def wait_for(self, event: str, timeout_s: float = 40.0) -> dict[str, Any]:
+    def wait_for(self, event: str, timeout_s: float = 120.0) -> dict[str, Any]:
         """The next log line with this ``event``; fails when the process ends or is late."""
         deadline_s = time.monotonic() + timeout_s
         while True:
@@ -80,10 +80,10 @@ class Worker:
             if data.get("event") == event:
                 return data
 
-    def wait(self, timeout_s: float = 40.0) -> int:
+    def wait(self, timeout_s: float = 120.0) -> int:
         return self._process.wait(timeout_s)
 
-    def terminate(self, timeout_s: float = 20.0) -> int:
+    def terminate(self, timeout_s: float = 60.0) -> int:
         self._process.terminate()
         return self._process.wait(timeout_s)
 
@@ -165,10 +165,14 @@ class Reader:
         )
 
     def poll(self, timeout_s: float) -> Message | None:
-        message = self._consumer.poll(timeout_s)
-        return None if message is None or message.error() is not None else message
+        """The next record; an error that the client tells of and gets over by itself, as of a topic just made, is none."""
+        ends_s = time.monotonic() + timeout_s
+        while (message := self._consumer.poll(max(0.0, ends_s - time.monotonic()))) is not None:
+            if message.error() is None:
+                return message
+        return None
 
-    def rows(self, count: int, timeout_s: float = 40.0, settle_s: float = 0.3) -> list[int]:
+    def rows(self, count: int, timeout_s: float = 120.0, settle_s: float = 0.3) -> list[int]:
         """Values of records that are no ticks: until there are ``count``, and whatever comes ``settle_s`` after."""
         found: list[int] = []
         deadline_s = time.monotonic() + timeout_s

@@ -165,7 +165,7 @@ def running(settings: TrainerSettings, metrics: Metrics | None = None) -> Iterat
         yield
     finally:
         stop.set()
-        thread.join(60)
+        thread.join(120)
     assert status == [0]
 
 
@@ -176,4 +176,4 @@ def reports(wire: Wire, count: int) -> list[TrainingFinished]:
         found = [COMMANDS.validate_json(value) for value in values]
         return [command for command in found if isinstance(command, TrainingFinished)]
 
-    return found_in(wire.wait("control", lambda values: len(found_in(values)) >= count, timeout_s=90))
+    return found_in(wire.wait("control", lambda values: len(found_in(values)) >= count))

@@ -65,7 +65,7 @@ class Place:
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in self.client.query(sql).result_rows]
 
-    async def eventually(self, sql: str, expected: list[tuple[Any, ...]], timeout_s: float = 80.0) -> None:
+    async def eventually(self, sql: str, expected: list[tuple[Any, ...]], timeout_s: float = 120.0) -> None:
         deadline_s = time.monotonic() + timeout_s
         while (found := self.query(sql)) != expected:
             assert time.monotonic() < deadline_s, (found, self._workers[-1].log[-20:])

@@ -10,7 +10,7 @@ from support_commands import driftline
 
 from deploy.chaos.schedule import schedule
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 #: Kills one worker and then the other, stops one of them, and kills the warehouse.
 MINUTES, SEED, WORKERS = 0.5, 275, 2
 
@@ -20,7 +20,7 @@ def test_nothing_is_lost_and_nothing_is_twice(tmp_path: Path) -> None:
     place = tmp_path / "report.json"
     options = {"minutes": MINUTES, "seed": SEED, "events-per-s": 250, "workers": WORKERS, "report": place}
     given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    status, printed = driftline("chaos", *given, "--data-dir", str(tmp_path / "data"), timeout_s=560)
+    status, printed = driftline("chaos", *given, "--data-dir", str(tmp_path / "data"), timeout_s=840)
     assert place.exists(), printed[-4_000:]
     report = json.loads(place.read_text())
     assert status == 0, (report["failures"], report.get("examples"), printed[-4_000:])

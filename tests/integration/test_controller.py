@@ -95,7 +95,7 @@ def _controller(settings: ControllerSettings, **more: str) -> Iterator[subproces
         finally:
             if child.poll() is None:
                 child.kill()
-            child.communicate(timeout=10)
+            child.communicate(timeout=120)
 
 
 def _command(kind: type[Any], request_id: str, at: int = 0, **changes: Any) -> Any:
@@ -205,7 +205,7 @@ def test_a_second_controller_fences_the_first(settings: ControllerSettings, wire
         with _controller(settings) as second:
             _send(wire, _command(DeployRequested, "d2", version="2"))
             _revisions(wire, 2)
-            assert first.wait(30) == 3
+            assert first.wait(120) == 3
             assert second.poll() is None
             _send(wire, _command(RollbackRequested, "rb", version="2"))
             revisions = _revisions(wire, 3)
@@ -230,7 +230,7 @@ def test_the_api_asks_and_shows_and_a_stop_is_orderly(settings: ControllerSettin
         shown = api.get("/v1/deployments/delay")
         assert shown.json()["stable"] == "1"
         child.terminate()
-        assert child.wait(20) == 0
+        assert child.wait(120) == 0
 
 
 def test_only_signed_commands_are_obeyed(

@@ -139,7 +139,7 @@ def _end(wire: Wire, settings: ControllerSettings) -> tuple[list[Any], list[Any]
         wire.wait("deployments", lambda values: len(values) >= REVISIONS)
     finally:
         child.kill()
-        child.wait(10)
+        child.wait(120)
     revisions = [json.loads(value) for value in wire.read("deployments")]
     for revision in revisions:
         # The digest of a fact covers when it was written.

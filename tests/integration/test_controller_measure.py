@@ -270,7 +270,7 @@ def _measured(settings: ClickHouseSettings, at_ms: int, timeout_ms: int = 20_000
         )  # fmt: skip
         measurer.look([CANARY], lambda _: SHOP, at_ms)
         measurer.look([CANARY], lambda _: SHOP, at_ms + 1)
-        fact = facts.get(timeout=60)
+        fact = facts.get(timeout=120)
         assert facts.empty()
     finally:
         measurer.close()

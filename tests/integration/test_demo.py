@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support_commands import driftline
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 SAMPLE = 0.1
 
 
@@ -18,7 +18,7 @@ def play(tmp_path: Path, *options: str) -> dict[str, Any]:
     report = tmp_path / "report.json"
     places = ("--report", str(report), "--data-dir", str(tmp_path / "data"), "--api-port", "0")
     status, printed = driftline(
-        "demo", "--sample", str(SAMPLE), "--partitions", "2", *places, *options, timeout_s=400
+        "demo", "--sample", str(SAMPLE), "--partitions", "2", *places, *options, timeout_s=840
     )
     assert report.exists(), printed[-4_000:]
     document: dict[str, Any] = json.loads(report.read_text())

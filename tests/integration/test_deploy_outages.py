@@ -19,7 +19,7 @@ from schemas.observability import Metrics
 from schemas.settings import ControllerSection, ControllerSettings, KafkaSettings, ScorerSettings
 from tests.support_deploy import Wire
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 ASKED = 200
 WAY_MS = 2**52
 
@@ -56,7 +56,7 @@ def wire(settings: ScorerSettings) -> Iterator[Wire]:
     made.close()
 
 
-def _until(condition: Callable[[], bool], timeout_s: float = 40.0) -> None:
+def _until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
     look = threading.Event()
     for _ in range(int(timeout_s / 0.05)):
         if condition():

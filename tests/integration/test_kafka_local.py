@@ -34,11 +34,11 @@ def _produce(bootstrap: str, topic: str, values: list[bytes]) -> None:
     producer = Producer({"bootstrap.servers": bootstrap, "log_level": 0, "message.max.bytes": 4_000_000})
     for value in values:
         producer.produce(topic, value)
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
 
 
 def _read(bootstrap: str, topic: str, count: int) -> list[bytes]:
-    """The first ``count`` committed records of a topic; fails when they do not come within 30 s."""
+    """The first ``count`` committed records of a topic; fails when they do not come within two minutes."""
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap,
@@ -53,7 +53,7 @@ def _read(bootstrap: str, topic: str, count: int) -> list[bytes]:
         consumer.subscribe([topic])
         values: list[bytes] = []
         while len(values) < count:
-            message = consumer.poll(30)
+            message = consumer.poll(120)
             assert message is not None, f"only {len(values)} of {count} records came"
             assert message.error() is None
             values.append(message.value() or b"")
@@ -75,7 +75,7 @@ def test_topics_are_not_created_by_accident(kafka: LocalKafka, topic_prefix: str
     """A misspelt topic is an error, not a new topic with the wrong partition count."""
     misspelt = f"{topic_prefix}nowhere"
     failures: list[str] = []
-    producer = Producer({"bootstrap.servers": kafka.bootstrap, "log_level": 0, "message.timeout.ms": 2000})
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "log_level": 0, "message.timeout.ms": 5000})
     producer.produce(
         misspelt, b"lost?", on_delivery=lambda error, _: failures.append(error.name() if error else "none")
     )
@@ -198,7 +198,7 @@ def test_two_first_starts_at_once(tmp_path: Path) -> None:
         )
         for _ in range(2)
     ]
-    assert [each.wait(timeout=60) for each in both] == [0, 0]
+    assert [each.wait(timeout=240) for each in both] == [0, 0]
     assert len(kafka_classpath(root=tmp_path / "cache")) == len(jars)
 
 
@@ -213,7 +213,7 @@ def test_sigterm_in_the_foreground_stops_it(tmp_path: Path) -> None:
             while not broker_answers(f"127.0.0.1:{port}"):
                 assert child.poll() is None
             child.send_signal(signal.SIGTERM)
-            assert child.wait(timeout=20) in (0, 128 + signal.SIGTERM)
+            assert child.wait(timeout=120) in (0, 128 + signal.SIGTERM)
         finally:
             child.kill()
 
@@ -238,4 +238,4 @@ def test_dies_with_its_parent(tmp_path: Path) -> None:
         orphan = psutil.Process(int(parent.stdout.readline()))
         assert "java" in orphan.name()
         parent.kill()
-    orphan.wait(timeout=20)
+    orphan.wait(timeout=120)

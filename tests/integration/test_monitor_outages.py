@@ -29,7 +29,7 @@ from schemas.ids import partition_of
 from schemas.settings import ClickHouseSettings, KafkaSettings
 from schemas.verdicts import Family
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 PARTITIONS = 2
 MODEL = "m"
 T0 = 1_700_000_000_000
@@ -119,7 +119,7 @@ class Deployed:
     def asked(self, path: str) -> tuple[int, str]:
         """Status and body of the monitor's own endpoint."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}{path}", timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -128,7 +128,7 @@ class Deployed:
         """Values of committed records that are no ticks, from the topic's beginning until there are ``enough``."""
         reader = Reader(self.kafka, topic, partitions)
         found: list[bytes] = []
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + 120
         while not enough(found):
             assert time.monotonic() < deadline_s, (topic, len(found), self._workers[-1].log[-20:])
             message = reader.poll(0.2)
@@ -243,7 +243,7 @@ def counted(settings: ClickHouseSettings) -> int:
     return int(rows[0][0] or 0)
 
 
-def until(condition: Callable[[], bool], worker: Worker, timeout_s: float = 60.0) -> None:
+def until(condition: Callable[[], bool], worker: Worker, timeout_s: float = 120.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s and worker.running, worker.log[-20:]

@@ -54,12 +54,12 @@ class Receiver:
     def wait(self, path: str, count: int) -> list[Any]:
         """The first ``count`` bodies sent to ``path``."""
         with self.news:
-            assert self.news.wait_for(lambda: len(self.at(path)) >= count, timeout=30), self.got
+            assert self.news.wait_for(lambda: len(self.at(path)) >= count, timeout=120), self.got
         return self.at(path)
 
     def wait_tries(self, path: str, count: int) -> None:
         with self.news:
-            assert self.news.wait_for(lambda: self.tries.count(path) >= count, timeout=30), self.tries
+            assert self.news.wait_for(lambda: self.tries.count(path) >= count, timeout=120), self.tries
 
     def at(self, path: str) -> list[Any]:
         return [body for at, body in self.got if at == path]

@@ -15,7 +15,7 @@ from support_streams import PARTITIONS, Reader, Workers, create_topics, send_row
 from deploy.local.kafka import LocalKafka
 from schemas.settings import KafkaSettings
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 #: Far more than any limit of the worker under test allows for.
 OUTAGE_S = 25.0
 READY_TIMEOUT_S = 12

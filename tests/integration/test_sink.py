@@ -141,7 +141,7 @@ async def test_a_refused_batch_is_sent_again_until_it_is_confirmed() -> None:
     metrics = Metrics()
     writer = asyncio.create_task(SinkWriter(sink, lambda: [box], dirty, metrics).run())
     dirty.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         await box.empty.wait()
     writer.cancel()
     assert box.confirmed == upserts

@@ -25,7 +25,7 @@ from schemas.control import Deployment, Phase
 from schemas.events import HEADER_KIND
 from schemas.settings import KafkaSettings
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 #: A dark launch compares nothing, so one candidate shows it.
 TRIALS = tuple(
     Trial(strategy, candidate)

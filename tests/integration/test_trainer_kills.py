@@ -38,7 +38,7 @@ from schemas.failpoints import EXIT_CODE
 from schemas.settings import TrainerSettings
 from tests.support_deploy import Wire, artifact
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 
 #: In the order in which a run passes them.
 POINTS = (

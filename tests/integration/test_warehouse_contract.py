@@ -236,9 +236,9 @@ class TestWarehouseContract:
 
         with ThreadPoolExecutor(4) as pool:
             readers = [pool.submit(read, connect()) for _ in range(3)]
-            pool.submit(write).result(timeout=60)
+            pool.submit(write).result(timeout=200)
             for reader in readers:
-                seen = reader.result(timeout=60)
+                seen = reader.result(timeout=200)
                 assert seen == sorted(seen)
                 assert all(count % rows == 0 for count in seen)
 

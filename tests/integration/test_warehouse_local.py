@@ -46,7 +46,7 @@ def _http(
     target = f"{url}/?{urllib.parse.urlencode(parameters)}"
     request = urllib.request.Request(target, data=body, headers=headers or {})
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=120) as response:
             return response.status, response.headers, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.headers, error.read()
@@ -85,7 +85,7 @@ def test_kill_between_answers_loses_no_acknowledged_insert(own: LocalWarehouse, 
         "CREATE TABLE t (writer UInt8, sequence UInt32) ENGINE = MergeTree ORDER BY (writer, sequence)"
     )
     rows, url = 2_000, own.url
-    enough = threading.Barrier(3, timeout=60)
+    enough = threading.Barrier(3, timeout=120)
 
     def write(writer: int) -> int:
         client, acknowledged = clickhouse_connect.get_client(dsn=url), 0
@@ -102,7 +102,7 @@ def test_kill_between_answers_loses_no_acknowledged_insert(own: LocalWarehouse, 
         writers = [pool.submit(write, number) for number in range(2)]
         enough.wait()
         own.kill()
-        acknowledged = [each.result(timeout=60) for each in writers]
+        acknowledged = [each.result(timeout=120) for each in writers]
     own.start(tmp_path)
     own.wait_ready()
     again = clickhouse_connect.get_client(dsn=own.url)
@@ -130,7 +130,7 @@ def test_sigterm_in_the_foreground_exits_cleanly(tmp_path: Path) -> None:
         try:
             _wait_for_listener(port, child)
             child.send_signal(signal.SIGTERM)
-            assert child.wait(timeout=20) == 0
+            assert child.wait(timeout=120) == 0
         finally:
             child.kill()
 
@@ -152,7 +152,7 @@ def test_dies_with_its_parent(tmp_path: Path) -> None:
         assert parent.stdout is not None
         orphan = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
-    orphan.wait(timeout=20)
+    orphan.wait(timeout=120)
 
 
 def test_one_owner_of_a_directory(own: LocalWarehouse, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_plain_protocol(warehouse: LocalWarehouse) -> None:
     """What curl sees: query in the URL or the body, formats, parameters, headers, ping."""
     url = warehouse.url
     for path in ("/ping", "/replicas_status", "/"):
-        with urllib.request.urlopen(url + path, timeout=10) as response:
+        with urllib.request.urlopen(url + path, timeout=120) as response:
             assert response.read() == b"Ok.\n"
     status, headers, body = _http(
         url, query="SELECT 1 AS a, 'x' AS b", default_format="JSONEachRow", query_id="mine"
@@ -308,7 +308,7 @@ def test_sessions(warehouse: LocalWarehouse, unique_name: str) -> None:
 def _wait_for_listener(port: int, child: subprocess.Popen[bytes]) -> None:
     import time
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and child.poll() is None:
         try:
             socket.create_connection(("127.0.0.1", port), 0.2).close()

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import schemas
-from schemas.compiled import compiled, leading_zeros, product, real_of
+from schemas.compiled import _Kept, compiled, leading_zeros, product, real_of
 
 CALLED = """
 from schemas.compiled import compiled
@@ -50,7 +50,8 @@ def test_a_function_is_made_again_when_what_it_has_taken_in_has_changed(
 
     def run(added: int) -> str:
         (package / "called.py").write_text(called.format(added))
-        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        # A module that was written twice within a second looks unchanged to whoever has its bytecode.
+        environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
         )  # fmt: skip
@@ -59,6 +60,18 @@ def test_a_function_is_made_again_when_what_it_has_taken_in_has_changed(
     assert run(1) == "2 0"
     assert run(1) == "2 1"
     assert run(5) == "6 0"
+
+
+def test_machine_code_is_kept_under_what_it_was_made_from_and_for(tmp_path: Path) -> None:
+    """So that processes which compile at once cannot hand each other code for other arguments; what is stale goes."""
+    old, new, other = (_Kept(str(tmp_path), name, stamp) for name, stamp in (("f", 1), ("f", 2), ("g", 1)))
+    for key in ("bytes", "reals"):
+        old.save(key, key)
+    other.save("bytes", "of g")
+    assert [new.load("bytes"), old.load("bytes"), old.load("reals")] == [None, "bytes", "reals"]
+    new.save("bytes", "new")
+    assert [new.load("bytes"), old.load("bytes"), other.load("bytes")] == ["new", None, "of g"]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @compiled

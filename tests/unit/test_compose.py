@@ -189,7 +189,7 @@ def test_both_scrape_endpoints_answer_the_health_check() -> None:
     assert acting is not None
     try:
         for asked in (server.server_address[1], port):
-            with urlopen(f"http://127.0.0.1:{asked}/healthz", timeout=5) as answer:
+            with urlopen(f"http://127.0.0.1:{asked}/healthz", timeout=60) as answer:
                 assert answer.status == 200
     finally:
         for endpoint in (server, acting):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import json
 import queue
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,7 +65,7 @@ class Other:
 
 def waiting(url: str, **changes: Any) -> tuple[Play, Deployment]:
     """v2 at a gate before the rollout that ``url`` answers."""
-    gate = Gate(kind="confirm-rollout", webhook=url, **({"retries_max": 0, "timeout": 2_000} | changes))
+    gate = Gate(kind="confirm-rollout", webhook=url, **({"retries_max": 0, "timeout": 60_000} | changes))
     play = Play(rollout_of())
     play.ask(DeployRequested, version="1", steps=())
     play.contract = rollout_of(gates=(gate,))
@@ -75,10 +77,10 @@ def waiting(url: str, **changes: Any) -> tuple[Play, Deployment]:
 def ask(state: Deployment, play: Play, key: str | None = KEY) -> GateAnswered:
     """Look once and wait for the fact."""
     facts: queue.Queue[Command] = queue.Queue()
-    hooks = Webhooks(key, facts.put, Metrics())
+    hooks = Webhooks(key, facts.put, Metrics(), lambda: 0.0)
     try:
         hooks.look([state], lambda _: play.contract, 77)
-        fact = facts.get(timeout=20)
+        fact = facts.get(timeout=120)
         hooks.look([state], lambda _: play.contract, 78)
         assert facts.empty()
     finally:
@@ -139,11 +141,11 @@ def test_it_is_tried_again_so_many_times(retries: int, approved: bool | None, at
 
 
 def test_nobody_there_is_no_answer() -> None:
-    """A closed port."""
-    with Other((200, b"")).serve() as url:
-        pass
-    play, state = waiting(url)
-    fact = ask(state, play)
+    """A port on which nobody listens."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        play, state = waiting(f"http://127.0.0.1:{deaf.getsockname()[1]}/gate")
+        fact = ask(state, play)
     assert (fact.approved, fact.status) == (None, 0)
     assert "ConnectError" in fact.detail
 
@@ -162,7 +164,8 @@ def test_an_answer_that_could_not_be_written_is_asked_for_again() -> None:
     """The broker is away when the answer comes; the gate's interval later it is there."""
     other = Other((200, b'{"approved": true}'))
     facts: queue.Queue[Command] = queue.Queue()
-    failed = threading.Event()
+    failed, pause = threading.Event(), threading.Event()
+    now_s = 0.0
 
     def submit(command: Command) -> None:
         if not failed.is_set():
@@ -172,11 +175,14 @@ def test_an_answer_that_could_not_be_written_is_asked_for_again() -> None:
 
     with other.serve() as url:
         play, state = waiting(url, interval=1_000)
-        hooks = Webhooks(KEY, submit, Metrics())
+        hooks = Webhooks(KEY, submit, Metrics(), lambda: now_s)
         try:
+            hooks.look([state], lambda _: play.contract, 77)
+            assert failed.wait(60)
+            now_s = 1.0
             while facts.empty():
                 hooks.look([state], lambda _: play.contract, 77)
-                failed.wait(0.05)
+                pause.wait(0.01)
         finally:
             hooks.close()
     assert len(other.asked) == 2
@@ -190,12 +196,13 @@ def test_the_rollback_gate_is_asked_while_a_version_has_traffic_and_only_its_yes
         play = Play(rollout_of(gates=(Gate(kind="rollback", webhook=url, interval=1_000),)))
         play.ask(DeployRequested, version="1", steps=())
         play.ask(DeployRequested, version="2")
-        hooks = Webhooks(KEY, facts.put, Metrics())
+        seconds = itertools.count()
+        hooks = Webhooks(KEY, facts.put, Metrics(), lambda: float(next(seconds)))
         pause = threading.Event()
         try:
             while facts.empty():
                 hooks.look([play.now], lambda _: play.contract, 77)
-                pause.wait(0.05)
+                pause.wait(0.01)
         finally:
             hooks.close()
     fact = facts.get()

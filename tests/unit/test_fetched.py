@@ -72,16 +72,16 @@ async def _against(answer: bytes | None) -> Any:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        connection = conn.AIOKafkaConnection("127.0.0.1", port, request_timeout_ms=5_000)
+        connection = conn.AIOKafkaConnection("127.0.0.1", port, request_timeout_ms=60_000)
         connection._do_version_lookup = lambda: asyncio.sleep(0)
         await connection.connect()
         waiting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         connection._requests.append((7, FetchRequest_v11(-1, 50, 1, 1, 1, 0, 0, [], [], ""), waiting))
         connection._writer.write(struct.pack(">i", 1) + b"?")
         try:
-            return await asyncio.wait_for(waiting, 5)
+            return await asyncio.wait_for(waiting, 60)
         finally:
-            await asyncio.wait_for(connection.close() or asyncio.sleep(0), 5)
+            await asyncio.wait_for(connection.close() or asyncio.sleep(0), 60)
 
 
 async def test_the_records_of_a_fetch_are_what_the_broker_sent() -> None:

@@ -9,7 +9,9 @@ import sys
 import pytest
 
 PROGRAM = """
-import resource, sys
+import ctypes, resource, sys
+# Pages of one size, whatever the machine's kernel would give: PR_SET_THP_DISABLE.
+assert sys.platform != "linux" or ctypes.CDLL(None).prctl(41, 1, 0, 0, 0) == 0
 import numpy as np
 if sys.argv[1] == "kept":
     from streams.memory import keep_large_buffers

@@ -29,13 +29,13 @@ def test_values_are_scraped_under_their_names_and_readiness_is_told() -> None:
     server = metrics.serve("127.0.0.1", 0, lambda: ready[0])
     base = f"http://127.0.0.1:{server.server_address[1]}"
     try:
-        text = httpx.get(f"{base}/metrics").text
+        text = httpx.get(f"{base}/metrics", timeout=60).text
         assert 'driftline_commits_total{partition="0",stage="join"} 2.0' in text
         assert 'driftline_commit_seconds_count{stage="join"} 1.0' in text
-        assert httpx.get(f"{base}/healthz").status_code == 503
+        assert httpx.get(f"{base}/healthz", timeout=60).status_code == 503
         ready[0] = True
-        assert httpx.get(f"{base}/healthz").status_code == 200
-        assert httpx.get(f"{base}/else").status_code == 404
+        assert httpx.get(f"{base}/healthz", timeout=60).status_code == 200
+        assert httpx.get(f"{base}/else", timeout=60).status_code == 404
     finally:
         server.shutdown()
         server.server_close()

@@ -42,7 +42,7 @@ def test_a_signal_ends_a_process_in_order(number: signal.Signals) -> None:
     """The process that waits for the event goes on to its last line and ends with 0."""
     code = (
         "from deploy.process import stop_event; stop = stop_event(); print('ready', flush=True); "
-        "stop.wait(30); print('done', stop.is_set(), flush=True)"
+        "stop.wait(120); print('done', stop.is_set(), flush=True)"
     )
     root = Path(__file__).resolve().parents[2]
     child = subprocess.Popen(
@@ -52,7 +52,7 @@ def test_a_signal_ends_a_process_in_order(number: signal.Signals) -> None:
     try:
         assert child.stdout.readline() == "ready\n"
         child.send_signal(number)
-        rest, _ = child.communicate(timeout=20)
+        rest, _ = child.communicate(timeout=120)
     finally:
         child.kill()
         child.wait()

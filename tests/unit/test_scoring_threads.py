@@ -114,7 +114,7 @@ def _writer(log: FakeLog, call_s: float = 5.0) -> tuple[Writer, list[Job]]:
 
 def _reached(writer: Writer, *states: State) -> State:
     with writer._changed:
-        assert writer._changed.wait_for(lambda: writer.state in states, 10), writer.state
+        assert writer._changed.wait_for(lambda: writer.state in states, 120), writer.state
     return writer.state
 
 
@@ -124,7 +124,7 @@ def test_jobs_become_visible_with_their_offsets(log: FakeLog) -> None:
     _reached(writer, State.READY)
     writer.submit(_job("a", "b", end=2))
     writer.submit(_job("c", end=3))
-    assert writer.drain(10)
+    assert writer.drain(120)
     assert sorted(log.committed) == sorted(
         (t, k) for t in ("scores", "predictions") for k in (b"a", b"b", b"c")
     )
@@ -146,7 +146,7 @@ def test_after_a_failure_nothing_is_written_until_it_is_read_again(log: FakeLog,
     assert (writer.rows, log.committed, seen) == (0, [], [])
     writer.reset()
     writer.submit(_job("a", "b", end=2))
-    assert writer.drain(10)
+    assert writer.drain(120)
     assert [key for topic, key in log.committed if topic == "scores"] == [b"a", b"b"]
     assert writer.close()
 
@@ -157,7 +157,7 @@ def test_a_commit_that_may_be_tried_again_is(log: FakeLog) -> None:
     _reached(writer, State.READY)
     log.plan["commit"] = [_error(KafkaError._TIMED_OUT, retriable=True)] * 2
     writer.submit(_job("a"))
-    assert writer.drain(10)
+    assert writer.drain(120)
     assert (writer.state, log.transactions) == (State.READY, 1)
     assert writer.close()
 
@@ -200,7 +200,7 @@ def test_a_call_that_never_returns_is_left_behind(log: FakeLog) -> None:
     _reached(writer, State.READY)
     log.plan["hang"] = [Exception()]
     writer.submit(_job("a", end=1))
-    assert log.hanging.wait(10)
+    assert log.hanging.wait(120)
     deadline = threading.Event()
     while not writer.stuck():
         deadline.wait(0.001)
@@ -209,9 +209,9 @@ def test_a_call_that_never_returns_is_left_behind(log: FakeLog) -> None:
     following, seen_after = _writer(log)
     _reached(following, State.READY)
     following.submit(_job("a", "b", end=2))
-    assert following.drain(10)
+    assert following.drain(120)
     log.hang.set()
-    writer._thread.join(10)
+    writer._thread.join(120)
     assert [key for topic, key in log.committed if topic == "scores"] == [b"a", b"b"]
     assert (seen, len(seen_after), writer.state) == ([], 1, State.BROKEN)
     assert following.close()
@@ -223,11 +223,11 @@ def test_room_is_waited_for_and_bounded(log: FakeLog) -> None:
     _reached(writer, State.READY)
     log.plan["hang"] = [Exception()]
     writer.submit(_job("a", "b"))
-    assert log.hanging.wait(10)
+    assert log.hanging.wait(120)
     assert writer.wait_room(3, 0.01)
     assert not writer.wait_room(2, 0.01)
     log.hang.set()
-    assert writer.wait_room(2, 10)
+    assert writer.wait_room(2, 120)
     assert _reached(writer, State.FENCED) is State.FENCED
 
 
@@ -237,7 +237,7 @@ def test_what_no_transaction_has_begun_with_is_given_back(log: FakeLog) -> None:
     _reached(writer, State.READY)
     log.plan["hang"] = [Exception()]
     writer.submit(_job("a"))
-    assert log.hanging.wait(10)
+    assert log.hanging.wait(120)
     jobs = [_job("b"), _job("c", "d")]
     for job in jobs:
         writer.submit(job)
@@ -265,11 +265,11 @@ def test_shadows_are_written_and_what_finds_no_room_is_counted(log: FakeLog) -> 
 
     shadows = Shadows(slow, log, "predictions", 2, 10, metrics)
     shadows.offer([_shadow_job("a", "b")])
-    assert began.wait(10)
+    assert began.wait(120)
     shadows.offer([_shadow_job(*"cdefgh"), _shadow_job(*"ijkl")])
     assert metrics.value("driftline_shadow_rows_total", model="delay", outcome="dropped") == 2
     go.set()
-    shadows.close()
+    shadows.close(120)
     assert [key for _, key in log._pending] == [bytes([c]) for c in b"abcdefghij"]
     assert metrics.value("driftline_shadow_rows_total", model="delay", outcome="scored") == 10
 
@@ -286,7 +286,7 @@ def test_a_shadow_that_breaks_stops_no_other(log: FakeLog) -> None:
     log.plan["produce"] = [BufferError("full")]
     shadows = Shadows(moody, log, "predictions", 2, 100, metrics)
     shadows.offer([_shadow_job("a"), _shadow_job("b", "c"), _shadow_job("d", "e")])
-    shadows.close()
+    shadows.close(120)
     assert [key for _, key in log._pending] == [b"d", b"e"]
     assert metrics.value("driftline_shadow_rows_total", model="delay", outcome="dropped") == 3
 
@@ -299,9 +299,9 @@ def test_background_work_is_done_in_order_and_handed_back() -> None:
     order: list[int] = []
     for number in range(3):
         background.submit(lambda number=number: lambda: order.append(number))  # type: ignore[misc]
-    assert all(arrived.acquire(timeout=10) for _ in range(3))
+    assert all(arrived.acquire(timeout=120) for _ in range(3))
     assert order == []
     for then in done:
         then()
-    background.close()
+    background.close(120)
     assert order == [0, 1, 2]

@@ -125,8 +125,10 @@ def test_a_program_that_is_not_there_is_named() -> None:
 
 
 def _alive(pid_file: Path) -> bool:
-    pid = int(pid_file.read_text())
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    try:
+        return bool(psutil.Process(int(pid_file.read_text())).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 #: Leaves a grandchild behind that would live for an hour.
@@ -143,9 +145,11 @@ def test_a_command_that_takes_too_long_ends_with_all_it_started(tmp_path: Path) 
     """The whole session is killed, not only the program."""
     pid_file = tmp_path / "pid"
     argv = _script(tmp_path, LINGER.format(file=str(pid_file)))
-    with pytest.raises(TrainerCommandError, match="longer than its time_limit of 3000 ms"):
-        _trainer(argv, time_limit=3_000)(_job())
-    assert pid_file.exists()
+    limit_ms = 500
+    while not pid_file.exists():  # where a Python needs longer to start, it is given more
+        limit_ms *= 2
+        with pytest.raises(TrainerCommandError, match=f"longer than its time_limit of {limit_ms} ms"):
+            _trainer(argv, time_limit=limit_ms)(_job())
     _gone(pid_file)
 
 
@@ -160,7 +164,7 @@ def test_a_trainer_that_is_told_to_stop_takes_its_command_with_it(tmp_path: Path
 
 def _gone(pid_file: Path) -> None:
     waited = threading.Event()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while _alive(pid_file):
         assert time.monotonic() < deadline, "the grandchild lives on"
         waited.wait(0.02)
