@@ -4,6 +4,8 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 ARGS ?=
+# Bytecode is kept, as machine code is: else each of some hundred processes would compile all that it imports, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 # No test run may hang for ever: one test is bounded in pyproject.toml, each whole run here.
 PYTEST := $(BIN)/pytest --session-timeout=3600
 LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
@@ -11,7 +13,7 @@ LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --un
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint format types contracts unit integration coverage bench up down lock clean
+.PHONY: help setup demo test lint format types contracts search unit integration coverage bench up down lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +52,9 @@ types: setup ## mypy, strict
 
 contracts: setup ## import-linter: who may import whom
 	@$(BIN)/lint-imports
+
+search: setup ## property tests with examples that nobody has seen yet (ARGS="-k name")
+	@$(BIN)/pytest -q -n auto -m "not integration and not bench" --hypothesis-profile=search tests $(ARGS)
 
 unit: setup ## unit tests, laws, properties, examples in docstrings: no broker, no engine
 	@$(PYTEST) -q -n auto -m "not integration and not bench" --doctest-modules schemas detectors streams deploy tests $(ARGS)
