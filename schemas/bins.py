@@ -12,7 +12,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.compiled import compiled
 from schemas.contracts import ColumnReference
+from schemas.json_text import Whole
 
 #: Where numeric columns are cut, as shares of the reference.
 NUMERIC_CUTS = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
@@ -59,7 +61,30 @@ class Binning:
 
     def counts(self, values: Floats) -> Codes:
         """Rows in each bin, shape ``(size,)``."""
-        return np.bincount(self.codes(values), minlength=self.size)
+        found = np.zeros(self.size, np.int64)
+        self.count(values, found)
+        return found
+
+    def count(self, values: Floats, into: Codes) -> None:
+        """Add each value to its bin of ``into (size,)``."""
+        if self.numeric:
+            into += np.bincount(self.codes(values), minlength=self.size)
+        else:
+            into[-1] += count_codes(values, self._cell, into)
+
+
+@compiled
+def count_codes(values: Floats, cells: Codes, into: Codes) -> Whole:
+    """Add each category's code to the cell of ``into`` that ``cells`` says, what is no code to that of the last; how many of the
+    values are no finite numbers."""
+    none, last = 0, len(cells) - 1
+    for i in range(len(values)):
+        value = values[i]
+        if value - value != 0.0:
+            none += 1
+        else:
+            into[cells[int(value) if 0 <= value <= last else last]] += 1
+    return none
 
 
 def _inner_edges(quantiles: Floats) -> Floats:

@@ -16,8 +16,10 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from detectors.outliers.half_space_trees import HalfSpaceTrees
 from schemas.arrow import encode_arrow, encode_arrow_predictions
+from schemas.bins import count_codes
 from schemas.blocks import decode_block
 from schemas.contracts import Feature, ModelContract, ModelRecord, Monitoring
+from schemas.edges import Edges
 from schemas.events import FORMAT_ARROW, HEADER_FORMAT, GroundTruth, PredictionMade
 from schemas.settings import MonitorSettings
 from schemas.spans import Spans
@@ -55,6 +57,10 @@ def warm_up(process: Literal["monitor", "archive"]) -> None:
             in_order(decode_block(out.value or b""))
         core.changed_pieces()
         core.upserts()
+        for values in (np.zeros((1, 2)), np.zeros((1, 2), order="F")):
+            Edges((0.0, 1.0)).count(values[:, 0], np.zeros(3, np.int64))
+            Edges(range(99)).count(values[:, 0], np.zeros(100, np.int64))
+            count_codes(values[:, 0], np.zeros(1, np.int64), np.zeros(1, np.int64))
         HalfSpaceTrees(("x",), 1, 1, 1, 0).scores(np.zeros((1, 1)))
     seconds = round(time.monotonic() - began_s, 1)
     log.info("compiled or loaded what events pass", extra={"event": "warmed-up", "seconds": seconds})

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.transform import column_reference
+from schemas.bins import count_codes
 from schemas.contracts import ColumnReference, Reference
 from schemas.edges import Edges
 
@@ -75,6 +76,13 @@ class Cells:
         inside = (values >= 0) & (values <= last)
         found = self._cell[np.where(inside, values, last).astype(np.int64)]
         return found if finite.all() else np.where(finite, found, NONE)
+
+    def count(self, values: Floats, into: NDArray[np.int64]) -> None:
+        """Add each value that is a finite number to its cell of ``into (size,)``."""
+        if self.numeric:
+            self._search.count(values, into)
+        else:
+            count_codes(values, self._cell, into)
 
     def name(self, cell: int) -> str:
         """The cell in a reader's words: an interval, a value, or a category."""

@@ -239,8 +239,8 @@ class DriftEBlocks:
     def update(self, rows: Rows) -> list[Change]:
         if self._names:
             whole = len(self._places) == rows.values.shape[1]
-            cells = self._coder.codes(rows.values if whole else rows.values[:, self._places])
-            self._blocks.count(rows.time_ms, rows.sign, cells.astype(np.int64))
+            values = rows.values if whole else rows.values[:, self._places]
+            self._blocks.count_rows(rows.time_ms, rows.sign, lambda which: self._coder.counts(values[which]))
         return []
 
     def advance(self, time_ms: int) -> list[Change]:

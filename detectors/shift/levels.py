@@ -66,6 +66,10 @@ class Levels:
         found[~np.isfinite(values)] = self.size - 1
         return found
 
+    def count(self, values: Floats, into: NDArray[np.int64]) -> None:
+        """Add each value to its level of ``into (size,)``."""
+        into += np.bincount(self.codes(values), minlength=self.size)
+
 
 class Cut(Protocol):
     """A column cut into ``size`` cells, the last for missing: by ``edges`` if ``numeric``, else as ``codes`` says."""
@@ -78,6 +82,9 @@ class Cut(Protocol):
     def edges(self) -> Floats: ...
     def codes(self, values: Floats) -> NDArray[Any]:
         """Cell of each value, shape ``(n,)``; a value on an edge belongs to the cell above."""
+
+    def count(self, values: Floats, into: NDArray[np.int64]) -> None:
+        """Add each value to its cell of ``into (size,)``."""
 
 
 C = TypeVar("C", bound=Cut)
@@ -105,6 +112,17 @@ class Coder(Generic[C]):
                 edges.places(values[:, at], column.size - 1, out[:, at])
         out += self.offsets
         return out
+
+    def counts(self, values: Floats) -> NDArray[np.int64]:
+        """How many of ``values (n, k)`` have each code, shape ``(total,)``."""
+        found = np.zeros(self.total, np.int64)
+        for at, (column, edges) in enumerate(zip(self.columns, self._edges, strict=True)):
+            own = found[self.offsets[at] : self.offsets[at] + column.size]
+            if edges is None:
+                column.count(values[:, at], own)
+            else:
+                own[-1] += edges.count(values[:, at], own[:-1])
+        return found
 
 
 def at_most(share: Floats, rows: int, delta: float) -> Floats:

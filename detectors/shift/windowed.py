@@ -13,6 +13,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from detectors.base import (
@@ -29,9 +30,9 @@ from detectors.base import (
     undecided,
     unpack,
 )
-from detectors.blocks import BlockState, BlockSums
+from detectors.blocks import BlockState, BlockSums, Which
 from detectors.shift import statistics
-from detectors.shift.cells import NONE, Cells, Floats, cells_of
+from detectors.shift.cells import Cells, Floats, cells_of
 from schemas.contracts import DurationMs
 from schemas.verdicts import Evidence, Family, State, Verdict
 
@@ -143,16 +144,15 @@ class Windowed:
         self._verdict = undecided(self._drift, note)
 
     def update(self, rows: Rows) -> list[Change]:
-        # One row of ``places`` a column: searches and writes run along memory.
-        places = np.empty((len(self._read), len(rows)), np.int64)
-        for line, at in enumerate(self._read):
-            cells = self._cells[at]
-            assert cells is not None
-            codes = cells.codes(rows.values[:, at])
-            np.add(codes, self._at[at], out=places[line])
-            if len(codes) and codes.min() == NONE:
-                places[line, codes == NONE] = self._at[-1]
-        self._blocks.count(rows.time_ms, rows.sign, places.T)
+        def counts(which: Which) -> NDArray[np.int64]:
+            values, found = rows.values[which], np.zeros(self._at[-1], np.int64)
+            for at in self._read:
+                cells = self._cells[at]
+                assert cells is not None
+                cells.count(values[:, at], found[self._at[at] : self._at[at + 1]])
+            return found
+
+        self._blocks.count_rows(rows.time_ms, rows.sign, counts)
         return []
 
     def advance(self, time_ms: int) -> list[Change]:

@@ -149,7 +149,7 @@ def _count_numbers(
         bins = np.zeros((n, len(edges) + 1), np.int64)
         cut = _edges(edges)
         # Infinite values never come: the decoder has refused them.
-        tally.numbers(values, member, slot, *between, cut.edges, cut.before, cut.scale, whole, range_, bins)
+        tally.numbers(values, member, slot, between[0], between[1], *cut.table, whole, range_, bins)
         for at in cells:
             block = blocks[at]
             block[[MISSING, INVALID, UPPER, LOWER]] += whole[at]

@@ -25,8 +25,8 @@ from streams.core.together import Together
 
 #: A block stays well under what a broker takes in one message.
 BLOCK_BYTES_MAX = 700_000
-#: What a row takes at most, beside its features and segments.
-_PREDICTION_BYTES, _OUTCOME_BYTES = 64, 96
+#: What a row of a large block takes, beside its features and segments; no row takes twice that.
+_PREDICTION_BYTES, _OUTCOME_BYTES = 32, 60
 _NO_FEATURES = np.empty((0, 0))
 
 

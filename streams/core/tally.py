@@ -80,13 +80,13 @@ def summed(cells: Ints, table: Ints, into: Ints) -> None:
 
 @compiled
 def numbers(
-    values: Floats, member: Ints, slot: Ints, low: float, high: float, edges: Floats, before: Ints, scale: float,
-    into: Ints, range_: Floats, histogram: Ints,
+    values: Floats, member: Ints, slot: Ints, low: float, high: float, edges: Floats, before: Ints, first: float,
+    scale: float, looks: int, into: Ints, range_: Floats, histogram: Ints,
 ) -> None:  # fmt: skip
     """Add value i of a numeric feature to ``into[slot[member[i]]]``, where that is not negative; NaN is missing.
 
-    ``low`` and ``high``: what the contract allows. ``edges``, ``before`` and ``scale``: the borders of the histogram's
-    cells, see ``schemas.edges``. ``range_ (cells, 2)``: least and greatest.
+    ``low`` and ``high``: what the contract allows. ``edges`` to ``looks``: the borders of the histogram's cells, see
+    ``schemas.edges``. ``range_ (cells, 2)``: least and greatest.
     """
     # Neighbours are mostly of one cell: what they come to is kept at hand until another one's turn.
     now, cell = -1, -1
@@ -119,7 +119,7 @@ def numbers(
         upper += unit >> HALF
         lower += unit & 0xFFFFFFFF
         least, most = min(least, value), max(most, value)
-        histogram[cell, place_of(value, edges, before, scale)] += 1
+        histogram[cell, place_of(value, edges, before, first, scale, looks)] += 1
 
 
 @inlined

@@ -15,6 +15,7 @@ from detectors.blocks import BlockSums
 from detectors.registry import spec_class
 from detectors.shift import statistics
 from detectors.shift.cells import Cells, sample_of, short_tails
+from schemas.bins import Binning
 from schemas.contracts import ColumnReference, FalsePages, Feature, Reference
 from schemas.edges import Edges
 from schemas.verdicts import State, Verdict
@@ -167,6 +168,24 @@ def test_the_table_finds_what_bisection_finds() -> None:
         values = np.concatenate([rng.normal(size=50), around, [1e308, -1e308, 0.0, np.nan, np.inf, -np.inf]])
         expected = np.where(np.isfinite(values), edges.searchsorted(values, "right"), -1)
         assert np.array_equal(Edges(edges).places(values, -1), expected)
+        # Counted along memory or across it, few borders or many.
+        for read in (np.tile(values, 50), np.column_stack([values, values])[:, 1]):
+            counts = np.ones(len(edges) + 1, np.int64)
+            assert Edges(edges).count(read, counts) == np.count_nonzero(~np.isfinite(read))
+            again = len(read) // len(values)
+            known = np.bincount(expected[expected >= 0], minlength=len(edges) + 1)
+            assert np.array_equal(counts, 1 + again * known)
+
+
+def test_codes_are_counted_as_they_are_coded() -> None:
+    """Unknown ones, fractions, negative ones and what is no number."""
+    column = ColumnReference(rows=100, shares=(0.5, 0.2, 0.2, 0.1, 0.0))
+    values = np.array([0.0, 1.0, 1.0, 3.0, 4.0, 7.0, -1.0, 2.5, np.nan, np.inf])
+    binning, cells = Binning(column), Cells(column, None)
+    assert np.array_equal(binning.counts(values), np.bincount(binning.codes(values), minlength=binning.size))
+    counts, codes = np.zeros(cells.size, np.int64), cells.codes(values)
+    cells.count(values, counts)
+    assert np.array_equal(counts, np.bincount(codes[codes >= 0], minlength=cells.size))
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.2])

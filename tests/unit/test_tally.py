@@ -42,7 +42,7 @@ def test_numbers_are_counted_as_one_by_one(
     whole, bins = np.zeros((3, 4), np.int64), np.zeros((3, len(borders) + 1), np.int64)
     range_ = np.array([[math.inf, -math.inf]] * 3)
     slot = np.array([0, -1, 2])
-    tally.numbers(values, member, slot, -5.0, 5.0, cut.edges, cut.before, cut.scale, whole, range_, bins)
+    tally.numbers(values, member, slot, -5.0, 5.0, *cut.table, whole, range_, bins)
     for cell in range(3):
         own = [value for value, of in rows if of == cell] if slot[cell] >= 0 else []
         known = [value for value in own if not math.isnan(value)]
