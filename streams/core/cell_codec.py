@@ -1,7 +1,8 @@
 """What cells count as bytes and back, compiled: all cells that a transaction stores are written in one call.
 
 Numbers take as many bytes as they need, seven bits in each; a run of zeros takes two. Of a feature of which a cell has seen
-one value or two, these say all: sum and histogram are worked out again. So a window of two rows is not much larger than they.
+one value or two, these say all: sum and histogram are worked out again. So a window of two rows is not much larger than they;
+and cells that have seen as many rows are as long, each number at its place, for ``streams.core.alike``.
 """
 
 from __future__ import annotations
@@ -14,23 +15,32 @@ from numpy.typing import NDArray
 from schemas.compiled import compiled, eight, put_eight
 from schemas.json_text import Whole
 from streams.core.layouts import HEAD, INVALID, LEAST, LOWER, MISSING, MOST, ROWS, UPPER, Layout
-from streams.core.tally import count_value
+from streams.core.tally import FACTS, count_value
 
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 #: The most that a number takes, with the zeros that may follow it.
 _BYTES_MAX = 12
+#: So many scores are written one by one.
+_FEW_SCORES = 8
+_FACTS = len(FACTS)
 
 
-def encode_numbers(rows: Ints) -> list[bytes]:
-    """Each of ``rows (n, k)``, whose numbers are not negative."""
+def encode_counts(rows: Ints) -> list[bytes]:
+    """Each of ``rows (n, FACTS_WIDTH)``: what a cell has counted of its predictions."""
     into, ends = np.empty(rows.size * _BYTES_MAX, np.uint8), np.empty(len(rows), np.int64)
-    _write_rows(rows, into, ends)
+    _write_counts(rows, into, ends)
     return _cut(into, ends)
 
 
+def decode_counts(data: bytes, into: Ints) -> None:
+    """Inverse of :func:`encode_counts` of one row, into zeros. Raises ValueError."""
+    if _read_counts(np.frombuffer(data, np.uint8), into) != len(data):
+        raise ValueError("counts of another length")
+
+
 def decode_numbers(data: bytes, into: Ints) -> None:
-    """Inverse of :func:`encode_numbers` of one row. Raises ValueError."""
+    """Numbers behind each other, as cells of schema 5 had their counts. Raises ValueError."""
     if _read_run(np.frombuffer(data, np.uint8), 0, into, 0, len(into)) != len(data):
         raise ValueError("counts of another length")
 
@@ -72,11 +82,43 @@ def _cut(data: Bytes, ends: Ints) -> list[bytes]:
 
 
 @compiled
-def _write_rows(rows: Ints, into: Bytes, ends: Ints) -> None:
+def _write_counts(rows: Ints, into: Bytes, ends: Ints) -> None:
+    """Facts; how many scores there are, and the bin of each where they are few, else their histogram."""
     at = 0
     for i in range(rows.shape[0]):
-        at = _write_run(rows[i], 0, rows.shape[1], into, at)
+        row, scored = rows[i], 0
+        for k in range(_FACTS):
+            at = _write(row[k], into, at)
+        for k in range(_FACTS, rows.shape[1]):
+            scored += row[k]
+        at = _write(scored, into, at)
+        if scored > _FEW_SCORES:
+            at = _write_run(row, _FACTS, rows.shape[1], into, at)
+        else:
+            for k in range(_FACTS, rows.shape[1]):
+                for _ in range(row[k]):
+                    into[at] = k - _FACTS
+                    at += 1
         ends[i] = at
+
+
+@compiled
+def _read_counts(data: Bytes, into: Ints) -> Whole:
+    """Where they end; beyond the data where that is not whole."""
+    at = 0
+    for k in range(_FACTS):
+        into[k] = _read(data, at)
+        at = _after(data, at)
+    scored = _read(data, at)
+    at = _after(data, at)
+    if scored < 0 or scored > _FEW_SCORES:
+        return _read_run(data, at, into, _FACTS, len(into))
+    for _ in range(scored):
+        if at >= len(data) or data[at] >= len(into) - _FACTS:
+            return len(data) + 1
+        into[_FACTS + data[at]] += 1
+        at += 1
+    return at
 
 
 @compiled

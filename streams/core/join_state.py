@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from schemas.errors import StateCorrupt
 from schemas.labels import Label
 
-JOIN_SCHEMA = 8
-#: Pieces of schema 7 had their kinds as they are.
-_READABLE = (7, 8)
+JOIN_SCHEMA = 9
+#: Pieces of schema 7 had their kinds as they are, those of 8 no columns of differences.
+_READABLE = (7, 8, 9)
 _LEVEL = 1
 
 #: Revision, label, label time of one label.
@@ -51,11 +51,14 @@ class Kind(NamedTuple):
 ADDED = ("number", "key", "check", "kind", "event_time_ms", "score", "status", "partition", "offset", "row")
 SETTLED = ("number", "revision", "label", "label_time_ms")
 _INTEGERS = ("|i1", "<i2", "<i4", "<i8")
+#: Columns of which the difference of neighbours is stored: the same everywhere, or numbers of the type behind the mark.
+_STEPS, _DIFFERENCES = "steps", "+"
 Columns = Mapping[str, NDArray[Any]]
 
 
 class _Column(msgspec.Struct, array_like=True):
-    """Whole numbers as their distance to ``base``, none at all where all are the same; everything else as it is."""
+    """Whole numbers as their distance to ``base``, none at all where all are the same, or as differences, where these are
+    smaller; everything else as it is."""
 
     base: int
     dtype: str
@@ -90,7 +93,7 @@ class Body(msgspec.Struct, array_like=True):
         """What was added and what was settled."""
         added, settled = self.rows
         return (
-            {name: _read(column, added) for name, column in zip(ADDED, self.added, strict=True)},
+            _by_number({name: _read(column, added) for name, column in zip(ADDED, self.added, strict=True)}),
             {name: _read(column, settled) for name, column in zip(SETTLED, self.settled, strict=True)},
         )
 
@@ -101,19 +104,69 @@ def _written(values: NDArray[Any]) -> _Column:
     base, top = int(values.min()), int(values.max())
     if base == top:
         return _Column(base, _INTEGERS[0], b"")
-    dtype = next((d for d in _INTEGERS if top - base <= np.iinfo(d).max), None)
+    dtype = _fits(0, top - base)
     if dtype is None:
         return _Column(0, "<i8", values.astype("<i8").tobytes())
-    # A distance fits where it is to be written, not always in what it is taken from.
-    wide = values if np.dtype(dtype).itemsize <= values.dtype.itemsize else values.astype(np.int64)
+    # A distance, or a step, fits where it is to be written, not always in what it is taken from.
+    wide = values.astype(np.int64, copy=False)
+    steps = np.diff(wide)
+    least, most = int(steps.min()), int(steps.max())
+    if least == most:
+        return _Column(int(values[0]), _STEPS, least.to_bytes(8, "little", signed=True))
+    # Also those that are no smaller: they repeat themselves where the numbers do not.
+    narrow = _fits(least, most)
+    if narrow is not None and (_INTEGERS.index(narrow) <= _INTEGERS.index(dtype)):
+        squeezed = _squeezed(steps.astype(narrow))
+        if len(squeezed) < len(values) * np.dtype(dtype).itemsize:
+            return _Column(int(values[0]), _DIFFERENCES + narrow, squeezed)
     return _Column(base, dtype, (wide - base).astype(dtype).tobytes())
 
 
+def _fits(least: int, most: int) -> str | None:
+    return next((d for d in _INTEGERS if np.iinfo(d).min <= least and most <= np.iinfo(d).max), None)
+
+
+def _squeezed(values: NDArray[Any]) -> bytes:
+    """First the lowest bytes of all, then the next: those that are mostly the same stand together."""
+    apart = np.ascontiguousarray(values.view(np.uint8).reshape(len(values), -1).T)
+    return zstandard.ZstdCompressor(level=_LEVEL).compress(apart.data)
+
+
 def _read(column: _Column, rows: int) -> NDArray[Any]:
+    if column.dtype == _STEPS:
+        return column.base + int.from_bytes(column.data, "little", signed=True) * np.arange(
+            rows, dtype=np.int64
+        )
+    if column.dtype.startswith(_DIFFERENCES):
+        kind = np.dtype(column.dtype.removeprefix(_DIFFERENCES))
+        # As long as it must be: whoever damaged it cannot make it take memory.
+        if zstandard.frame_content_size(column.data) != (rows - 1) * kind.itemsize:
+            raise ValueError(f"differences of other than {rows} numbers")
+        apart = np.frombuffer(zstandard.ZstdDecompressor().decompress(column.data), np.uint8)
+        steps = np.ascontiguousarray(apart.reshape(kind.itemsize, -1).T).view(kind).reshape(-1)
+        return np.cumsum(np.concatenate([[column.base], steps.astype(np.int64)]))
     values: NDArray[Any] = np.frombuffer(column.data, column.dtype)
     if values.dtype.kind != "i":
         return values
     return values.astype(np.int64) + column.base if len(values) else np.full(rows, column.base, np.int64)
+
+
+def _by_offset(columns: Columns) -> Columns:
+    """Rows as they came: in this order times and kinds go on as they do in the log."""
+    offset = columns["offset"]
+    if len(offset) < 2 or bool((offset[1:] >= offset[:-1]).all()):
+        return columns
+    order = np.argsort(offset, kind="stable")
+    return {name: values[order] for name, values in columns.items()}
+
+
+def _by_number(columns: Columns) -> Columns:
+    """Inverse of :func:`_by_offset`: numbers only rise."""
+    number = columns["number"]
+    if len(number) < 2 or bool((number[1:] > number[:-1]).all()):
+        return columns
+    order = np.argsort(number)
+    return {name: values[order] for name, values in columns.items()}
 
 
 def encode_piece(
@@ -128,6 +181,7 @@ def encode_piece(
     gone: Mapping[WindowKey, NDArray[np.uint64]],
 ) -> bytes:
     """A piece as bytes."""
+    added = _by_offset(added)
     body = Body(
         JOIN_SCHEMA,
         numbers,

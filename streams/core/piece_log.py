@@ -7,8 +7,8 @@ number of segments, and no commit writes much more than it had to say.
 
 That a piece is gone has to be known as long as an older segment still holds it: till then it is an entry like others.
 
-A segment is compressed, for its pieces look much alike: windows of a thousand models become less than half. Sizes are
-those of what it holds, so when it is dissolved does not depend on how well that went.
+A segment is compressed, for its pieces look much alike (``streams.core.alike``). Sizes are those of what it holds, so when it
+is dissolved does not depend on how well that went.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-import msgspec
-import zstandard
-
-from schemas.errors import StateCorrupt
+from streams.core.alike import packed, unpacked
 
 #: More segments than this of one size, to a factor of eight, are made one, so what is written is written again a few times
 #: at most; but none that is large, so no commit has to write much at once.
@@ -30,12 +27,6 @@ LARGE_BYTES = 2_097_152
 DEAD_MIN = 65_536
 #: What a commit may write again, beside twice what it writes anyway.
 _MOVED_MIN = 65_536
-#: Of a compressed segment the first bytes; those written before have none.
-_COMPRESSED = zstandard.FRAME_HEADER
-#: Higher ones save little, and cost a multiple.
-_LEVEL = 1
-#: What a segment may say that it holds: one is not larger than twice what a task has, which is bounded in memory.
-_BYTES_MAX = 2**31
 
 
 @dataclass(slots=True)
@@ -59,7 +50,6 @@ class PieceLog:
         #: In how many segments a name's bytes are.
         self._copies: Counter[str] = Counter()
         self._next = 0
-        self._compressor = zstandard.ZstdCompressor(level=_LEVEL)
 
     def changed(self, pieces: Mapping[str, bytes | None]) -> dict[str, bytes | None]:
         """What is to be stored for these changes: a new segment, and None for those that are needed no more."""
@@ -83,9 +73,8 @@ class PieceLog:
         entries = {name: data for name, data in entries.items() if data is not None or self._copies[name]}
         if entries:
             number, self._next = self._next, self._next + 1
-            data = msgspec.msgpack.encode([self._next, entries])
-            self._enter(number, entries, len(data))
-            found[f"{self._prefix}{number}"] = self._compressor.compress(data)
+            self._enter(number, entries)
+            found[f"{self._prefix}{number}"] = packed(self._next, entries)
         return found
 
     def _bury(self, name: str) -> None:
@@ -95,7 +84,8 @@ class PieceLog:
             segment = self._segments[number]
             segment.live_bytes -= _bytes(name, segment.live.pop(name))
 
-    def _enter(self, number: int, entries: Mapping[str, bytes | None], size: int) -> None:
+    def _enter(self, number: int, entries: Mapping[str, bytes | None]) -> None:
+        size = sum(_bytes(name, data) for name, data in entries.items())
         held = frozenset(name for name, data in entries.items() if data is not None)
         segment = self._segments[number] = _Segment(size, held)
         for name, data in entries.items():
@@ -140,27 +130,13 @@ class PieceLog:
         found: dict[str, bytes] = {}
         for number in sorted(int(n.removeprefix(self._prefix)) for n in pieces if n.startswith(self._prefix)):
             name = f"{self._prefix}{number}"
-            try:
-                plain = _plain(pieces[name])
-                self._next, entries = msgspec.msgpack.decode(plain, type=tuple[int, dict[str, bytes | None]])
-            except (msgspec.DecodeError, zstandard.ZstdError) as error:
-                raise StateCorrupt(f"piece {name} cannot be read: {error}") from error
-            self._enter(number, entries, len(plain))
+            self._next, entries = unpacked(name, pieces[name])
+            self._enter(number, entries)
             for own, data in entries.items():
                 found.pop(own, None)
                 if data is not None:
                     found[own] = data
         return found
-
-
-def _plain(data: bytes) -> bytes:
-    """What was compressed."""
-    if not data.startswith(_COMPRESSED):
-        return data
-    size = zstandard.frame_content_size(data)
-    if size > _BYTES_MAX:
-        raise zstandard.ZstdError(f"{size} bytes, more than {_BYTES_MAX}")
-    return zstandard.ZstdDecompressor().decompress(data)
 
 
 def _bytes(name: str, data: bytes | None) -> int:

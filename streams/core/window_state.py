@@ -6,9 +6,11 @@ named by what is in them and kept as long as a stored window needs them.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -16,14 +18,20 @@ import numpy as np
 
 from schemas.contracts import Monitoring
 from schemas.errors import StateCorrupt
-from streams.core.aggregates import Cell, pack, unpack
-from streams.core.cell_codec import decode_features, decode_numbers, encode_features, encode_numbers
+from streams.core.aggregates import Cell, Ints, pack, unpack
+from streams.core.cell_codec import (
+    decode_counts,
+    decode_features,
+    decode_numbers,
+    encode_counts,
+    encode_features,
+)
 from streams.core.join_state import WindowKey
 from streams.core.layouts import Layout, Part
 from streams.core.tally import FACTS_WIDTH
 from streams.core.window_state_4 import cell_of_4
 
-WINDOW_SCHEMA = 5
+WINDOW_SCHEMA = 6
 PREFIX, LAYOUT = "window/", "edges/"
 #: Tables of the warehouse that a cell has rows in, as bits.
 COUNTS, OUTCOMES, FEATURES = 1, 2, 4
@@ -152,7 +160,7 @@ def encode_groups(
     """Each group's piece; it uses the layouts of its cells from now on. ``oldest``: see ``Group.is_confirmed``."""
     packed = _packed([cell for group in groups for cell in group.cells.values()])
     for group in groups:
-        cells, needed = list[tuple[Any, ...]](), dict[str, Layout]()
+        cells, needed, sums = list[tuple[Any, ...]](), dict[str, Layout](), list[bytes]()
         for key, cell in group.cells.items():
             counts, features = next(packed)
             outcomes = None if cell.outcomes is None else pack(cell.outcomes)
@@ -160,14 +168,16 @@ def encode_groups(
                 cells.append((*key, counts, cell.latencies, outcomes))
             else:
                 needed[cell.layout.name] = cell.layout
-                cells.append((*key, counts, cell.latencies, outcomes, cell.layout.name, features))
+                sums.append(features)
+                cells.append((*key, counts, cell.latencies, outcomes, cell.layout.name))
         if group.layouts != needed.keys():
             layouts.use(needed[name] for name in needed.keys() - group.layouts)
             layouts.release(group.layouts - needed.keys())
             group.layouts = frozenset(needed)
         times = (group.span_ms, group.closes_ms, group.settles_ms)
         told = group.is_confirmed(oldest)
-        body = (WINDOW_SCHEMA, group.key, times, group.closed, group.final, told, cells)
+        # What is most, and of one length where few rows came, is first: then it is at the same place in all windows.
+        body = (WINDOW_SCHEMA, sums, times, group.closed, group.final, told, cells)
         yield piece_name(group.key), msgspec.msgpack.encode(body)
 
 
@@ -179,23 +189,30 @@ def _packed(cells: Sequence[Cell]) -> Iterator[tuple[bytes, bytes]]:
         held = [cell for cell in some if cell.layout is not None]
         rows = [int(cell.counts[0]) for cell in held]
         features = iter(encode_features(layouts, [cell.sums for cell in held], rows) if held else ())
-        for cell, own in zip(some, encode_numbers(counts), strict=True):
+        for cell, own in zip(some, encode_counts(counts), strict=True):
             yield own, b"" if cell.layout is None else next(features)
 
 
 def decode_group(name: str, data: bytes, layouts: Layouts) -> Group:
     """Inverse of :func:`encode_groups`; where the warehouse was still to be told something, all is. Raises StateCorrupt."""
     try:
-        schema, *rest = msgspec.msgpack.decode(data)
-        if schema not in (4, WINDOW_SCHEMA):
-            raise StateCorrupt(f"piece {name}: schema {schema}, this code reads 4 and {WINDOW_SCHEMA}")
-        key, times, closed, final, told, cells = rest
+        schema, first, times, closed, final, told, cells = msgspec.msgpack.decode(data)
+        if schema not in _READABLE:
+            raise StateCorrupt(
+                f"piece {name}: schema {schema}, this code reads {_READABLE[0]} to {WINDOW_SCHEMA}"
+            )
+        if schema == WINDOW_SCHEMA:
+            model, start_ms, window_ms = name.removeprefix(PREFIX).rsplit("/", 2)
+            key, sums = WindowKey(model, int(start_ms), int(window_ms)), iter(first)
+            cells = [[*cell, *itertools.islice(sums, len(cell) - 6)] for cell in cells]
+        else:
+            key = WindowKey(*first)
         span_ms, closes_ms, settles_ms = times
-        group = Group(WindowKey(*key), {}, span_ms, closes_ms, settles_ms, closed, final)
+        group = Group(key, {}, span_ms, closes_ms, settles_ms, closed, final)
         for version, role, segment, *cell in cells:
-            read = _cell_of if schema == WINDOW_SCHEMA else cell_of_4
+            read = cell_of_4 if schema == 4 else partial(_cell_of, _COUNTS[schema])
             group.cells[version, role, segment] = read(cell, layouts)
-        named = (cell[3 if schema == WINDOW_SCHEMA else 2] for _, _, _, *cell in cells if len(cell) > 3)
+        named = (cell[2 if schema == 4 else 3] for _, _, _, *cell in cells if len(cell) > 3)
         group.layouts = frozenset(filter(None, named))
         layouts.use_named(group.layouts)
         if not told:
@@ -205,11 +222,15 @@ def decode_group(name: str, data: bytes, layouts: Layouts) -> Group:
     return group
 
 
-def _cell_of(stored: list[Any], layouts: Layouts) -> Cell:
+_COUNTS = {5: decode_numbers, WINDOW_SCHEMA: decode_counts}
+_READABLE = (4, *_COUNTS)
+
+
+def _cell_of(read_counts: Callable[[bytes, Ints], None], stored: list[Any], layouts: Layouts) -> Cell:
     counts, latencies, outcomes, *features = stored
     cell = Cell()
     cell.counts = np.zeros(FACTS_WIDTH, np.int64)
-    decode_numbers(counts, cell.counts)
+    read_counts(counts, cell.counts)
     cell.latencies = latencies
     cell.outcomes = None if outcomes is None else unpack(outcomes)
     if features:

@@ -15,7 +15,13 @@ from schemas.errors import StateCorrupt
 from schemas.rows import TABLES
 from streams.core import tally
 from streams.core.aggregates import Cell
-from streams.core.cell_codec import decode_features, decode_numbers, encode_features, encode_numbers
+from streams.core.cell_codec import (
+    decode_counts,
+    decode_features,
+    decode_numbers,
+    encode_counts,
+    encode_features,
+)
 from streams.core.join_state import WindowKey
 from streams.core.layouts import OTHER, Layout, Part, Plans
 from streams.core.window_state import Group, Layouts, decode_group, encode_groups
@@ -45,7 +51,9 @@ def counted(of: ModelContract, rows: list[tuple[float, ...]], plans: Plans, cell
     flat = np.array(rows, np.float64).reshape(-1)
     at, none = np.arange(len(rows)) * len(of.features), np.zeros(len(rows), np.int64)
     number, start = np.array([plan.number]), np.zeros(1, np.int64)
-    tally.features(flat, at, none, number, start, plans.arrays, cell.sums, cell.sums.view(np.float64))
+    step = np.ones(1, np.int64)
+    reals = cell.sums.view(np.float64)
+    tally.features(flat, at, step, none, none, number, start, plans.arrays, cell.sums, reals)
 
 
 @settings(max_examples=200, deadline=None)
@@ -67,13 +75,20 @@ def test_what_cells_have_counted_is_read_back_to_the_last_bit(
 
 @settings(deadline=None)
 @given(
-    st.lists(st.lists(st.sampled_from([0, 0, 1, 127, 128, 2**63 - 1]), min_size=5, max_size=5), min_size=1)
+    st.lists(
+        st.lists(
+            st.sampled_from([0, 0, 1, 127, 128, 2**53]),
+            min_size=tally.FACTS_WIDTH,
+            max_size=tally.FACTS_WIDTH,
+        ),
+        min_size=1,
+    )
 )
 def test_counts_are_read_back(rows: list[list[int]]) -> None:
-    """Zeros anywhere, and the largest."""
-    for data, row in zip(encode_numbers(np.array(rows, np.int64)), rows, strict=True):
-        found = np.full(5, -1, np.int64)
-        decode_numbers(data, found)
+    """Few scores and many, zeros anywhere, and large ones."""
+    for data, row in zip(encode_counts(np.array(rows, np.int64)), rows, strict=True):
+        found = np.zeros(tally.FACTS_WIDTH, np.int64)
+        decode_counts(data, found)
         assert found.tolist() == row
 
 
@@ -85,6 +100,7 @@ def test_damaged_bytes_are_refused_or_read_as_something(data: bytes, rows: int) 
     for work in (
         lambda: decode_features(data, layout, rows),
         lambda: decode_numbers(data, np.zeros(27, np.int64)),
+        lambda: decode_counts(data, np.zeros(27, np.int64)),
     ):
         try:
             work()
