@@ -11,8 +11,9 @@ same everywhere takes none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import BadMessage
+from schemas.row_binary import pack_rows
 
 BLOCK_SCHEMA = 4
 #: Blocks of schema 1 had no segments; they are read as blocks whose segments nobody knows. Blocks before 3 had neither
@@ -54,9 +56,11 @@ _MAP_16, _BYTES_32, _THREE = b"\xde", b"\xc6", b"\x93"
 #: By column its dtype and its name on the wire.
 _COLUMNS = {name: (np.dtype(dtype), msgspec.msgpack.encode(name)) for name, dtype in DTYPES.items()}
 #: Columns of fewer rows are written as they are.
-_NARROWED_MIN = 64
+NARROWED_MIN = 64
 _INTEGERS = tuple((8 * np.dtype(dtype).itemsize - 1, np.dtype(dtype)) for dtype in ("|i1", "<i2", "<i4"))
 Kind = Literal["predictions", "outcomes"]
+#: Kind, model, versions and contract hash of a block.
+About = tuple[Kind, str, tuple[str, ...], str]
 
 
 @dataclass(slots=True)
@@ -130,22 +134,10 @@ def _taken(column: NDArray[Any], index: NDArray[np.int64] | slice) -> NDArray[An
 
 def encode_block(block: ObservationBlock) -> bytes:
     """Wire form of ``block``."""
-    head: dict[str, Any] = {
-        "schema": BLOCK_SCHEMA,
-        "kind": block.kind,
-        "model": block.model,
-        "versions": list(block.versions),
-        "contract_hash": block.contract_hash,
-        "rows": len(block),
-        "width": int(block.features.shape[1]) if block.features.ndim == 2 else 0,
-        "segment_width": int(block.segments.shape[1]),
-    }
+    width = int(block.features.shape[1]) if block.features.ndim == 2 else 0
+    shape = (len(block), width, int(block.segments.shape[1]))
     # Behind the head's members, in the same map, each column: put together in one copy of where it lies.
-    parts: list[Any] = [
-        _MAP_16,
-        (len(head) + len(DTYPES)).to_bytes(2, "big"),
-        msgspec.msgpack.encode(head)[1:],
-    ]
+    parts: list[Any] = [_head((block.kind, block.model, block.versions, block.contract_hash), *shape)]
     for name, (dtype, told) in _COLUMNS.items():
         column = getattr(block, name)
         if name == "features":
@@ -161,11 +153,53 @@ def encode_block(block: ObservationBlock) -> bytes:
     return b"".join(parts)
 
 
+def encode_blocks(of: Sequence[About], columns: Mapping[str, NDArray[Any]]) -> list[bytes]:
+    """Wire forms of ``g`` blocks, each of ``n`` rows, less than ``NARROWED_MIN``, and as wide: what :func:`encode_block` makes of
+    each by itself, without an object a column.
+
+    ``columns``: those that have rows, by name, of shape (g, n), ``features`` (g, k, n) and ``segments`` (g, n, s).
+    """
+    rows, width, segment_width = (
+        columns["identity"].shape[1],
+        columns["features"].shape[1],
+        columns["segments"].shape[2],
+    )
+    parts: list[NDArray[Any] | bytes] = []
+    for name, (dtype, told) in _COLUMNS.items():
+        column = columns.get(name)
+        size = 0 if column is None else column[0].size * dtype.itemsize
+        parts.append(told + _BYTES_32 + size.to_bytes(4, "big"))
+        if column is not None and size:
+            parts.append(column.reshape(len(of), -1).astype(dtype, copy=False))
+    data = bytes(pack_rows(len(of), parts).data)
+    size = len(data) // len(of)
+    return [
+        _head(one, rows, width, segment_width) + data[at * size : at * size + size]
+        for at, one in enumerate(of)
+    ]
+
+
+@lru_cache(maxsize=65_536)
+def _head(of: About, rows: int, width: int, segment_width: int) -> bytes:
+    kind, model, versions, contract_hash = of
+    head = {
+        "schema": BLOCK_SCHEMA,
+        "kind": kind,
+        "model": model,
+        "versions": versions,
+        "contract_hash": contract_hash,
+        "rows": rows,
+        "width": width,
+        "segment_width": segment_width,
+    }
+    return _MAP_16 + (len(head) + len(DTYPES)).to_bytes(2, "big") + msgspec.msgpack.encode(head)[1:]
+
+
 def _narrowed(column: NDArray[Any]) -> tuple[float, NDArray[Any]]:
     """(base, distances to it) of a column of many rows, (base, nothing) where all are the same; else the column itself. Bytes
     are left to whoever compresses."""
     size = column.itemsize
-    if len(column) < _NARROWED_MIN or not column.size or size == 1 or column.dtype.kind == "u":
+    if len(column) < NARROWED_MIN or not column.size or size == 1 or column.dtype.kind == "u":
         return 0, column
     if column.dtype.kind == "f":
         bits = column.view(np.int64)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.blocks import DTYPES, ObservationBlock
+from schemas.blocks import DTYPES, NARROWED_MIN, About, ObservationBlock, encode_block, encode_blocks
 from schemas.codecs import coded
 from schemas.contracts import ModelContract
 from schemas.events import HEADER_ORIGIN
 from schemas.hashing import KeyHashes
 from schemas.ids import RowId
 from schemas.rows import NANO
+from streams.core.delivery import Out
 from streams.core.members import Segments
 from streams.core.ordering import merged
 from streams.core.outcomes import OutcomeRows
@@ -28,6 +29,8 @@ BLOCK_BYTES_MAX = 700_000
 #: What a row of a large block takes, beside its features and segments; no row takes twice that.
 _PREDICTION_BYTES, _OUTCOME_BYTES = 32, 60
 _NO_FEATURES = np.empty((0, 0))
+#: Of so many features and segments in all, rows of a model are not few.
+_FEW_NUMBERS = 8_192
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,40 +49,140 @@ class Addresses:
         return Addresses(*cut)
 
 
-def prediction_blocks(
-    rows: Together, addresses: Addresses, told: NDArray[np.int32], segments: Sequence[Segments]
-) -> Iterator[ObservationBlock]:
-    """Predictions as one block a model, in their order. ``told (n, s)``: codes of their segments' categories.
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Rows of several models. ``told (n, s)``: codes of their segments' categories; ``segments``: of the parts.
 
     Where no detector is configured a block carries no features: the label index, which reads it too, has no use for them.
     """
-    nothing: dict[str, Any] = {name: np.empty(0, DTYPES[name]) for name in _LABEL_COLUMNS}
-    partition, row = addresses.partition.astype(np.int32), addresses.row.astype(np.int32)
-    version, first = rows.version.astype(np.int32), 0
-    for at, ((begin, end), part) in enumerate(zip(itertools.pairwise(rows.bounds), rows.parts, strict=True)):
-        own, contract = slice(begin, end), part.contract
-        if begin < end:
-            yield ObservationBlock(
-                kind="predictions",
-                model=contract.model,
-                versions=part.versions,
-                contract_hash=segments[at].contract_hash,
-                partition=partition[own],
-                offset=addresses.offset[own],
-                row=row[own],
-                identity=addresses.identity[own],
-                event_time_ms=rows.event_time_ms[own],
-                version=version[own] - np.int32(first),
-                role=rows.role[own],
-                score=rows.score[own],
-                latency_ms=rows.latency_ms[own],
-                status=rows.status[own],
-                features=rows.features(at, begin, end) if contract.monitoring.detectors else _NO_FEATURES,
-                segments=told[own, : len(segments[at].labels)],
-                check=addresses.check[own],
-                **nothing,
-            )
-        first += len(part.versions)
+
+    rows: Together
+    addresses: Addresses
+    told: NDArray[np.int32]
+    segments: Sequence[Segments]
+    bounds: list[int]
+    first_version: list[int]
+
+    @classmethod
+    def of(
+        cls, rows: Together, addresses: Addresses, told: NDArray[np.int32], segments: Sequence[Segments]
+    ) -> Predictions:
+        """See the class."""
+        firsts = itertools.accumulate((len(part.versions) for part in rows.parts), initial=0)
+        return cls(rows, addresses, told, segments, rows.bounds, list(firsts))
+
+    @property
+    def shown(self) -> list[int]:
+        """The parts that have rows."""
+        return [at for at, (begin, end) in enumerate(itertools.pairwise(self.bounds)) if begin < end]
+
+    def about(self, part: int) -> About:
+        """What the part's block says of itself."""
+        of = self.rows.parts[part]
+        return ("predictions", of.contract.model, of.versions, self.segments[part].contract_hash)
+
+    def shape(self, part: int) -> tuple[int, int, int]:
+        """Rows, features and segments of the part's block."""
+        contract = self.rows.parts[part].contract
+        width = len(contract.features) if contract.monitoring.detectors else 0
+        return self.bounds[part + 1] - self.bounds[part], width, len(self.segments[part].labels)
+
+    def block(self, part: int) -> ObservationBlock:
+        """The part's rows, in their order."""
+        rows, addresses = self.rows, self.addresses
+        begin, end = self.bounds[part], self.bounds[part + 1]
+        own, contract = slice(begin, end), rows.parts[part].contract
+        nothing: dict[str, Any] = {name: np.empty(0, DTYPES[name]) for name in _LABEL_COLUMNS}
+        return ObservationBlock(
+            *self.about(part),
+            partition=addresses.partition[own].astype(np.int32),
+            offset=addresses.offset[own],
+            row=addresses.row[own].astype(np.int32),
+            identity=addresses.identity[own],
+            event_time_ms=rows.event_time_ms[own],
+            version=(rows.version[own] - self.first_version[part]).astype(np.int32),
+            role=rows.role[own],
+            score=rows.score[own],
+            latency_ms=rows.latency_ms[own],
+            status=rows.status[own],
+            features=rows.features(part, begin, end) if contract.monitoring.detectors else _NO_FEATURES,
+            segments=self.told[own, : len(self.segments[part].labels)],
+            check=addresses.check[own],
+            **nothing,
+        )
+
+    def encoded(self, parts: Sequence[int]) -> list[bytes]:
+        """Wire forms of the blocks of parts that are of one shape, of few rows each."""
+        rows, addresses = self.rows, self.addresses
+        n, width, segments = self.shape(parts[0])
+        own = np.array(parts, np.int64)
+        at = np.array(self.bounds, np.int64)[own][:, None] + np.arange(n)
+        places = rows.at[at][:, None, :] + rows.step[own][:, None, None] * np.arange(width)[:, None]
+        columns: dict[str, NDArray[Any]] = {
+            "partition": addresses.partition[at],
+            "offset": addresses.offset[at],
+            "row": addresses.row[at],
+            "identity": addresses.identity[at],
+            "event_time_ms": rows.event_time_ms[at],
+            "version": rows.version[at] - np.array(self.first_version, np.int64)[own][:, None],
+            "role": rows.role[at],
+            "score": rows.score[at],
+            "latency_ms": rows.latency_ms[at],
+            "status": rows.status[at],
+            "features": rows.values[places],
+            "segments": self.told[at][:, :, :segments],
+            "check": addresses.check[at],
+        }
+        return encode_blocks([self.about(part) for part in parts], columns)
+
+
+class Observed:
+    """Rows on their way to the detectors, until a tick or a transaction. Of many models each may have few: these are not made
+    into blocks, each of which would be a score of arrays, but written together."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, str, str], list[ObservationBlock | tuple[Predictions, int]]] = {}
+
+    def put(self, block: ObservationBlock) -> None:
+        """Rows of one model."""
+        self._held.setdefault((block.kind, block.model, block.contract_hash), []).append(block)
+
+    def put_predictions(self, found: Predictions) -> None:
+        """Rows of several models."""
+        for part in found.shown:
+            kind, model, _, contract_hash = found.about(part)
+            self._held.setdefault((kind, model, contract_hash), []).append((found, part))
+
+    def flush(self) -> Iterator[Out]:
+        """All that is held, as one record a model, kind and contract, or more where that would be too large."""
+        held, self._held = self._held, {}
+        few = self._few(held)
+        for key, of in held.items():
+            if key in few:
+                yield Out("observations", key[1].encode(), few[key])
+                continue
+            blocks = [one if isinstance(one, ObservationBlock) else one[0].block(one[1]) for one in of]
+            for block in cut(blocks):
+                yield Out("observations", key[1].encode(), encode_block(block))
+
+    def _few(
+        self, held: Mapping[tuple[str, str, str], list[ObservationBlock | tuple[Predictions, int]]]
+    ) -> dict[tuple[str, str, str], bytes]:
+        """The wire forms of those of which there are few rows, from one batch."""
+        alike: dict[tuple[int, int, int, int], tuple[Predictions, list[tuple[str, str, str]], list[int]]] = {}
+        for key, of in held.items():
+            if len(of) == 1 and not isinstance(of[0], ObservationBlock):
+                found, part = of[0]
+                rows, width, segments = found.shape(part)
+                if rows < NARROWED_MIN and rows * (width + segments) <= _FEW_NUMBERS:
+                    group = alike.setdefault((id(found), rows, width, segments), (found, [], []))
+                    group[1].append(key)
+                    group[2].append(part)
+        return {
+            key: data
+            for found, keys, parts in alike.values()
+            for key, data in zip(keys, found.encoded(parts), strict=True)
+        }
 
 
 def outcome_block(

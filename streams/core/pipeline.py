@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.blocks import ObservationBlock, encode_block
 from schemas.codecs import PREDICTION_COLUMNS, Bad, Messages, PredictionDecoder, read_arrow
 from schemas.contracts import ModelContract, ModelRecord, Reference
 from schemas.errors import Halted
@@ -40,7 +39,7 @@ from streams.core.join import Arrivals, JoinIndex, LabelRows, drain
 from streams.core.join_meta import BEGINNING_MS, Meta, restored
 from streams.core.join_pieces import JoinPieces
 from streams.core.members import Members, Segments, coded
-from streams.core.observe import address, addresses_of, cut, outcome_block, prediction_blocks
+from streams.core.observe import Observed, Predictions, address, addresses_of, outcome_block
 from streams.core.outcomes import OutcomeRows
 from streams.core.records import Input, Record, RecordBatch, batches, joined
 from streams.core.together import Together
@@ -96,7 +95,7 @@ class JoinCore:
         self._pieces = JoinPieces(self._index)
         self._meta = Meta()
         self._outs: list[Out] = []
-        self._blocks: dict[tuple[str, str, str], list[ObservationBlock]] = {}
+        self._observed = Observed()
         self._segments: dict[str, Segments] = {}
         #: Why the core refuses to go on, once it does.
         self.halted: str | None = None
@@ -254,8 +253,7 @@ class JoinCore:
         if len(rows):
             references = [self._references.get(contract.model, {}) for contract in contracts]
             self._windows.add(rows, members, segments, references, self._meta.prediction_ms)
-            for block in prediction_blocks(rows, addresses, told, segments):
-                self._observed(block)
+            self._observed.put_predictions(Predictions.of(rows, addresses, told, segments))
         for model, found in outcomes:
             self._settle(self._contracts[model], found)
 
@@ -305,7 +303,7 @@ class JoinCore:
                 self._cold.settle(outcomes, losses, contract, floor_ms, self._windows)
             else:
                 self._windows.settle(outcomes, losses, contract.threshold)
-            self._observed(outcome_block(contract, outcomes, losses, self._segments[contract.model]))
+            self._observed.put(outcome_block(contract, outcomes, losses, self._segments[contract.model]))
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -326,7 +324,7 @@ class JoinCore:
             return
         self._meta.changed = True
         self._cold.asks.position = meta.prediction_ms + meta.feedback_ms
-        self._flush_blocks()
+        self._outs += self._observed.flush()
         meta.settle(self._contracts)
         self._windows.advance(self._contracts, meta.prediction_ms, meta.floor_ms)
         self._index.expire(meta.floor_ms, self._oldest_waiting_ms())
@@ -344,15 +342,6 @@ class JoinCore:
         self._outs += [Out("observations", None, value, p, headers) for p in range(self._partitions)]
 
     # -- what leaves ----------------------------------------------------------------------------------------------
-
-    def _observed(self, block: ObservationBlock) -> None:
-        self._blocks.setdefault((block.kind, block.model, block.contract_hash), []).append(block)
-
-    def _flush_blocks(self) -> None:
-        for (_, model, _), blocks in self._blocks.items():
-            for block in cut(blocks):
-                self._outs.append(Out("observations", model.encode(), encode_block(block)))
-        self._blocks = {}
 
     def _reject(self, records: RecordBatch, bad: list[Bad], total: int) -> None:
         if bad:
@@ -407,7 +396,7 @@ class JoinCore:
         return self._logged
 
     def outputs(self) -> list[Out]:
-        self._flush_blocks()
+        self._outs += self._observed.flush()
         outs, self._outs = self._outs, []
         return outs
 
