@@ -12,7 +12,7 @@ same everywhere takes none.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -55,6 +55,7 @@ DTYPES: dict[str, str] = {
 _MAP_16, _BYTES_32, _THREE = b"\xde", b"\xc6", b"\x93"
 #: By column its dtype and its name on the wire.
 _COLUMNS = {name: (np.dtype(dtype), msgspec.msgpack.encode(name)) for name, dtype in DTYPES.items()}
+_NOTHING = {dtype: np.empty(0, dtype) for dtype, _ in _COLUMNS.values()}
 #: Columns of fewer rows are written as they are.
 NARROWED_MIN = 64
 _INTEGERS = tuple((8 * np.dtype(dtype).itemsize - 1, np.dtype(dtype)) for dtype in ("|i1", "<i2", "<i4"))
@@ -235,7 +236,7 @@ def decode_block(data: bytes) -> ObservationBlock:
             head |= {"check": b"", "revision": b""} | {own: bytes(4 * rows)}
         known_rows = 0 if head["schema"] == 1 else rows
         sizes = dict.fromkeys(DTYPES, rows) | {"segments": rows * head["segment_width"]}
-        columns = {name: _read(head[name], np.dtype(dtype), sizes[name]) for name, dtype in DTYPES.items()}
+        columns = {name: _read(head[name], dtype, sizes[name]) for name, (dtype, _) in _COLUMNS.items()}
         features = columns["features"]
         if head["schema"] < 4:
             columns["features"] = features.reshape(-1, width) if width else np.empty((0, 0))
@@ -247,7 +248,7 @@ def decode_block(data: bytes) -> ObservationBlock:
         )
     except (msgspec.DecodeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadMessage("invalid-value", f"not an observation block: {error}") from error
-    if any(len(getattr(block, f.name)) not in (0, rows) for f in fields(block) if f.name in DTYPES):
+    if not {len(column) for column in columns.values()} <= {0, rows}:
         raise BadMessage("invalid-value", "observation block: columns of different lengths")
     return block
 
@@ -255,7 +256,7 @@ def decode_block(data: bytes) -> ObservationBlock:
 def _read(column: Any, dtype: np.dtype[Any], size: int) -> NDArray[Any]:
     """Inverse of ``_narrowed``. ``size``: how many there are of what is the same everywhere."""
     if isinstance(column, bytes):
-        return np.frombuffer(column, dtype)
+        return np.frombuffer(column, dtype) if column else _NOTHING[dtype]
     base, narrow, data = column
     if not data:
         return np.full(size, base, dtype)

@@ -21,7 +21,7 @@ from streams.memory import keep_large_buffers
 _TALKATIVE = ("faust", "mode", "aiokafka")
 #: A batch is tens of thousands of small objects that refer to nothing and die together. At Python's own threshold of 700
 #: the collector would look at them, and at all there is, dozens of times a batch: a fifth of the cost of an event.
-GC_OBJECTS = 50_000
+GC_OBJECTS = 100_000
 
 
 def main(arguments: list[str] | None = None) -> int:

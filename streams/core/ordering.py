@@ -36,7 +36,9 @@ def kind_of(stream: str) -> str:
 
 
 def in_order(block: ObservationBlock) -> ObservationBlock:
-    """Rows by (time, identity, version, role, sign): the same order in every run."""
+    """Rows by (time, identity, version, role, sign): the same order in every run. Without that by which labels are looked up:
+    no detector reads it."""
+    block = replace(block, check=block.check[:0], revision=block.revision[:0])
     times = block.order_ms
     # They come nearly in order.
     order = np.argsort(times, kind="stable")
@@ -155,15 +157,14 @@ def readable(
 
     An outcome has no features; where only its segments are coded otherwise, or it has none, they are not known.
     """
-    features, segments = coding(contract)
-    before, segments_before = coding(coded_as)
+    features, segments = coding(contract) if coded_as is not contract else (contract.features, ())
+    before, segments_before = coding(coded_as) if coded_as is not contract else (features, segments)
     if block.kind == "predictions" and (before != features or block.features.shape[1] != len(features)):
         return None
-    shape = (len(block), len(segments))
+    shape = (len(block), len(contract.monitoring.segments))
     if segments_before != segments or block.segments.shape != shape:
         block = replace(block, segments=np.full(shape, SEGMENT_NULL, np.int32))
-    # By these, labels are looked up; no detector reads them.
-    return replace(block, check=block.check[:0], revision=block.revision[:0])
+    return block
 
 
 def detector_rows(block: ObservationBlock, values: NDArray[np.float64], group: NDArray[np.int8]) -> Rows:
