@@ -1,8 +1,8 @@
 """The cores alone, without Kafka, in one process: what an event costs against features, models, segments and windows.
 
 CPU time of the join stage (decode, validate, join, windows, state, upserts) and of the detect stage with the default
-detectors, each with its transactions planned but not sent, after a warm-up. Events are JSON with as many features as the
-row says. Each shape runs in a process of its own, so that memory is its own too.
+detectors, each with its transactions planned but not sent, after a warm-up. Events are JSON, as those whose rate is
+measured but with as many features as the row says. Each shape runs in a process of its own, so that memory is its own too.
 
 Rows of models that have few are held before detectors get them, so the detect stage is measured from one moment at which
 nothing is held to the next but one. Its rounds beyond those of the join are the last one's blocks with later times and other ids.
@@ -61,15 +61,16 @@ EXPLAINED = """# What an event costs
 
 Written by `python -m tests.bench.monitor --only costs`: the cores alone, on one core, without Kafka and warehouse. Each
 round brings 20,000 JSON events (fewer where they are wide) and one minute of event time to one partition, with the default
-detectors, one segment feature and one transaction a round. So with 10,000 models each has two events a round, and each of
-its windows of a minute no more than these two.
+detectors, one segment feature and one transaction a round. An event is as in the rates, some 520 bytes with ten features. So
+with 10,000 models each has two events a round, and each of its windows of a minute no more than these two.
 
 - **state written / read**: bytes of state, manifests included, by bytes of events. Of a window that gets two events it is
-  mostly the two values of each feature; with twenty a tenth of them. What detectors hold is written when they are fed.
+  mostly the two values of each feature, seven bytes each; with twenty a tenth of them. What detectors hold is written when
+  they are fed.
 - **a model's first row**: building its detectors, once a version and once a restart; of a single model mostly the loading
   of code.
 - **stored**: state that is alive, and what of older is not yet cleared away; with few models mostly predictions that wait
-  for their label, 29 bytes each.
+  for their label, 20 bytes each.
 - **memory**: growth of the process, beside the version's reference, which all models of a shape share here. Bounded by
   windows that are open, `monitor.hot_index_bytes_max` and `monitor.held_bytes_max`.
 
@@ -377,6 +378,10 @@ def _rounds(shape: Shape) -> Iterator[RecordBatch]:
                 "features": features,
                 "score": float(scores[i]),
                 "latency_ms": 3.25,
+                "entity": "customer-" + keys[i][:8],
+                "trace_id": "0123456789abcdef0123456789abcdef",
+                "role": "stable",
+                "status": "ok",
             }
             values.append(msgspec.json.encode(event))
         end_ms = START_MS + (number + 1) * ROUND_MS - 1
