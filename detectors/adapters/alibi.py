@@ -1,14 +1,16 @@
 """What the adapters of alibi-detect share: how it is imported, seeded, run without end, and calibrated once.
 
 An extra: its licence is BUSL 1.1, production use needs one of its own. Nothing of it is imported unless a contract names
-one of these kinds, and nothing that is on by default needs them. Two habits of the library are mended here: it calibrates
-with draws from numpy's global generator, which is lent a seed and given back; and it keeps every value and statistic it has
-seen, so all but what its tests look back at is dropped after each row.
+one of these kinds, and nothing that is on by default needs them. Three habits of the library are mended here: it calibrates
+with draws from numpy's global generator, which is lent a seed and given back; it keeps every value and statistic it has
+seen, so all but what its tests look back at is dropped after each row; and it would calibrate on all cores of the machine
+with threads of OpenMP, the code for which takes half a minute to compile, where one core is what a worker has.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
@@ -135,6 +137,9 @@ def calibrated(
 ) -> Any:
     """An ``alibi_detect.cd`` detector whose calibration, the attributes ``kept``, comes from ``cache`` or goes there."""
     kind = imported("alibi_detect.cd", name, EXTRA)
+    for loop in vars(sys.modules[kind.__module__]).values():
+        if getattr(loop, "targetoptions", {}).get("parallel"):
+            loop.targetoptions["parallel"] = False
     held = cache.get(key)
     if held is not None:
         found = msgspec.msgpack.decode(held, type=dict[str, tuple[list[int], bytes]])

@@ -65,7 +65,7 @@ def driftline(settings: KafkaSettings, *arguments: str) -> subprocess.CompletedP
         "COLUMNS": "300",
     }
     command = [sys.executable, "-m", "deploy.cli", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
 
 
 def test_promised_and_realised_of_a_registered_version(settings: KafkaSettings) -> None:

@@ -205,7 +205,7 @@ def test_killed_at_every_failpoint_it_comes_to_the_same_end(settings: Controller
         "controller.committed:4",
     ):
         own, wire = _begin(settings, failpoint.replace(":", "-"))
-        assert _start(own, failpoint).wait(120) == EXIT_CODE
+        assert _start(own, failpoint).wait(300) == EXIT_CODE
         assert _end(wire, own) == expected, failpoint
         wire.close()
 

@@ -95,7 +95,7 @@ def test_a_controller_goes_on_where_the_broker_left_it(
         wire.wait("deployments", lambda found: len(found) >= ASKED)
         _until(lambda: metrics.value("driftline_broker_up") == 1)
         stop.set()
-        thread.join(20)
+        thread.join(120)
         assert not thread.is_alive()
     controller.close()
     revisions = [Deployment.model_validate_json(value) for value in wire.read("deployments")]

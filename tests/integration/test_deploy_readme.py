@@ -90,7 +90,7 @@ def _run(line: str, place: Path, environment: dict[str, str]) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         check=False,
     )
     assert ended.returncode == 0, f"{line}\n{ended.stdout}{ended.stderr}"

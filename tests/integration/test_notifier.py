@@ -104,7 +104,7 @@ def _running(settings: NotifierSettings, metrics: Metrics) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(120)
     assert status == [0]
 
 

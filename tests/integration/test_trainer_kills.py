@@ -97,7 +97,7 @@ def _start(settings: TrainerSettings, failpoint: str = "") -> subprocess.Popen[s
 def _killed_at(settings: TrainerSettings, failpoint: str) -> None:
     process = _start(settings, failpoint)
     try:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == EXIT_CODE, (failpoint, said[-3_000:])
@@ -111,7 +111,7 @@ def _undisturbed(settings: TrainerSettings) -> None:
         while '"event": "ready"' not in (line := process.stderr.readline()):
             assert line, "it ended before it was ready"
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said[-3_000:]
     finally:
         process.kill()
