@@ -107,6 +107,8 @@ def test_arrow_batches_are_in_the_raw_log_value_for_value(database: ClickHouseSe
     expected = [row for record in records for row in log_rows(record)[1]]
     assert len(expected) == 2 * (n * 3 // 4)
     assert [tuple(row) for row in found] == expected
+    clickhouse.write_blocks("prediction_log", [block for block in blocks if block.rows] * 2)
+    assert clickhouse.query("SELECT count() FROM predictions") == [(len(expected),)]
     clickhouse.close()
 
 
