@@ -87,9 +87,18 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._made: dict[str, Any] = {}
+        #: Each with its labels: looking these up is most of what counting costs.
+        self._labelled: dict[tuple[object, ...], Any] = {}
         self._lock = threading.Lock()
 
     def _series(self, name: str, labels: dict[str, str]) -> Any:
+        key = (name, *labels.items())
+        found = self._labelled.get(key)
+        if found is None:
+            found = self._labelled[key] = self._found(name, labels)
+        return found
+
+    def _found(self, name: str, labels: dict[str, str]) -> Any:
         made = self._made.get(name)
         if made is None:
             with self._lock:

@@ -30,8 +30,8 @@ from faust.types.tuples import ConsumerMessage
 from streams.core.records import RecordBatch
 from streams.fetched import hand_out_batches
 
-#: How long the broker may hold a fetch. aiokafka has one fetch in flight a broker, and a partition whose records were
-#: just taken is asked for in the next one: this bounds how long an idle partition can hold up a busy one.
+#: How long the broker may hold a fetch of some of a worker's partitions. One is under way a broker, and a partition whose
+#: records were just taken is asked for in the next one: this bounds how long an idle partition can hold up a busy one.
 FETCH_WAIT_MS = 10
 BUFFERS_FULL_PAUSE_S = 0.01
 

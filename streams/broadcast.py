@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -42,6 +43,9 @@ class Broadcast:
         self._error: BaseException | None = None
         self._consumer: Consumer | None = None
         self._asker: Consumer | None = None
+        self._asking = threading.Lock()
+        #: When the last question to a broker began that has been answered, of each topic.
+        self._asked_s = dict.fromkeys(topics, -1.0)
         self.on_new: Callable[[], None] = lambda: None
 
     def start(self) -> None:
@@ -78,21 +82,30 @@ class Broadcast:
     def refresh(self, *names: str) -> None:
         """Return when everything committed to topics ``names`` before the call has been read. Waits for a broker that is
         away; raises DeliveryError when there is more to read and it does not come, or when told to give up."""
-        assert self._asker is not None
+        called_s = time.monotonic()
         for name in names:
-            topic = self._kafka.topic(name)
-            _, end = log_bounds(self._asker, topic, 0, self._stop)
-            stood, at = 0, self._next[name]
-            while not self._reached(name, end):
-                # Whoever is away is waited for here; the follower gets nothing either.
-                log_bounds(self._asker, topic, 0, self._stop)
-                stood = stood + 1 if self._next[name] == at else 0
-                at = self._next[name]
-                if self._error is not None or self._stop.is_set() or stood > _ROUNDS_MAX:
-                    raise DeliveryError(
-                        f"topic {topic} could not be read to offset {end} (is at {at}): "
-                        f"{self._error or ('told to stop' if self._stop.is_set() else 'timed out')}"
-                    )
+            # Of those who wait here one asks for all.
+            with self._asking:
+                began_s = time.monotonic()
+                if self._asked_s[name] <= called_s:
+                    self._read_to_end(name)
+                    self._asked_s[name] = began_s
+
+    def _read_to_end(self, name: str) -> None:
+        assert self._asker is not None
+        topic = self._kafka.topic(name)
+        _, end = log_bounds(self._asker, topic, 0, self._stop)
+        stood, at = 0, self._next[name]
+        while not self._reached(name, end):
+            # Whoever is away is waited for here; the follower gets nothing either.
+            log_bounds(self._asker, topic, 0, self._stop)
+            stood = stood + 1 if self._next[name] == at else 0
+            at = self._next[name]
+            if self._error is not None or self._stop.is_set() or stood > _ROUNDS_MAX:
+                raise DeliveryError(
+                    f"topic {topic} could not be read to offset {end} (is at {at}): "
+                    f"{self._error or ('told to stop' if self._stop.is_set() else 'timed out')}"
+                )
 
     def _reached(self, name: str, end: int) -> bool:
         """Whether the follower is at ``end``, now or within a round."""

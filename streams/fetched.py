@@ -1,5 +1,6 @@
 """aiokafka's consumers hand out what a fetch brought as columns: an object a record is most of what they cost. And they read
-responses to where these stay: a stream in between copies each byte three times, which is most of the rest."""
+responses to where these stay: a stream in between copies each byte three times, which is most of the rest. And they ask when
+there is something to be had: a consumer with nothing to read costs the broker and itself next to nothing."""
 
 from __future__ import annotations
 
@@ -8,10 +9,11 @@ import time
 import weakref
 from asyncio import Task
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from aiokafka import conn
-from aiokafka.consumer import fetcher
+from aiokafka.consumer import consumer, fetcher
 from aiokafka.protocol.fetch import FetchRequest
 
 from streams.core.records import RecordBatch
@@ -20,6 +22,10 @@ from streams.record_batches import read, whole_batches
 #: Answers up to this size, most but those of fetches, are received together.
 _SMALL_BYTES = 65_536
 _SIZE_BYTES = 4
+#: How long the broker may hold a fetch of all partitions that a consumer has: it answers as soon as one has something.
+IDLE_WAIT_MS = 100
+#: Of a consumer, fetches are at least this far apart: what comes record by record is taken some at a time.
+FETCH_PAUSE_S = 0.02
 #: A part of a response that is smaller than this share of it is copied, so that it does not hold the whole.
 _SHARE = 8
 
@@ -48,6 +54,27 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
         self.next_fetch_offset: int = end
         if len(batch):
             yield batch
+
+
+class _Fetcher(fetcher.Fetcher):  # type: ignore[misc]
+    """Has one fetch a broker under way, which may wait as long as nothing else is to be asked for meanwhile."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        # Before: the routine that fetches is started by it.
+        self._next_s = 0.0
+        self._partly_wait_ms: int = options["fetch_max_wait_ms"]
+        super().__init__(*arguments, **options)
+
+    def _get_actions_per_node(self, assignment: Any) -> tuple[Any, ...]:
+        # A partition of which something waits to be taken is left out of a fetch, and must not wait for its end.
+        self._fetch_max_wait_ms = self._partly_wait_ms if self._records else IDLE_WAIT_MS
+        requests, resets, timeout_s, *others = super()._get_actions_per_node(assignment)
+        now_s = time.monotonic()
+        if requests and now_s < self._next_s:
+            requests, timeout_s = [], min(timeout_s, self._next_s - now_s)
+        elif requests:
+            self._next_s = now_s + FETCH_PAUSE_S
+        return requests, resets, timeout_s, *others
 
 
 class _Frame:
@@ -146,7 +173,8 @@ async def _ended(reader: asyncio.StreamReader) -> None:
 
 
 def hand_out_batches() -> None:
-    """From now on every consumer of this process yields a ``RecordBatch`` in the place of records, and every connection
-    reads without a stream: aiokafka has no other seams, and no process has consumers of both kinds."""
+    """From now on every consumer made in this process yields a ``RecordBatch`` in the place of records and waits as above, and
+    every connection reads without a stream: aiokafka has no other seams, and no process has consumers of both kinds."""
     fetcher.MemoryRecords, fetcher.PartitionRecords = _Response, _PartitionRecords
+    consumer.Fetcher = _Fetcher
     conn.AIOKafkaConnection, conn.AIOKafkaProtocol = _Connection, _Protocol

@@ -34,8 +34,10 @@ from streams.raw_log import RawLog
 from streams.store import TaskStore, log_starts
 
 log = logging.getLogger(__name__)
-#: Two transactions that only move event time are at least this far apart.
+#: Two transactions that only move event time are at least this far apart, and so many times as far as the last one took:
+#: where the broker or this machine has much to do, several ticks go on in one.
 TICK_COMMIT_INTERVAL_S = 0.025
+TICK_COMMIT_TIMES = 2
 _BROADCAST_PARTITION = 0
 LOGGED = "predictions"
 _TRACED = frozenset({"signals", "decisions", "alerts", "control"})
@@ -103,7 +105,7 @@ class Task:
         self._numbers: dict[tuple[str, int], int] = {}
         self._rows = 0
         self._since_s: float | None = None
-        self._committed_s = 0.0
+        self._tick_due_s = 0.0
         self._moved = False
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -250,7 +252,7 @@ class Task:
             return None
         due_s = self._since_s + self._limits.commit_interval / 1000
         if self._moved:
-            due_s = min(due_s, self._committed_s + TICK_COMMIT_INTERVAL_S)
+            due_s = min(due_s, self._tick_due_s)
         return max(0.0, due_s - time.monotonic())
 
     def _due(self) -> bool:
@@ -309,12 +311,13 @@ class Task:
 
     async def _commit(self) -> None:
         started_s = time.monotonic()
-        self._committed_s = started_s
         confirmed = self._ledger.take_confirmed()
         transaction = await self._cpu(self._plan, confirmed)
         await self._io(self._store.commit, transaction)
         self._offer(await self._cpu(self._ledger.committed, transaction))
-        self._report(transaction, time.monotonic() - started_s)
+        took_s = time.monotonic() - started_s
+        self._tick_due_s = started_s + max(TICK_COMMIT_INTERVAL_S, TICK_COMMIT_TIMES * took_s)
+        self._report(transaction, took_s)
 
     def _plan(self, confirmed: list[Upserts]) -> Transaction:
         self._rows, self._since_s, self._moved = 0, None, False

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -248,6 +250,29 @@ def test_a_model_is_known_as_soon_as_its_publication_was_acknowledged(settings: 
         broadcast.refresh("models")
         assert model_records(broadcast.since("models", 0)) == [record]
         assert broadcast.since("models", broadcast.next_offset("models")) == []
+    finally:
+        broadcast.stop()
+
+
+def test_whoever_asks_while_another_does_knows_what_was_published_before(settings: KafkaSettings) -> None:
+    """One question to the broker answers all who wait for it, but only what was asked after their call answers them."""
+    broadcast = Broadcast(settings)
+    broadcast.start()
+    producer = Producer(settings.producer(**{"linger.ms": 0}))
+
+    def knows(number: int) -> bool:
+        name = f"m{number}"
+        record = ModelRecord(contract=ModelContract(model=name, features=(Feature(name="x"),)))
+        with publishing:
+            producer.produce(settings.topic("models"), record.model_dump_json().encode(), name.encode())
+            producer.flush(10)
+        broadcast.refresh("models")
+        return record in model_records(broadcast.since("models", 0))
+
+    publishing = threading.Lock()
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(knows, range(200)))
     finally:
         broadcast.stop()
 

@@ -7,8 +7,10 @@ import struct
 from typing import Any
 
 import pytest
-from aiokafka import conn
-from aiokafka.protocol.fetch import FetchRequest_v11, FetchResponse_v11
+from aiokafka import TopicPartition, conn
+from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.protocol.fetch import FetchRequest, FetchRequest_v11, FetchResponse_v11
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -105,3 +107,66 @@ async def test_an_answer_to_another_request_ends_the_connection() -> None:
     """Nothing after it could be trusted."""
     with pytest.raises(conn.Errors.CorrelationIdError):
         await _against(struct.pack(">i", 8) + _fetch([])[4:])
+
+
+class _Broker:
+    """What a fetcher asks of its client. ``asked``: each fetch with its answer, which the test gives."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._metadata_max_age_ms = 60_000
+        self.cluster = self
+        self.asked: asyncio.Queue[tuple[FetchRequest, asyncio.Future[Any]]] = asyncio.Queue()
+        self.asked_s: list[float] = []
+
+    def leader_for_partition(self, _: TopicPartition) -> int:
+        return 1
+
+    async def send(self, _: int, request: FetchRequest) -> Any:
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self.asked_s.append(self._loop.time())
+        self.asked.put_nowait((request, answer))
+        return await answer
+
+
+def _answer(request: FetchRequest, records: dict[int, int]) -> FetchResponse_v11:
+    """So many records of each partition, from where it was asked for."""
+    rows = []
+    for partition, offset, _ in dict(request.topics)["t"]:
+        builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1_000_000)
+        for at in range(records.get(partition, 0)):
+            builder.append(at, 0, b"k", b"v", [])
+        raw = bytearray(builder.build()) if partition in records else bytearray()
+        raw[:8] = struct.pack(">q", offset) if raw else b""
+        rows.append((partition, 0, 9, 9, 0, [], -1, bytes(raw)))
+    return FetchResponse_v11(throttle_time_ms=0, error_code=0, session_id=0, topics=[("t", rows)])
+
+
+async def test_a_fetch_waits_long_only_when_it_is_for_every_partition() -> None:
+    """What waits to be taken of a partition keeps that out of the fetch, whose end it would have to wait for."""
+    fetched.hand_out_batches()
+    both = {TopicPartition("t", 0), TopicPartition("t", 1)}
+    subscription = SubscriptionState()
+    subscription.assign_from_user(both)
+    for tp in both:
+        subscription.subscription.assignment.state_value(tp).seek(0)
+    broker = _Broker()
+    fetcher = fetched._Fetcher(
+        broker, subscription, fetch_max_wait_ms=7, prefetch_backoff=0.0, isolation_level="read_committed"
+    )
+    try:
+        request, answer = await broker.asked.get()
+        assert (request._max_wait_ms, len(dict(request.topics)["t"])) == (fetched.IDLE_WAIT_MS, 2)
+        answer.set_result(_answer(request, {0: 3}))
+        request, answer = await broker.asked.get()
+        assert (request._max_wait_ms, [p for p, *_ in dict(request.topics)["t"]]) == (7, [1])
+        found = await fetcher.fetched_records([], 1)
+        assert {tp.partition: [len(batch) for batch in batches] for tp, batches in found.items()} == {0: [3]}
+        answer.set_result(_answer(request, {}))
+        request, _ = await broker.asked.get()
+        assert request._max_wait_ms == fetched.IDLE_WAIT_MS
+        assert sorted((p, at) for p, at, _ in dict(request.topics)["t"]) == [(0, 3), (1, 0)]
+    finally:
+        await fetcher.close()
+    apart = [later - before for before, later in zip(broker.asked_s, broker.asked_s[1:], strict=False)]
+    assert min(apart) >= fetched.FETCH_PAUSE_S - 0.001
