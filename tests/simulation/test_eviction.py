@@ -173,7 +173,8 @@ def _moved(record: Record, rows: int | None = None, **changes: Any) -> Record:
 )
 def test_planted_bugs_of_the_look_up_are_found(mutant: type[Run]) -> None:
     """Each of these is wrong in one place, and the simulation says so."""
-    for seed in range(SCHEDULES):
+    # Two are rare: the first number that finds them is 8 and 9.
+    for seed in sorted(range(SCHEDULES), key=lambda seed: (seed < 8, seed)):
         try:
             play(mutant, seed)
         except AssertionError:
