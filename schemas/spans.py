@@ -16,15 +16,26 @@ from numpy.typing import NDArray
 NULL = -1
 
 
+def unwritable(buffer: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The same bytes, not to be written to."""
+    if buffer.flags.writeable:
+        buffer = buffer.view()
+        buffer.setflags(write=False)
+    return buffer
+
+
 class Spans(Sequence[bytes | None]):
-    """``n`` byte strings, or None: ``buffer`` (bytes, uint8), ``start (n,)`` and ``length (n,)``, -1 for None."""
+    """``n`` byte strings, or None: ``buffer`` (bytes, uint8), ``start (n,)`` and ``length (n,)``, -1 for None.
+
+    Nobody writes to ``buffer``: of what is compiled there is else one for those that may be written to, too.
+    """
 
     __slots__ = ("buffer", "length", "start")
 
     def __init__(
         self, buffer: NDArray[np.uint8], start: NDArray[np.int64], length: NDArray[np.int64]
     ) -> None:
-        self.buffer = buffer
+        self.buffer = unwritable(buffer)
         self.start = start
         self.length = length
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from schemas.compiled import compiled
 from schemas.json_text import Bytes, Integers, Whole
-from schemas.spans import Spans
+from schemas.spans import Spans, unwritable
 from streams.core.records import RecordBatch
 
 _HEADER_BYTES = 61
@@ -73,7 +73,7 @@ def read(
     ``aborted``: (producer, first offset) of the transactions that were, as the broker says. Raises
     CorruptRecordException when the bytes are no record batches of magic 2.
     """
-    buffer = np.frombuffer(raw, np.uint8)
+    buffer = unwritable(np.frombuffer(raw, np.uint8))
     table = np.empty((len(raw) // _HEADER_BYTES + 1, len(_Frames.__slots__)), np.int64)
     found = _frames(buffer, table)
     if found < 0:
@@ -148,8 +148,7 @@ def _unpacked_in_place(raw: bytes | memoryview, frames: _Frames) -> tuple[Bytes,
             ends[i] = at
     except Exception as error:  # the codec's own among them
         raise CorruptRecordException(f"a record batch cannot be decompressed: {error}") from error
-    buffer.setflags(write=False)
-    return buffer[:at], _Frames(
+    return unwritable(buffer)[:at], _Frames(
         np.concatenate(([0], ends[:-1])), ends, *(getattr(frames, name) for name in _Frames.__slots__[2:])
     )
 

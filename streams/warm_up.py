@@ -26,7 +26,7 @@ from schemas.spans import Spans
 from streams.core import pipeline
 from streams.core.archive import log_copy
 from streams.core.counting import FEW_ROWS
-from streams.core.delivery import StageContext
+from streams.core.delivery import Manifest, StageContext
 from streams.core.ordering import in_order
 from streams.core.records import RecordBatch
 from streams.record_batches import read
@@ -50,12 +50,14 @@ def warm_up(process: Literal["monitor", "archive"]) -> None:
     for one in _records():
         list(log_copy(one))
     if process == "monitor":
-        core = pipeline.create(StageContext("join", 0, 1, MonitorSettings()))
-        core.activate([ModelRecord(contract=_CONTRACT)])
+        core, later = (pipeline.create(StageContext("join", 0, 1, MonitorSettings())) for _ in range(2))
+        for each in (core, later):
+            each.activate([ModelRecord(contract=_CONTRACT)])
         core.apply(_records(), 0)
         for out in core.outputs():
             in_order(decode_block(out.value or b""))
-        core.changed_pieces()
+        pieces = {name: data for name, data in core.changed_pieces().items() if data is not None}
+        later.restore(pieces, Manifest(task="join/0"))
         core.upserts()
         for values in (np.zeros((1, 2)), np.zeros((1, 2), order="F")):
             Edges((0.0, 1.0)).count(values[:, 0], np.zeros(3, np.int64))
