@@ -56,14 +56,11 @@ class BlockSums:
     def count(self, time_ms: NDArray[np.int64], sign: NDArray[np.int8], cells: NDArray[np.int64]) -> None:
         """Add one (or ``sign``) to each of the sums that a row names: ``cells (n, c)`` are places among the ``width``
         sums, ``width`` standing for none. What ``add`` does with a matrix of ones, at the cost of the ones alone."""
-        size = self.width + 1
-        for start, mine in self._timely(time_ms):
-            signs = sign[mine]
-            added = np.bincount(cells[mine].ravel(order="K"), minlength=size)
-            back = signs < 0
-            if back.any():
-                added = added - 2 * np.bincount(cells[mine][back].ravel(), minlength=size)
-            self._take(start, [int(signs.sum(dtype=np.int64)), *added[: self.width].tolist()])
+
+        def counts(which: Which) -> NDArray[np.int64]:
+            return np.bincount(cells[which].ravel(order="K"), minlength=self.width + 1)[: self.width]
+
+        self.count_rows(time_ms, sign, counts)
 
     def count_rows(
         self, time_ms: NDArray[np.int64], sign: NDArray[np.int8], counts: Callable[[Which], NDArray[np.int64]]

@@ -20,7 +20,8 @@ from schemas.spans import Spans
 class PredictionColumns:
     """``n`` predictions of one model. ``message`` and ``row`` say where each came from among the decoded messages.
 
-    ``features``: (n, k) float64 in contract order, row by row or column by column in memory, a category as its index (unknown: ``len(categories)``), null NaN.
+    ``features``: (n, k) float64 in contract order, row by row or column by column in memory, a category as its index
+    (unknown: ``len(categories)``), null NaN.
     ``keys`` are the predictions' ids as bytes; ``score`` is NaN where null; ``payload_bytes`` is a row's share of its
     message.
     """

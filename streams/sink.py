@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 BATCH_ROWS_MAX = 20_000
 #: A replay may bring years of months in one insert; refusing it would stop the stream for good.
 _INSERT = {"max_partitions_per_insert_block": 0}
-#: Blocks are logs: what is twice in one is rare, and views look for it anyway. To have it looked for at each insert, too, row by
-#: row, is most of what an insert costs.
+#: Of rows of one key views show the newest. To have older ones looked for at each insert, too, row by row, is most of what an
+#: insert costs, and few are in one.
 _INSERT_BLOCKS = {**_INSERT, "optimize_on_insert": 0}
 BACKOFF_S_MIN = 0.1
 BACKOFF_S_MAX = 10.0

@@ -11,16 +11,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 from schemas.errors import StateCorrupt
 from schemas.labels import Label
+from streams.core.compression import CompressionError, compressed, expanded
 
 JOIN_SCHEMA = 9
 #: Pieces of schema 7 had their kinds as they are, those of 8 no columns of differences.
 _READABLE = (7, 8, 9)
-_LEVEL = 1
 
 #: Revision, label, label time of one label.
 Told = tuple[int, float, int]
@@ -84,10 +83,10 @@ class Body(msgspec.Struct, array_like=True):
     gone: list[tuple[WindowKey, bytes]]
 
     def told_kinds(self) -> list[Kind]:
-        """What the codes in column ``kind`` stand for. Raises ZstdError and what msgspec raises."""
+        """What the codes in column ``kind`` stand for. Raises CompressionError and what msgspec raises."""
         if isinstance(self.kinds, list):
             return self.kinds
-        return msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(self.kinds), type=list[Kind])
+        return msgspec.msgpack.decode(expanded(self.kinds), type=list[Kind])
 
     def columns(self) -> tuple[Columns, Columns]:
         """What was added and what was settled."""
@@ -129,7 +128,7 @@ def _fits(least: int, most: int) -> str | None:
 def _squeezed(values: NDArray[Any]) -> bytes:
     """First the lowest bytes of all, then the next: those that are mostly the same stand together."""
     apart = np.ascontiguousarray(values.view(np.uint8).reshape(len(values), -1).T)
-    return zstandard.ZstdCompressor(level=_LEVEL).compress(apart.data)
+    return compressed(apart.data)
 
 
 def _read(column: _Column, rows: int) -> NDArray[Any]:
@@ -140,9 +139,10 @@ def _read(column: _Column, rows: int) -> NDArray[Any]:
     if column.dtype.startswith(_DIFFERENCES):
         kind = np.dtype(column.dtype.removeprefix(_DIFFERENCES))
         # As long as it must be: whoever damaged it cannot make it take memory.
-        if zstandard.frame_content_size(column.data) != (rows - 1) * kind.itemsize:
+        size = (rows - 1) * kind.itemsize
+        apart = np.frombuffer(expanded(column.data, size), np.uint8)
+        if len(apart) != size:
             raise ValueError(f"differences of other than {rows} numbers")
-        apart = np.frombuffer(zstandard.ZstdDecompressor().decompress(column.data), np.uint8)
         steps = np.ascontiguousarray(apart.reshape(kind.itemsize, -1).T).view(kind).reshape(-1)
         return np.cumsum(np.concatenate([[column.base], steps.astype(np.int64)]))
     values: NDArray[Any] = np.frombuffer(column.data, column.dtype)
@@ -187,7 +187,7 @@ def encode_piece(
         numbers,
         added_between,
         level,
-        zstandard.ZstdCompressor(level=_LEVEL).compress(msgspec.msgpack.encode(kinds)),
+        compressed(msgspec.msgpack.encode(kinds)),
         (len(added["number"]), len(settled["number"])),
         [_written(added[name]) for name in ADDED],
         [_written(settled[name]) for name in SETTLED],
@@ -211,7 +211,7 @@ def decode_piece(name: str, data: bytes) -> tuple[Body, list[Kind]]:
     except (
         msgspec.DecodeError,
         msgspec.ValidationError,
-        zstandard.ZstdError,
+        CompressionError,
         TypeError,
         LookupError,
     ) as error:

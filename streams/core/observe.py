@@ -89,51 +89,45 @@ class Predictions:
 
     def block(self, part: int) -> ObservationBlock:
         """The part's rows, in their order."""
-        rows, addresses = self.rows, self.addresses
-        begin, end = self.bounds[part], self.bounds[part + 1]
+        rows, begin, end = self.rows, self.bounds[part], self.bounds[part + 1]
         own, contract = slice(begin, end), rows.parts[part].contract
-        nothing: dict[str, Any] = {name: np.empty(0, DTYPES[name]) for name in _LABEL_COLUMNS}
+        columns = self._columns(own) | {name: np.empty(0, DTYPES[name]) for name in _LABEL_COLUMNS}
         return ObservationBlock(
             *self.about(part),
-            partition=addresses.partition[own].astype(np.int32),
-            offset=addresses.offset[own],
-            row=addresses.row[own].astype(np.int32),
-            identity=addresses.identity[own],
-            event_time_ms=rows.event_time_ms[own],
             version=(rows.version[own] - self.first_version[part]).astype(np.int32),
-            role=rows.role[own],
-            score=rows.score[own],
-            latency_ms=rows.latency_ms[own],
-            status=rows.status[own],
             features=rows.features(part, begin, end) if contract.monitoring.detectors else _NO_FEATURES,
             segments=self.told[own, : len(self.segments[part].labels)],
-            check=addresses.check[own],
-            **nothing,
+            **columns,
         )
 
     def encoded(self, parts: Sequence[int]) -> list[bytes]:
         """Wire forms of the blocks of parts that are of one shape, of few rows each."""
-        rows, addresses = self.rows, self.addresses
-        n, width, segments = self.shape(parts[0])
+        rows, (n, width, segments) = self.rows, self.shape(parts[0])
         own = np.array(parts, np.int64)
         at = np.array(self.bounds, np.int64)[own][:, None] + np.arange(n)
         places = rows.at[at][:, None, :] + rows.step[own][:, None, None] * np.arange(width)[:, None]
-        columns: dict[str, NDArray[Any]] = {
-            "partition": addresses.partition[at],
-            "offset": addresses.offset[at],
-            "row": addresses.row[at],
-            "identity": addresses.identity[at],
-            "event_time_ms": rows.event_time_ms[at],
+        columns = self._columns(at) | {
             "version": rows.version[at] - np.array(self.first_version, np.int64)[own][:, None],
+            "features": rows.values[places],
+            "segments": self.told[at][:, :, :segments],
+        }
+        return encode_blocks([self.about(part) for part in parts], columns)
+
+    def _columns(self, at: slice | NDArray[np.int64]) -> dict[str, Any]:
+        """Of the rows there, all that does not depend on their model."""
+        rows, addresses = self.rows, self.addresses
+        return {
+            "partition": addresses.partition[at].astype(np.int32),
+            "offset": addresses.offset[at],
+            "row": addresses.row[at].astype(np.int32),
+            "identity": addresses.identity[at],
+            "check": addresses.check[at],
+            "event_time_ms": rows.event_time_ms[at],
             "role": rows.role[at],
             "score": rows.score[at],
             "latency_ms": rows.latency_ms[at],
             "status": rows.status[at],
-            "features": rows.values[places],
-            "segments": self.told[at][:, :, :segments],
-            "check": addresses.check[at],
         }
-        return encode_blocks([self.about(part) for part in parts], columns)
 
 
 class Observed:

@@ -157,12 +157,14 @@ def readable(
 
     An outcome has no features; where only its segments are coded otherwise, or it has none, they are not known.
     """
-    features, segments = coding(contract) if coded_as is not contract else (contract.features, ())
-    before, segments_before = coding(coded_as) if coded_as is not contract else (features, segments)
-    if block.kind == "predictions" and (before != features or block.features.shape[1] != len(features)):
+    features_alike = segments_alike = True
+    if coded_as is not contract:
+        (before, segments_before), (features, segments) = coding(coded_as), coding(contract)
+        features_alike, segments_alike = before == features, segments_before == segments
+    width, shape = len(contract.features), (len(block), len(contract.monitoring.segments))
+    if block.kind == "predictions" and not (features_alike and block.features.shape[1] == width):
         return None
-    shape = (len(block), len(contract.monitoring.segments))
-    if segments_before != segments or block.segments.shape != shape:
+    if not segments_alike or block.segments.shape != shape:
         block = replace(block, segments=np.full(shape, SEGMENT_NULL, np.int32))
     return block
 

@@ -88,44 +88,33 @@ def counts_rows(cells: Sequence[Told], version: int) -> Iterator[Upserts]:
         yield Upserts("window_counts", n, [into[:end].tobytes()], version)
 
 
-_MIDDLE = np.dtype([("part", "<u8"), ("predictions", "<u8")])
-_LAST = np.dtype(
-    [("final_ms", "<i8"), ("settled_ms", "<i8"), ("span_ms", "<u8"), ("final", "u1"), ("version", "<u8")]
-)
+#: Of a row of ``window_outcomes`` what is before and behind that of labels: its part and how many predictions; when it became
+#: final, when its window was settled, its span, whether it is final, and the version.
+_BEFORE_LABELS, _BEHIND_LABELS = struct.Struct("<QQ"), struct.Struct("<qqQBQ")
 
 
 def outcomes_rows(cells: Sequence[Told], version: int) -> Iterator[Upserts]:
     """Rows of ``window_outcomes``: the part that is the window itself."""
     for some in _in_parts(cells):
-        middle, last = np.zeros(len(some), _MIDDLE), np.empty(len(some), _LAST)
-        middle["predictions"] = [told.cell.counts[0] for told in some]
-        last[:] = [_standing(told.group, told.cell, version) for told in some]
-        begins, ends = _cut(middle), _cut(last)
         parts = list[bytes]()
-        for told, begin, end in zip(some, begins, ends, strict=True):
-            o = told.cell.outcomes
-            parts += (told.key, begin, _UNLABELLED if o is None else labels_said(o), end)
+        for told in some:
+            parts += _outcomes_row(told, version)
         yield Upserts("window_outcomes", len(some), parts, version)
 
 
-def _cut(table: NDArray[np.void]) -> list[bytes]:
-    data, size = table.tobytes(), table.itemsize
-    return [data[at : at + size] for at in range(0, len(data), size)]
-
-
-def _standing(group: Group, cell: Cell, version: int) -> tuple[int, int, int, bool, int]:
-    """When a cell's figures became final, when its window was settled, its span, and whether they are."""
-    o, predictions = cell.outcomes, int(cell.counts[0])
+def _outcomes_row(told: Told, version: int) -> tuple[bytes, ...]:
+    group, o, predictions = told.group, told.cell.outcomes, int(told.cell.counts[0])
     complete = group.closed and predictions > 0 and o is not None and o.labelled == predictions
     settled_ms = group.settles_ms if group.final else 0
     final_ms = max(group.closes_ms, o.last_label_ms) if complete and o is not None else settled_ms
-    return final_ms, settled_ms, group.span_ms, complete or group.final, version
+    last = _BEHIND_LABELS.pack(final_ms, settled_ms, group.span_ms, complete or group.final, version)
+    return told.key, _BEFORE_LABELS.pack(0, predictions), _UNLABELLED if o is None else labels_said(o), last
 
 
 def late_row(key: bytes, part: int, outcomes: Outcomes, settles_ms: int, span_ms: int, version: int) -> bytes:
     """A row of ``window_outcomes`` of what came when its window had left memory."""
-    last = struct.pack("<qqQBQ", outcomes.last_label_ms, settles_ms, span_ms, 1, version)
-    return key + struct.pack("<QQ", part, 0) + labels_said(outcomes) + last
+    last = _BEHIND_LABELS.pack(outcomes.last_label_ms, settles_ms, span_ms, True, version)
+    return key + _BEFORE_LABELS.pack(part, 0) + labels_said(outcomes) + last
 
 
 def features_rows(cells: Sequence[Told], version: int) -> Iterator[Upserts]:
