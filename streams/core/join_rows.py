@@ -6,12 +6,14 @@ are packed. No text is kept: a prediction is known by 96 bits of its id and of i
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.compiled import compiled
+from streams.core.growing import Growing
 from streams.core.hash_table import SLOT_BYTES, SLOTS_PER_ROW, HashTable
 
 NO_REVISION = -1
@@ -35,6 +37,8 @@ DTYPES: dict[str, str] = {
     "alive": "|b1",
 }
 _GROWTH = 1.25
+#: Room for more than so many times the rows that are left is given back.
+_SPARE = 4
 #: Of a row in the columns and in the table over them, which on average are as far from full as this says.
 ROW_BYTES = round(
     sum(np.dtype(d).itemsize for d in DTYPES.values()) * 1.12 + SLOT_BYTES * SLOTS_PER_ROW * 1.5
@@ -66,21 +70,30 @@ class JoinRows:
     def __init__(self) -> None:
         self.size = 0
         self._table = HashTable()
-        for name, dtype in DTYPES.items():
-            setattr(self, name, np.zeros(16, dtype))
+        self._rooms = {name: Growing(dtype) for name, dtype in DTYPES.items()}
+        self._reserve(1)
 
     def append(self, rows: int, **columns: Any) -> int:
         """Put ``rows`` rows at the end, what is not given as zeros; the position of the first."""
         start, end = self.size, self.size + rows
-        if end > len(self.number):
-            capacity = max(end, round(len(self.number) * _GROWTH))
-            for name in DTYPES:
-                # Nobody else holds on to a column, and a long one is moved by moving its pages.
-                getattr(self, name).resize(capacity, refcheck=False)
+        if end > self._capacity:
+            self._reserve(max(end, round(self._capacity * _GROWTH)))
         for name, values in columns.items():
             getattr(self, name)[start:end] = values
         self.size = end
         return start
+
+    def _reserve(self, rows: int) -> None:
+        for name, room in self._rooms.items():
+            # A column that somebody has cannot be moved.
+            self.__dict__.pop(name, None)
+            setattr(self, name, room.column(rows))
+        self._capacity = min(len(getattr(self, name)) for name in DTYPES)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns, those that nothing was written to yet among them."""
+        return sum(room.nbytes for room in self._rooms.values())
 
     def position_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where rows with these numbers stand; -1 for those that are not alive."""
@@ -173,12 +186,14 @@ class JoinRows:
     def pack(self) -> None:
         """Close the gaps of rows that have left; ``index`` must follow."""
         keep = np.flatnonzero(self.alive[: self.size])
-        capacity = max(16, round(len(keep) * _GROWTH))
-        for name, dtype in DTYPES.items():
-            packed = np.zeros(capacity, dtype)
-            packed[: len(keep)] = getattr(self, name)[keep]
-            setattr(self, name, packed)
+        for name in DTYPES:
+            column = getattr(self, name)
+            column[: len(keep)] = column[keep]
+            column[len(keep) : self.size] = 0
+            del column
         self.size = len(keep)
+        if self._capacity > _SPARE * max(self.size, mmap.PAGESIZE):
+            self._reserve(round(self.size * _GROWTH))
 
 
 @compiled
