@@ -153,3 +153,21 @@ def real_of(_context: Any, _word: Any) -> Any:
     return types.float64(types.uint64), lambda _, builder, __, arguments: builder.bitcast(
         arguments[0], ir.DoubleType()
     )
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fetch_early(_context: Any, array: Any, _at: Any) -> Any:
+    """Have the machine bring the item at ``at``, which need not be there, while something else is done: from places all over a
+    large array nothing comes by itself."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        made = context.make_array(signature.args[0])(context, builder, arguments[0])
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        place = builder.bitcast(builder.gep(made.data, [arguments[1]]), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        # To be read, to stay in all caches, data.
+        builder.call(fetch, [place, word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.compiled import compiled, eight, four
+from schemas.compiled import compiled, eight
 from schemas.spans import Spans
 
 #: murmur2's, as in ``schemas.ids``.
@@ -47,24 +47,43 @@ def _hash(
 ) -> None:  # fmt: skip
     for i in range(len(starts)):
         start, length = starts[i], max(lengths[i], 0)
-        whole = length // 4
         high, low = np.uint32(_SEED) ^ np.uint32(length), np.uint32(_SEED) ^ np.uint32(length + 1)
-        for word in range(whole):
-            mixed = _mixed(four(buffer, start + 4 * word))
+        fold = np.uint64(length) * np.uint64(0x9E3779B97F4A7C15)
+        at, end = start, start + length
+        while at + 8 <= end:
+            word = eight(buffer, at)
+            for half in (np.uint32(word), np.uint32(word >> np.uint64(32))):
+                mixed = _mixed(half)
+                high = np.uint32(high * _M) ^ mixed
+                low = np.uint32(low * _M) ^ mixed
+            fold = _folded_in(fold, word)
+            at += 8
+        # What is left of the key, of which a word that has it begins before it where the key is long enough.
+        left = end - at
+        rest = np.uint64(0)
+        if left and length >= 8:
+            rest = eight(buffer, end - 8) >> np.uint64(8 * (8 - left))
+        else:
+            for k in range(left):
+                rest |= np.uint64(buffer[at + k]) << np.uint64(8 * k)
+        if left:
+            fold = _folded_in(fold, rest)
+        if left >= 4:
+            mixed = _mixed(np.uint32(rest))
             high = np.uint32(high * _M) ^ mixed
             low = np.uint32(low * _M) ^ mixed
-        # What is left of the key, and the same with a byte 1 behind it, which may be a whole word.
-        left = length - 4 * whole
-        rest = np.uint32(0)
-        for k in range(left):
-            rest |= np.uint32(buffer[start + 4 * whole + k]) << np.uint32(8 * k)
+            rest >>= np.uint64(32)
+            left -= 4
+        # And the same with a byte 1 behind it, which may be a whole word.
+        last = np.uint32(rest)
         if left:
-            high = np.uint32((high ^ rest) * _M)
-        rest |= np.uint32(1) << np.uint32(8 * left)
-        low = np.uint32(low * _M) ^ _mixed(rest) if left == 3 else np.uint32((low ^ rest) * _M)
+            high = np.uint32((high ^ last) * _M)
+        last |= np.uint32(1) << np.uint32(8 * left)
+        low = np.uint32(low * _M) ^ _mixed(last) if left == 3 else np.uint32((low ^ last) * _M)
         murmur[i] = _finished(high)
         identity[i] = np.uint64(murmur[i]) << np.uint64(32) | np.uint64(_finished(low))
-        check[i] = _folded(buffer, start, length)
+        # Another hash of the same bytes: words are folded in by multiplication in 64 bits, as murmur3's finaliser does.
+        check[i] = np.uint32(fold * np.uint64(0xC4CEB9FE1A85EC53) >> np.uint64(32))
 
 
 @compiled
@@ -79,22 +98,6 @@ def _finished(h: np.uint32) -> np.uint32:
     h ^= h >> np.uint32(13)
     h = np.uint32(h * _M)
     return h ^ (h >> np.uint32(15))
-
-
-@compiled
-def _folded(buffer: NDArray[np.uint8], start: int, length: int) -> np.uint32:
-    """Another hash of the same bytes: words are folded in by multiplication in 64 bits, as murmur3's finaliser does."""
-    h = np.uint64(length) * np.uint64(0x9E3779B97F4A7C15)
-    whole = length // 8
-    for word in range(whole):
-        h = _folded_in(h, eight(buffer, start + 8 * word))
-    if length > 8 * whole:
-        k = np.uint64(0)
-        for i in range(length - 8 * whole):
-            k |= np.uint64(buffer[start + 8 * whole + i]) << np.uint64(8 * i)
-        h = _folded_in(h, k)
-    h *= np.uint64(0xC4CEB9FE1A85EC53)
-    return np.uint32(h >> np.uint64(32))
 
 
 @compiled

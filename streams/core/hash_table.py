@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.compiled import compiled
+from schemas.compiled import compiled, fetch_early
 from schemas.json_text import Whole
 
 Rows = NDArray[np.int64]
@@ -17,6 +17,9 @@ Checks = NDArray[np.uint32]
 Slots = NDArray[np.int32]
 
 _EMPTY = -1
+#: Slots and rows lie all over memory, and to wait for one costs more than to look at it: so many keys ahead of its turn a key's
+#: slot is sent for, and so many ahead the row that is in it.
+_SLOTS_AHEAD, _ROWS_AHEAD = 32, 16
 #: Slots for each row there is room for: at half of them taken, a key is found in one or two looks.
 SLOTS_PER_ROW = 2
 SLOT_BYTES = 4
@@ -91,22 +94,26 @@ def _slot_of(slots: Slots, place: int, key: np.uint64, check: np.uint32, keys: K
 
 @compiled
 def _find(slots: Slots, key: Keys, check: Checks, keys: Keys, checks: Checks, found: Rows) -> None:
-    shift = _shift(slots)
-    # Looking at all slots first lets the machine fetch many of them at a time, where each alone would be waited for.
-    for i in range(len(key)):
-        found[i] = slots[_place(key[i], shift)]
-    for i in range(len(key)):
-        at = found[i]
-        if at != -1 and not (at >= 0 and keys[at] == key[i] and checks[at] == check[i]):
+    shift, n = _shift(slots), len(key)
+    for i in range(-_SLOTS_AHEAD, n):
+        if i + _SLOTS_AHEAD < n:
+            fetch_early(slots, _place(key[i + _SLOTS_AHEAD], shift))
+        if 0 <= i + _ROWS_AHEAD < n:
+            _fetch_row(slots, _place(key[i + _ROWS_AHEAD], shift), keys, checks)
+        if i >= 0:
             found[i] = slots[_slot_of(slots, _place(key[i], shift), key[i], check[i], keys, checks)]
 
 
 @compiled
 def _claim(slots: Slots, first: int, keys: Keys, checks: Checks, other: Rows) -> Whole:
-    shift, entered = _shift(slots), 0
-    for i in range(len(other)):
-        other[i] = slots[_place(keys[first + i], shift)]
-    for i in range(len(other)):
+    shift, entered, n = _shift(slots), 0, len(other)
+    for i in range(-_SLOTS_AHEAD, n):
+        if i + _SLOTS_AHEAD < n:
+            fetch_early(slots, _place(keys[first + i + _SLOTS_AHEAD], shift))
+        if 0 <= i + _ROWS_AHEAD < n:
+            _fetch_row(slots, _place(keys[first + i + _ROWS_AHEAD], shift), keys, checks)
+        if i < 0:
+            continue
         key = keys[first + i]
         place = _slot_of(slots, _place(key, shift), key, checks[first + i], keys, checks)
         other[i] = slots[place]
@@ -114,6 +121,13 @@ def _claim(slots: Slots, first: int, keys: Keys, checks: Checks, other: Rows) ->
             slots[place] = first + i
             entered += 1
     return entered
+
+
+@compiled
+def _fetch_row(slots: Slots, place: int, keys: Keys, checks: Checks) -> None:
+    if slots[place] >= 0:
+        fetch_early(keys, slots[place])
+        fetch_early(checks, slots[place])
 
 
 @compiled

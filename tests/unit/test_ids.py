@@ -78,3 +78,21 @@ def test_hashes_of_many_keys_are_those_of_each_alone() -> None:
     for hashes in together:
         assert len(set(hashes.tolist())) == len(set(keys))
     assert len(key_hashes(Spans.of([])).identity) == 0
+
+
+def test_each_byte_of_a_key_of_any_length_is_hashed() -> None:
+    """What is left of a key behind its last whole word is read with a word that begins before it: never another key's bytes."""
+    whole = bytes(range(1, 41))
+    keys = [whole[:length] for length in range(len(whole) + 1)]
+    hashes = key_hashes(Spans.of([b"x" * 9, *keys]))
+    assert hashes.identity[1:].tolist() == [murmur2(key) << 32 | murmur2(key + b"\x01") for key in keys]
+    assert hashes.check[1:].tolist() == [_check(key) for key in keys]
+
+
+def _check(key: bytes) -> int:
+    bits = (1 << 64) - 1
+    folded = len(key) * 0x9E3779B97F4A7C15 & bits
+    for start in range(0, len(key), 8):
+        folded = (folded ^ int.from_bytes(key[start : start + 8], "little")) * 0xFF51AFD7ED558CCD & bits
+        folded ^= folded >> 33
+    return (folded * 0xC4CEB9FE1A85EC53 & bits) >> 32
