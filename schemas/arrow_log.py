@@ -73,7 +73,11 @@ def arrow_rows(
 
 
 class _Gathered:
-    """Columns of one batch on their way into rows: each is made once it is known which rows are taken."""
+    """Columns of one batch on their way into rows: each is made once it is known which rows are taken.
+
+    What makes a column must not hold on to this: the two would keep each other, and all columns, until the garbage collector
+    comes, which it seldom does.
+    """
 
     def __init__(self, table: pa.Table, names: set[str], wide: bool) -> None:
         self._rows = ArrowRows(table, table.column_names if wide else names, ())
@@ -84,9 +88,10 @@ class _Gathered:
 
     def same(self, value: str) -> None:
         """A text that all rows have."""
+        n = self._n
 
         def made(kept: Kept, kind: str) -> Buffers:
-            rows = self._n if kept is None else len(kept)
+            rows = n if kept is None else len(kept)
             return coded([value], np.zeros(rows, np.int64)) if _is_coded(kind) else same_text(value, rows)
 
         self._made.append(made)
@@ -110,7 +115,7 @@ class _Gathered:
 
     def features(self) -> None:
         """Every column that is no field."""
-        reals: dict[str, tuple[NDArray[Any], There]] = {}
+        reals: list[str] = []
         told: dict[str, Spans] = {}
         for name in self._rows.table.column_names:
             if name in self._names:
@@ -119,7 +124,7 @@ class _Gathered:
             if is_text(kind):
                 told[name] = self._spans(name)
             elif not pa.types.is_null(kind):
-                reals[name] = self._real_of(name)
+                reals.append(name)
         self._numbers(reals)
         self._texts(told)
 
@@ -145,13 +150,12 @@ class _Gathered:
     def _whole(self, values: NDArray[np.int64]) -> None:
         self._made.append(lambda kept, kind: numbers(_of(values, kept), kind))
 
-    def _numbers(self, reals: dict[str, tuple[NDArray[Any], There]]) -> None:
+    def _numbers(self, reals: list[str]) -> None:
         values = np.empty((self._n, len(reals)))
-        for at, (real, _) in enumerate(reals.values()):
-            values[:, at] = real
-        there = _all_there(self._n, [there for _, there in reals.values()])
+        held = [self._put_reals(name, values[:, at]) for at, name in enumerate(reals)]
+        there = _all_there(self._n, held)
         self._made.append(
-            lambda kept, _: maps(list(reals), _of(values, kept), there if there is None else _of(there, kept))
+            lambda kept, _: maps(reals, _of(values, kept), there if there is None else _of(there, kept))
         )
 
     def _texts(self, told: dict[str, Spans]) -> None:
@@ -159,11 +163,12 @@ class _Gathered:
         there = _all_there(self._n, held)
         both = Spans.concat(list(told.values())) if told else Spans.of([])
         # Row by row, as a map has them.
-        places = np.arange(len(both)).reshape(len(told), self._n).T
+        n = self._n
+        places = np.arange(len(both)).reshape(len(told), n).T
 
         def made(kept: Kept, _: str) -> Buffers:
             if not told:
-                return maps([], np.empty((self._n if kept is None else len(kept), 0)), None)
+                return maps([], np.empty((n if kept is None else len(kept), 0)), None)
             values = both if len(told) == 1 and kept is None else both.take(_of(places, kept).reshape(-1))
             return maps(list(told), values, there if there is None else _of(there, kept))
 
@@ -194,10 +199,12 @@ class _Gathered:
             known = np.array([value is None or value in field.values for value in values], np.bool_)
             self._only(known[codes])
 
+        rows = self._rows
+
         def made(kept: Kept, kind: str) -> Buffers:
             if not _is_coded(kind):
                 return texts(spans if kept is None else spans.take(kept))
-            values, codes = self._rows.texts(field.name, None)
+            values, codes = rows.texts(field.name, None)
             return coded([value or field.default or "" for value in values], _of(codes, kept))
 
         self._made.append(made)
@@ -209,7 +216,8 @@ class _Gathered:
         elif pa.types.is_boolean(self._rows.kind(field.name)):
             raise _Unusual(field.name)
         else:
-            real, there = self._real_of(field.name)
+            real = np.empty(self._n)
+            there = self._put_reals(field.name, real)
         if there is not None and not (missing or self._may_be_null(field)):
             self._only(there)
         if kind == _REAL_FROM_0:
@@ -236,15 +244,19 @@ class _Gathered:
         self._only(within if there is None else np.where(there, within, self._may_be_null(field)))
         return values
 
-    def _real_of(self, name: str) -> tuple[NDArray[Any], There]:
-        """Numbers of any plain type, and which are there."""
+    def _put_reals(self, name: str, into: NDArray[np.float64]) -> There:
+        """Numbers of any plain type to where they stay, ``(n,)``, zero where there is none; which are there."""
         kind = self._rows.kind(name)
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
             raise _Unusual(name)
-        column = self._rows.table.column(name).combine_chunks()
+        column = self._rows.table.column(name)
         there = self._valid(name)
         filled = column if there is None else pc.fill_null(column, pa.scalar(0).cast(kind))
-        return filled.to_numpy(zero_copy_only=False), there
+        end = 0
+        for chunk in filled.chunks:
+            begin, end = end, end + len(chunk)
+            into[begin:end] = chunk.to_numpy(zero_copy_only=False)
+        return there
 
     def _valid(self, name: str) -> There:
         if not self._rows.nulls(name):

@@ -172,7 +172,7 @@ def encode_blocks(of: Sequence[About], columns: Mapping[str, NDArray[Any]]) -> l
         parts.append(told + _BYTES_32 + size.to_bytes(4, "big"))
         if column is not None and size:
             parts.append(column.reshape(len(of), -1).astype(dtype, copy=False))
-    data = bytes(pack_rows(len(of), parts).data)
+    data = bytes(pack_rows(len(of), parts).whole())
     size = len(data) // len(of)
     return [
         _head(one, rows, width, segment_width) + data[at * size : at * size + size]

@@ -11,7 +11,7 @@ A column here is a list of buffers, in their order; what is contiguous in memory
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,13 @@ NATIVE = "Native"
 #: Version of the dictionaries of low cardinality; that each block brings its own, all of it.
 _SHARED = (1).to_bytes(8, "little")
 _OWN_KEYS = 0x600
+_LENGTH_BYTES_MAX = 10
 _NUMBERS = {
     "UInt8": "<u1", "UInt16": "<u2", "UInt32": "<u4", "UInt64": "<u8", "Int8": "<i1", "Int16": "<i2", "Int32": "<i4",
     "Int64": "<i8", "Float64": "<f8",
 }  # fmt: skip
+#: What is larger is sent from where it is, and what repeats is repeated in pieces about as large.
+_LARGE_BYTES = 16_384
 _PLACES = ("<u1", "<u2", "<u4", "<u8")
 
 
@@ -39,7 +42,22 @@ def native_block(rows: int, columns: Sequence[tuple[str, str, Buffers]]) -> RowB
     parts: Buffers = [length_bytes(len(columns)), length_bytes(rows)]
     for name, kind, held in columns:
         parts += [text_bytes(name), text_bytes(kind), *(held if rows else ())]
-    return RowBlock(rows, memoryview(b"".join(parts)), NATIVE)
+    return RowBlock(rows, tuple(_gathered(parts)), NATIVE)
+
+
+def _gathered(parts: Buffers) -> Iterator[memoryview]:
+    """The same bytes: what is small together, what is large where it is."""
+    small: Buffers = []
+    for part in parts:
+        if memoryview(part).nbytes < _LARGE_BYTES:
+            small.append(part)
+            continue
+        if small:
+            yield memoryview(b"".join(small))
+        yield memoryview(part)
+        small = []
+    if small:
+        yield memoryview(b"".join(small))
 
 
 def numbers(values: NDArray[Any], kind: str) -> Buffers:
@@ -56,14 +74,21 @@ def nullable(values: NDArray[np.float64], there: NDArray[np.bool_] | None) -> Bu
 
 def texts(values: Spans) -> Buffers:
     """Texts; what is null is empty."""
-    most = int(np.maximum(values.length, 0).sum()) + 10 * len(values)
+    most = int(np.maximum(values.length, 0).sum()) + _LENGTH_BYTES_MAX * len(values)
     to = np.empty(most, np.uint8)
     return [to[: _put_texts(values.buffer, values.start, values.length, to)]]
 
 
 def same_text(value: str, rows: int) -> Buffers:
     """A text that all rows have."""
-    return [text_bytes(value) * rows]
+    return _repeated(text_bytes(value), rows)
+
+
+def _repeated(once: bytes, times: int) -> Buffers:
+    """The same bytes again and again, of which few are made."""
+    in_piece = _LARGE_BYTES // max(len(once), 1) + 1
+    pieces, rest = divmod(times, in_piece)
+    return [once * in_piece] * pieces + [once * rest]
 
 
 def coded(values: Sequence[str], codes: NDArray[np.int64]) -> Buffers:
@@ -81,7 +106,7 @@ def maps(names: Sequence[str], values: Any, there: NDArray[np.bool_] | None) -> 
     rows = len(values) // max(width, 1) if isinstance(values, Spans) else len(values)
     if there is None:
         ends = np.arange(width, rows * width + 1, width, dtype="<u8") if width else np.zeros(rows, "<u8")
-        keys: Buffers = [b"".join(map(text_bytes, names)) * rows]
+        keys: Buffers = _repeated(b"".join(map(text_bytes, names)), rows)
     else:
         ends = np.cumsum(np.count_nonzero(there, axis=1)).astype("<u8")
         of_names, chosen = Spans.of(held), np.nonzero(there)[1]
@@ -103,8 +128,8 @@ def read_native(block: RowBlock) -> list[tuple[Any, ...]]:
     """The rows as Python's values; times are whole numbers of their unit. Raises ValueError when they are not what ``block``
     says."""
     rows: list[tuple[Any, ...]] = []
-    reader = _Reader(block.data)
-    while reader.at < len(block.data):
+    reader = _Reader(block.whole())
+    while not reader.ended:
         width, count = reader.length(), reader.length()
         columns = []
         for _ in range(width):
@@ -123,6 +148,10 @@ class _Reader:
     def __init__(self, data: memoryview) -> None:
         self._data = data
         self.at = 0
+
+    @property
+    def ended(self) -> bool:
+        return self.at >= len(self._data)
 
     def length(self) -> int:
         found = shift = 0

@@ -25,11 +25,21 @@ _FORMATS = {
 
 
 class RowBlock(NamedTuple):
-    """``rows`` rows of one table as bytes in one of ClickHouse's formats: this one, or ``schemas.native``."""
+    """``rows`` rows of one table as bytes in one of ClickHouse's formats: this one, or ``schemas.native``. ``parts`` stand one behind
+    the other, each where it was made: to put them together would copy all of them."""
 
     rows: int
-    data: memoryview
+    parts: tuple[memoryview, ...]
     format: str = "RowBinary"
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes they are."""
+        return sum(part.nbytes for part in self.parts)
+
+    def whole(self) -> memoryview:
+        """The bytes in one piece."""
+        return self.parts[0] if len(self.parts) == 1 else memoryview(b"".join(self.parts))
 
 
 def length_bytes(length: int) -> bytes:
@@ -59,7 +69,7 @@ def pack_rows(rows: int, columns: Sequence[NDArray[Any] | bytes]) -> RowBlock:
     table = np.empty(rows, np.dtype(kinds))
     for at, column in enumerate(columns):
         table[f"c{at}"] = np.void(column) if isinstance(column, bytes) else column
-    return RowBlock(rows, memoryview(table.tobytes()))
+    return RowBlock(rows, (memoryview(table.tobytes()),))
 
 
 @compiled
@@ -107,15 +117,15 @@ def put_bytes(to: Bytes, at: int, source: Bytes, start: int, length: int) -> Who
 def read_rows(types: Sequence[str], block: RowBlock) -> list[tuple[Any, ...]]:
     """The rows of columns of these types as Python's values; times are whole numbers of their unit. Raises ValueError when
     they are not what ``block`` says."""
-    rows, at = [], 0
+    rows, at, data = [], 0, block.whole()
     for _ in range(block.rows):
         row = []
         for kind in types:
-            value, at = _value(kind, block.data, at)
+            value, at = _value(kind, data, at)
             row.append(value)
         rows.append(tuple(row))
-    if at != len(block.data):
-        raise ValueError(f"{len(block.data) - at} bytes behind the last of {block.rows} rows")
+    if at != len(data):
+        raise ValueError(f"{len(data) - at} bytes behind the last of {block.rows} rows")
     return rows
 
 

@@ -137,9 +137,9 @@ class LogScanner:
             self._to,
         )  # fmt: skip
         # A copy of what was written: pages that were touched once are quicker than new ones.
-        return RowBlock(int(np.count_nonzero(taken)), memoryview(self._to[:size].tobytes())), np.flatnonzero(
-            ~taken
-        )
+        return RowBlock(
+            int(np.count_nonzero(taken)), (memoryview(self._to[:size].tobytes()),)
+        ), np.flatnonzero(~taken)
 
 
 @compiled

@@ -58,7 +58,7 @@ class LogRows:
         self.offsets = offsets
         self.plain = plain
         self.written = np.zeros(len(offsets), np.bool_)
-        self.block = RowBlock(0, memoryview(b""))
+        self.block = RowBlock(0, (memoryview(b""),))
 
 
 def writing(log: LogRows | None, values: Spans, names: Names) -> Writing:
@@ -87,7 +87,7 @@ def finish(log: LogRows, into: Writing) -> None:
     """Every message was read."""
     # Cut where it lies: most of it was never touched.
     into.to.resize(int(into.state[0]), refcheck=False)
-    log.block = RowBlock(int(np.count_nonzero(log.written)), into.to.data)
+    log.block = RowBlock(int(np.count_nonzero(log.written)), (into.to.data,))
 
 
 @inlined

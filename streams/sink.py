@@ -95,12 +95,12 @@ class ClickHouseSink:
     def write_blocks(self, table: str, blocks: Sequence[RowBlock]) -> None:
         rows = sum(block.rows for block in blocks)
         if rows:
-            # Block by block from where it lies, as one body: told its length beforehand, the client puts nothing between.
-            size = {"Content-Length": str(sum(block.data.nbytes for block in blocks))}
+            # Part by part from where it lies, as one body: told its length beforehand, the client puts nothing between.
+            size = {"Content-Length": str(sum(block.nbytes for block in blocks))}
             self._call(
                 f"{rows} rows for {table}",
                 lambda client: client.raw_insert(
-                    table, TABLES[table].names, [block.data for block in blocks], settings=_INSERT_BLOCKS,
+                    table, TABLES[table].names, [part for block in blocks for part in block.parts], settings=_INSERT_BLOCKS,
                     fmt=blocks[0].format, transport_settings=size,
                 ),
             )  # fmt: skip

@@ -85,7 +85,7 @@ class Upserts(NamedTuple):
     def block(self) -> RowBlock:
         """The rows as one piece."""
         whole = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
-        return RowBlock(self.rows, memoryview(whole))
+        return RowBlock(self.rows, (memoryview(whole),))
 
 
 class PieceRef(msgspec.Struct, frozen=True, array_like=True):

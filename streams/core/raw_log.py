@@ -60,9 +60,7 @@ class Stretch:
     @property
     def size(self) -> int:
         """Bytes it holds on to."""
-        return sum(batch.values.size for batch in self.records) + sum(
-            block.data.nbytes for block in self.rows
-        )
+        return sum(batch.values.size for batch in self.records) + sum(block.nbytes for block in self.rows)
 
     def since(self, offset: int) -> Stretch:
         """What of it is from ``offset`` on; rows cannot be told apart, and are written again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,31 @@ def test_what_services_send_is_read_by_columns(topic: str) -> None:
     found = [rows for _, rows in log_copy(RecordBatch.of([record])) if isinstance(rows, list) or rows.rows]
     assert [type(rows) for rows in found] == [RowBlock]
     assert rows_of(log_copy(RecordBatch.of([record]))) == rows_of([log_rows(record)])
+
+
+def test_columns_are_let_go_of_at_once() -> None:
+    """A worker's garbage collector comes once in a hundred thousand objects: what waits for it would be all columns since."""
+    columns = {
+        "prediction_id": ["a", "b"],
+        "version": ["1", "1"],
+        "event_time_ms": [AT_MS] * 2,
+        "x": [1.0, 2.0],
+        "y": ["u", "v"],
+    }
+    table = pa.table(columns).replace_schema_metadata({b"model": b"m"})
+    batch = RecordBatch.of(
+        [Record("predictions", 1, 9, None, encode_arrow(table), {HEADER_FORMAT: FORMAT_ARROW})]
+    )
+    list(log_copy(batch))
+    gc.collect()
+    gc.disable()
+    try:
+        made = list(log_copy(batch))
+        assert sum(len(rows) if isinstance(rows, list) else rows.rows for _, rows in made) == 2
+        del made
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_a_batch_that_cannot_be_read_with_its_neighbours_is_read_alone() -> None:

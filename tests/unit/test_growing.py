@@ -11,6 +11,7 @@ from streams.core.growing import Growing
 
 @pytest.mark.parametrize("held", [False, True])
 def test_rows_stay_and_the_rest_is_zero(held: bool) -> None:
+    """Longer or shorter, and even where somebody still has an earlier one."""
     room = Growing("<i8")
     column = room.column(10)
     column[:10] = np.arange(10)
@@ -34,6 +35,7 @@ def test_rows_stay_and_the_rest_is_zero(held: bool) -> None:
 
 
 def test_pages_that_were_not_written_take_no_memory() -> None:
+    """Room is made for what may come."""
     before = _resident_bytes()
     room = Growing("<f8")
     column = room.column(50_000_000)

@@ -71,13 +71,13 @@ ROWS: list[tuple[Any, ...]] = [
 def test_what_was_written_is_read_back(rows: int) -> None:
     """Of blocks that stand one behind the other, all of it."""
     assert read_native(_block(rows)) == ROWS[:rows]
-    both = b"".join([_block(rows).data, _block(2).data])
-    assert read_native(RowBlock(rows + 2, memoryview(both), NATIVE)) == ROWS[:rows] + ROWS[:2]
+    both = b"".join([_block(rows).whole(), _block(2).whole()])
+    assert read_native(RowBlock(rows + 2, (memoryview(both),), NATIVE)) == ROWS[:rows] + ROWS[:2]
 
 
 def test_the_client_reads_the_same() -> None:
     """It had no part in writing it; times apart, which it makes objects of."""
-    result = NativeTransform.parse_response(RespBuffCls(_Source(bytes(_block(3).data))), QueryContext())
+    result = NativeTransform.parse_response(RespBuffCls(_Source(bytes(_block(3).whole()))), QueryContext())
     found = [tuple(row) for row in result.result_set]
     assert [row[:1] + row[2:] for row in found] == [row[:1] + row[2:] for row in ROWS]
 
@@ -93,6 +93,6 @@ def test_what_is_cut_off_or_miscounted_is_refused() -> None:
     """Not read as something else."""
     block = _block(2)
     with pytest.raises(ValueError, match="cut off"):
-        read_native(block._replace(data=block.data[:-3]))
+        read_native(block._replace(parts=(block.whole()[:-3],)))
     with pytest.raises(ValueError, match="2 rows where 3"):
         read_native(block._replace(rows=3))

@@ -30,13 +30,13 @@ def _stretch(records: RecordBatch, as_rows: bool = False) -> Stretch:
     """Records, or rows that say which ones they were made of."""
     if not as_rows:
         return Stretch.of(records)
-    rows = RowBlock(len(records), memoryview(records.offsets.tobytes()))
+    rows = RowBlock(len(records), (memoryview(records.offsets.tobytes()),))
     return Stretch(*TP, int(records.offsets[-1]) + 1, (), (rows,))
 
 
 def _offsets(held: Stretch) -> list[int]:
     """Of what it holds."""
-    of_rows = [np.frombuffer(block.data, np.int64) for block in held.rows]
+    of_rows = [np.frombuffer(block.whole(), np.int64) for block in held.rows]
     return np.concatenate([*of_rows, *(batch.offsets for batch in held.records)]).tolist()
 
 

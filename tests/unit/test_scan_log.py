@@ -143,4 +143,4 @@ def test_rows_of_one_size_are_packed_and_read_back() -> None:
         (2**64 - 1, "v", math.inf, [2, -2]),
     ]
     with pytest.raises(ValueError, match="behind the last"):
-        read_rows(types, RowBlock(1, pack_rows(2, columns).data))
+        read_rows(types, RowBlock(1, pack_rows(2, columns).parts))
