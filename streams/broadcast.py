@@ -122,6 +122,10 @@ class Broadcast:
         """The first offset of topic ``name`` not yet read."""
         return self._next[name]
 
+    def count(self, name: str) -> int:
+        """How many keys topic ``name`` has, as far as it was read."""
+        return len(self._newest[name])
+
     def since(self, name: str, offset: int, before: int | None = None) -> list[Record]:
         """Newest record of each key with ``offset <= record.offset < before``, in offset order."""
         with self._changed:

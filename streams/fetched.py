@@ -5,6 +5,7 @@ there is something to be had: a consumer with nothing to read costs the broker a
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 import weakref
 from asyncio import Task
@@ -22,6 +23,9 @@ from streams.record_batches import read, whole_batches
 #: Answers up to this size, most but those of fetches, are received together.
 _SMALL_BYTES = 65_536
 _SIZE_BYTES = 4
+#: Of a large answer so much is waited for at once: every time that some of it is received this thread takes turns with those
+#: that work.
+_AT_ONCE_BYTES = 1_048_576
 #: How long the broker may hold a fetch of all partitions that a consumer has: it answers as soon as one has something.
 IDLE_WAIT_MS = 100
 #: Of a consumer, fetches are at least this far apart: what comes record by record is taken some at a time.
@@ -99,6 +103,13 @@ class _Protocol(conn.AIOKafkaProtocol, asyncio.BufferedProtocol):  # type: ignor
         self._small = memoryview(bytearray(_SMALL_BYTES))
         self._into = self._small
         self._filled = 0
+        self._socket: socket.socket | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Its socket, unless TLS is in between, which takes bytes as it needs them."""
+        super().connection_made(transport)
+        if transport.get_extra_info("ssl_object") is None:
+            self._socket = transport.get_extra_info("socket")
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
@@ -108,7 +119,10 @@ class _Protocol(conn.AIOKafkaProtocol, asyncio.BufferedProtocol):  # type: ignor
         """So many have come."""
         self._filled += nbytes
         if self._into is not self._small:
-            if self._filled == len(self._into):
+            left = len(self._into) - self._filled
+            if left < _AT_ONCE_BYTES:
+                self._wait_for(max(left, 1))
+            if left == 0:
                 frame, self._into, self._filled = self._into, self._small, 0
                 self._answered(frame)
             return
@@ -134,6 +148,12 @@ class _Protocol(conn.AIOKafkaProtocol, asyncio.BufferedProtocol):  # type: ignor
         here = self._filled - begin
         into[:here] = self._small[begin : self._filled]
         self._into, self._filled = into, here
+        self._wait_for(min(size - here, _AT_ONCE_BYTES))
+
+    def _wait_for(self, size: int) -> None:
+        """Say nothing of bytes that have come before there are so many, or the connection ends."""
+        if self._socket is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
     def _answered(self, frame: memoryview) -> None:
         connection = self.connection and self.connection()

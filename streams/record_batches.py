@@ -6,8 +6,9 @@ transaction wrote nothing is handed out, nor are control records: a reader of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cramjam
 import lz4.frame
@@ -35,6 +36,8 @@ _LZ4_INDEPENDENT, _LZ4_BLOCK_SUMS, _LZ4_SUM = 0x20, 0x10, 0x04
 #: No byte of LZ4 stands for more.
 _LZ4_RATIO_MAX = 255
 _ABORT = 0
+#: Headers that are remembered: so many, each of at most so many bytes.
+_HEADERS_MAX, _HEADERS_BYTES = 256, 256
 #: Of an LZ4 frame's blocks: start, end, whether it is compressed.
 _Blocks = list[tuple[int, int, bool]]
 
@@ -197,7 +200,7 @@ def _lz4_blocks(frame: memoryview) -> tuple[_Blocks, int]:
 
 def _records(topic: str, partition: int, buffer: Bytes, frames: _Frames, from_offset: int) -> RecordBatch:
     most = int(np.minimum(frames.count, (frames.end - frames.start) // _RECORD_BYTES_MIN + 1).sum())
-    table = np.empty((7, most), np.int64)
+    table = np.empty((8, most), np.int64)
     found = _walk(
         buffer, frames.start, frames.end, frames.base_offset, frames.first_ms, frames.append_ms, frames.count,
         from_offset, table,
@@ -206,31 +209,60 @@ def _records(topic: str, partition: int, buffer: Bytes, frames: _Frames, from_of
         raise CorruptRecordException(
             f"{topic}[{partition}] after {from_offset}: a record ends outside its batch"
         )
-    offsets, times, key_start, key_length, value_start, value_length, headers_at = table[:, :found]
-    headers = {at: _headers(buffer, int(headers_at[at])) for at in np.flatnonzero(headers_at >= 0).tolist()}
+    offsets, times, key_start, key_length, value_start, value_length, headers_at, headers_end = table[
+        :, :found
+    ]
+    told = np.flatnonzero(headers_at >= 0)
+    whole = buffer.data
+    headers = {
+        place: _headers(bytes(whole[at:end]))
+        for place, at, end in zip(
+            told.tolist(), headers_at[told].tolist(), headers_end[told].tolist(), strict=True
+        )
+    }
     return RecordBatch(
         topic, partition, offsets, Spans(buffer, key_start, key_length), Spans(buffer, value_start, value_length), headers,
         times,
     )  # fmt: skip
 
 
-def _headers(buffer: Bytes, at: int) -> dict[str, bytes]:
-    count, at = _varint(buffer, at, len(buffer))
+@lru_cache(maxsize=_HEADERS_MAX)
+def _alike(told: bytes) -> Mapping[str, bytes]:
+    return _read_headers(told)
+
+
+def _headers(told: bytes) -> Mapping[str, bytes]:
+    """Those of a record. Most records of a topic have the same, which nobody changes."""
+    return _alike(told) if len(told) <= _HEADERS_BYTES else _read_headers(told)
+
+
+def _read_headers(told: bytes) -> dict[str, bytes]:
+    count, at = _number(told, 0)
     found = {}
     for _ in range(count):
-        name, at = _counted(buffer, at)
-        value, at = _counted(buffer, at)
+        name, at = _counted(told, at)
+        value, at = _counted(told, at)
         found[name.decode("utf-8", "replace")] = value
     return found
 
 
-def _counted(buffer: Bytes, at: int) -> tuple[bytes, int]:
+def _counted(told: bytes, at: int) -> tuple[bytes, int]:
     """Bytes with their number in front, and the place after them."""
-    length, at = _varint(buffer, at, len(buffer))
+    length, at = _number(told, at)
     end = at + max(length, 0)
-    if end > len(buffer):
-        raise CorruptRecordException("a header ends outside its response")
-    return buffer[at:end].tobytes(), end
+    if end > len(told):
+        raise CorruptRecordException("a header ends outside its record")
+    return told[at:end], end
+
+
+def _number(told: bytes, at: int) -> tuple[int, int]:
+    """As ``_varint``, where a call of what is compiled would take longer than its work."""
+    found = 0
+    for i, c in enumerate(told[at : at + 10]):
+        found |= (c & 127) << 7 * i
+        if c < 128:
+            return found >> 1 ^ -(found & 1), at + i + 1
+    raise CorruptRecordException("a header ends outside its record")
 
 
 @compiled
@@ -288,8 +320,8 @@ def _walk(
     buffer: Bytes, starts: Integers, ends: Integers, base_offset: Integers, first_ms: Integers, append_ms: Integers,
     counts: Integers, from_offset: int, table: NDArray[np.int64],
 ) -> int:  # fmt: skip
-    """Fill ``table`` with (offset, time, key, its length, value, its length, headers or -1) a record; how many. -1: they
-    are not what their lengths say."""
+    """Fill ``table`` with (offset, time, key, its length, value, its length, headers or -1, their end) a record; how many.
+    -1: they are not what their lengths say."""
     found = 0
     for batch in range(len(starts)):
         at, end = starts[batch], ends[batch]
@@ -317,6 +349,7 @@ def _walk(
                 table[4, found] = value
                 table[5, found] = value_length
                 table[6, found] = at if buffer[at] != 0 else -1
+                table[7, found] = stop
                 found += 1
             at = stop
     return found

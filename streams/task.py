@@ -112,7 +112,7 @@ class Task:
 
     async def open(self) -> None:
         """Fence the previous owner, load, restore. Raises DeliveryError when input was deleted before it was read."""
-        newest = await self._io(self._store.open)
+        newest = await self._io(self._store.open, self._shared.broadcast.count("models"))
         starts = await self._io(log_starts, self._kafka, self.inputs)
         # Never in the I/O threads: msgspec learns a type at its first use, and a second thread that meets it half
         # learnt ends the process in native code.

@@ -37,7 +37,7 @@ def _raw(records: list[Record], kind: int = 0, **header: int) -> bytes:
 
 
 def _record(offset: int) -> Record:
-    headers = {"h": b"v", "": b""} if offset % 2 else {}
+    headers = {"h": b"v", "": b"", "é" * (offset % 90): b"w" * (9 * offset)} if offset % 2 else {}
     return Record(
         "a", 0, offset, b"k" * offset, None if offset % 5 == 4 else b"v" * offset, headers, 5 + offset
     )
