@@ -208,10 +208,13 @@ def log_copy(batch: RecordBatch) -> Iterator[tuple[str, list[Row] | RowBlock]]:
     """(table, rows) of records of one topic, in no order; what cannot be read is left out."""
     places: Sequence[int] = range(len(batch))
     if batch.topic in _FIELDS:
-        scanner = scanner_of(batch.topic)
-        block, left = scanner.rows(batch.values, ~is_plain(batch), batch.partition, batch.offsets)
-        yield table_of(batch.topic), block
-        opened, places = _opened(batch, left.tolist())
+        plain = is_plain(batch)
+        if plain.any():
+            scanner = scanner_of(batch.topic)
+            block, left = scanner.rows(batch.values, ~plain, batch.partition, batch.offsets)
+            yield table_of(batch.topic), block
+            places = left.tolist()
+        opened, places = _opened(batch, places)
         for _, alike in itertools.groupby(opened, lambda one: one[1].schema):
             yield from ((table_of(batch.topic), found) for found in _arrow_blocks(batch, list(alike), places))
     for at in places:
@@ -221,7 +224,7 @@ def log_copy(batch: RecordBatch) -> Iterator[tuple[str, list[Row] | RowBlock]]:
             _left_out(error)
 
 
-def _opened(batch: RecordBatch, places: list[int]) -> tuple[list[tuple[int, pa.Table]], list[int]]:
+def _opened(batch: RecordBatch, places: Sequence[int]) -> tuple[list[tuple[int, pa.Table]], list[int]]:
     """Of the records at ``places`` the Arrow batches, each with its place, and the places of the others."""
     found, others = [], []
     for at in places:
