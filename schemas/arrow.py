@@ -37,16 +37,42 @@ _DISTINCT_MAX = 16
 
 def read_arrow(value: bytes | memoryview | None) -> pa.Table:
     """An Arrow IPC stream as a table, over the same bytes where they are not compressed. Raises BadMessage."""
+    return whole_table(*open_arrow(value))
+
+
+def open_arrow(value: bytes | memoryview | None) -> tuple[pa.Schema, list[pa.RecordBatch]]:
+    """Schema and batches of an Arrow IPC stream, of which nobody has looked at each row yet. Raises BadMessage."""
     if not value:
         raise BadMessage("empty", "the message has no value")
     if len(value) > MESSAGE_BYTES_MAX:
         raise BadMessage("oversize", f"{len(value)} bytes; at most {MESSAGE_BYTES_MAX}")
     try:
-        table = pa.ipc.open_stream(pa.py_buffer(value), options=_READ).read_all()
+        reader = pa.ipc.open_stream(pa.py_buffer(value), options=_READ)
+        schema, batches = reader.schema, list(reader)
+        # Nothing else sees to it that they are texts.
+        _ = schema.names
+        for batch in batches:
+            batch.validate()
+    except _BAD as error:
+        raise _bad_arrow(error) from error
+    return schema, batches
+
+
+def whole_table(schema: pa.Schema, batches: Sequence[pa.RecordBatch]) -> pa.Table:
+    """What :func:`open_arrow` found as a table, every row of it looked at. Raises BadMessage."""
+    try:
+        table = pa.Table.from_batches(batches, schema)
         table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, EOFError) as error:
-        raise BadMessage("bad-arrow", f"not a whole Arrow IPC stream: {error}") from error
+    except _BAD as error:
+        raise _bad_arrow(error) from error
     return table
+
+
+_BAD = (pa.ArrowException, OSError, ValueError, EOFError)
+
+
+def _bad_arrow(error: Exception) -> BadMessage:
+    return BadMessage("bad-arrow", f"not a whole Arrow IPC stream: {error}")
 
 
 def encode_arrow_predictions(

@@ -10,19 +10,18 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from schemas.arrow import PREDICTION_COLUMNS, ArrowRows, encode_arrow_predictions, read_arrow
-from schemas.columns import PredictionColumns, by_model, coded, not_finite, renumbered, without
+from schemas.arrow import PREDICTION_COLUMNS, encode_arrow_predictions, open_arrow, read_arrow, whole_table
+from schemas.arrow_predictions import ROLE_CODES, STATUS_CODES, STATUSES, ArrowBuilder, ArrowMessage
+from schemas.columns import PredictionColumns, by_model, coded, renumbered
 from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
-from schemas.events import ID_CHARS_MAX, PredictionMade, Status
-from schemas.ids import ROLES
+from schemas.events import ID_CHARS_MAX, PredictionMade
 from schemas.messages import TIME_MAX_MS, TIME_MIN_MS, Bad, Id, Messages, Name, Trace, checked
 from schemas.scan import Scanned, scan
 from schemas.scan_names import names_of
@@ -30,13 +29,10 @@ from schemas.scan_rows import LogRows
 from schemas.spans import Spans
 
 __all__ = [
-    "PREDICTION_COLUMNS", "Bad", "Messages", "PredictionColumns", "PredictionDecoder", "coded", "encode_arrow_predictions",
+    "PREDICTION_COLUMNS", "STATUSES", "Bad", "Messages", "PredictionColumns", "PredictionDecoder", "coded", "encode_arrow_predictions",
     "encode_prediction", "read_arrow",
 ]  # fmt: skip
 
-STATUSES: tuple[str, ...] = tuple(status.value for status in Status)
-_ROLE: dict[str, int] = {role: code for code, role in enumerate(ROLES)}
-_STATUS = {status: code for code, status in enumerate(STATUSES)}
 _Text = Annotated[str, msgspec.Meta(max_length=ID_CHARS_MAX)]
 #: Checked once for each version in a batch: a pattern in the decoder would cost as much as all the rest of an event.
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -163,7 +159,7 @@ class PredictionDecoder:
     ) -> list[PredictionColumns]:
         """Message by message: a bad one is named, its neighbours are taken."""
         rows: dict[str, tuple[list[int], list[Any], list[int]]] = {}
-        batches: dict[str, list[_Batch]] = {}
+        batches: dict[str, list[ArrowMessage]] = {}
         columns: list[PredictionColumns] = []
         for at in places.tolist():
             try:
@@ -181,22 +177,23 @@ class PredictionDecoder:
             kept[1].append(event)
             kept[2].append(len(value or b""))
         for model, opened in batches.items():
-            for _, same in itertools.groupby(opened, lambda batch: batch.table.schema):
-                columns += _built(self._builders[model], list(same), bad)
+            for _, same in itertools.groupby(opened, lambda batch: batch.schema):
+                columns += self._builders[model].arrow.built(list(same), bad)
         for model, (at_each, events, sizes) in rows.items():
             columns.append(
                 self._builders[model].columns(np.array(at_each, np.int64), events, np.array(sizes, np.int64))
             )
         return columns
 
-    def _opened(self, at: int, value: memoryview | None) -> _Batch:
-        table = read_arrow(value)
-        model = (table.schema.metadata or {}).get(b"model", b"").decode()
+    def _opened(self, at: int, value: memoryview | None) -> ArrowMessage:
+        schema, batches = open_arrow(value)
+        model = (schema.metadata or {}).get(b"model", b"").decode("utf-8", "replace")
         if model not in self.contracts:
+            whole_table(schema, batches)
             raise BadMessage(
                 "unknown-model", f"no contract for model {model!r} in the batch's schema metadata"
             )
-        return _Batch(at, model, table, len(value or b""))
+        return ArrowMessage(at, model, schema, batches, len(value or b""))
 
 
 def _split(
@@ -232,32 +229,12 @@ def _split(
     return found
 
 
-class _Batch(NamedTuple):
-    """A message that is an Arrow table, and how many bytes it was."""
-
-    at: int
-    model: str
-    table: pa.Table
-    size: int
-
-
-def _built(builder: _Builder, batches: list[_Batch], bad: list[Bad]) -> list[PredictionColumns]:
-    """Batches of one schema at once; one by one if one of them is no good, so that it alone is rejected."""
-    try:
-        return [builder.from_arrow(batches, bad)]
-    except BadMessage as error:
-        if len(batches) == 1:
-            bad.append(Bad(batches[0].at, 0, error.reason, error.detail))
-            return []
-    return [columns for batch in batches for columns in _built(builder, [batch], bad)]
-
-
 class _Builder:
     """Turns decoded events of one contract into columns."""
 
     def __init__(self, contract: ModelContract) -> None:
         self.contract = contract
-        self._columns = frozenset((*PREDICTION_COLUMNS, *contract.feature_names))
+        self.arrow = ArrowBuilder(contract, self._coded)
         self._codes = [
             {category: float(code) for code, category in enumerate(feature.categories)}
             for feature in contract.features
@@ -281,11 +258,11 @@ class _Builder:
             Spans.of([i.encode() for i in ids]),
             names,
             version,
-            _codes(roles, _ROLE),
+            _codes(roles, ROLE_CODES),
             _integers(times),
             np.array(scores, np.float64),
             np.array(latencies, np.float64),
-            _codes(statuses, _STATUS),
+            _codes(statuses, STATUS_CODES),
             matrix,
             sizes,
         )
@@ -294,67 +271,6 @@ class _Builder:
         codes = self._codes[at]
         unknown = float(len(codes))
         return [np.nan if value is None else codes.get(value, unknown) for value in values]
-
-    def from_arrow(self, batches: list[_Batch], bad: list[Bad]) -> PredictionColumns:
-        """Rows of batches of one schema. Raises BadMessage when they cannot be used at all."""
-        contract = self.contract
-        table = batches[0].table if len(batches) == 1 else pa.concat_tables([one.table for one in batches])
-        batch = ArrowRows(table, self._columns, ("prediction_id", "version", "event_time_ms"))
-        matrix = self._matrix(batch)
-        times, score = batch.integers("event_time_ms"), batch.floats("score", np.nan)
-        latency = batch.floats("latency_ms", 0.0)
-        if not np.isfinite(latency).all() or (latency < 0.0).any():
-            batch.fault(
-                ~(latency >= 0.0) | np.isinf(latency), "invalid-value", "latency_ms is not a number from 0 on"
-            )
-        role, status = batch.codes("role", "stable", _ROLE), batch.codes("status", "ok", _STATUS)
-        keys, named = batch.spans("prediction_id", ID_CHARS_MAX)
-        batch.fault(~named, "invalid-value", "prediction_id is empty or too long")
-        told, version = batch.texts("version", None)
-        if None in told:
-            no_text = np.array([value is None for value in told], np.bool_)
-            batch.fault(no_text[version], "invalid-value", "version is not a text")
-        names, known = renumbered([value or "" for value in told], version)
-        counts = [one.table.num_rows for one in batches]
-        columns = PredictionColumns(
-            contract,
-            np.repeat([one.at for one in batches], counts),
-            np.concatenate([np.arange(count, dtype=np.int32) for count in counts]),
-            keys,
-            names,
-            known,
-            role,
-            times,
-            score,
-            latency,
-            status,
-            matrix,
-            np.repeat([one.size // max(one.table.num_rows, 1) for one in batches], counts),
-        )
-        return without(columns, batch.faults, bad) if batch.faults else columns
-
-    def _matrix(self, batch: ArrowRows) -> NDArray[np.float64]:
-        """The features, shape (n, k), column by column, and what is wrong with them."""
-        features = self.contract.features
-        columns = np.empty((len(features), batch.rows), np.float64)
-        odd = []
-        for place, feature in enumerate(features):
-            if feature.name not in batch and not feature.nullable:
-                raise BadMessage("missing-feature", f"the batch has no column {feature.name}")
-            if feature.kind == "numeric":
-                batch.floats(feature.name, np.nan, columns[place])
-            else:
-                values, coded_as = batch.texts(feature.name, None)
-                np.array(self._coded(place, values)).take(coded_as, out=columns[place], mode="clip")
-            # Looked through while it is at hand.
-            if not_finite(columns[place]):
-                odd.append(place)
-        for place in odd:
-            name, column = features[place].name, columns[place]
-            if not features[place].nullable:
-                batch.fault(np.isnan(column), "missing-feature", f"{name} is null or NaN")
-            batch.fault(np.isinf(column), "not-finite", f"{name} is infinite")
-        return columns.T
 
 
 def _codes(names: Sequence[str], code: Mapping[str, int]) -> NDArray[np.int8]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 from llvmlite import ir
-from numba.core import caching, types
+from numba.core import caching, cgutils, types
 from numba.extending import intrinsic
 
 from schemas.sources import sources
@@ -171,3 +171,43 @@ def fetch_early(_context: Any, array: Any, _at: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def word_of(_context: Any, _address: Any) -> Any:
+    """The int64 at an address of memory, which somebody else keeps."""
+    return types.int64(types.int64), _load_of(64)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def half_of(_context: Any, _address: Any) -> Any:
+    """The int32 at an address of memory, which somebody else keeps."""
+    return types.int32(types.int64), _load_of(32)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def byte_of(_context: Any, _address: Any) -> Any:
+    """The byte at an address of memory, which somebody else keeps."""
+    return types.uint8(types.int64), _load_of(8)
+
+
+def _load_of(bits: int) -> Callable[..., Any]:
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        place = builder.inttoptr(arguments[0], ir.IntType(bits).as_pointer())
+        return builder.load(place, align=1)
+
+    return generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def copy_of(_context: Any, into: Any, _at: Any, _address: Any, _items: Any) -> Any:
+    """Copy so many items from an address of memory to ``into``, from ``at`` on. There must be room."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        size = context.get_abi_sizeof(array.data.type.pointee)
+        source = builder.inttoptr(arguments[2], ir.IntType(8).as_pointer())
+        cgutils.raw_memcpy(builder, builder.gep(array.data, [arguments[1]]), source, arguments[3], size)
+        return context.get_dummy_value()
+
+    return types.void(into, types.int64, types.int64, types.int64), generate

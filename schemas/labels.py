@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from schemas.arrow import ArrowRows, is_text, read_arrow
+from schemas.arrow import ArrowRows, is_text, open_arrow, whole_table
+from schemas.arrow_plain import Odd, PlainBatches
+from schemas.compiled import compiled
 from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
 from schemas.events import ID_CHARS_MAX, REVISION_MAX, GroundTruth
@@ -142,8 +144,11 @@ class LabelDecoder:
         for at in places.tolist():
             try:
                 if messages.arrow[at]:
-                    table = read_arrow(messages.values.view(at))
-                    whole = self._of_table(table, at)
+                    schema, batches = open_arrow(messages.values.view(at))
+                    whole = self._of_batches(batches, at)
+                    if whole is None:
+                        table = whole_table(schema, batches)
+                        whole = self._of_table(table, at)
                     if whole is not None:
                         parts.append(whole)
                         continue
@@ -176,6 +181,34 @@ class LabelDecoder:
         why = _label_fault(label, self._known)
         return (label, ("", "")) if why is None else (None, why)
 
+    def _of_batches(self, batches: list[pa.RecordBatch], at: int) -> LabelColumns | None:
+        """The rows of an ordinary message without a fault; None: it is to be looked at column by column."""
+        try:
+            if len(batches) != 1:
+                raise Odd
+            with PlainBatches(batches) as batch:
+                if not set(LABEL_COLUMNS[:4]) <= batch.names <= set(LABEL_COLUMNS):
+                    raise Odd
+                if "trace_id" in batch:
+                    batch.keys("trace_id", TRACE_CHARS_MAX)
+                label = np.empty(batch.rows, np.float64)
+                batch.floats("label", label)
+                names, model = batch.texts("model")
+                time_ms = batch.integers("label_time_ms")
+                revision = (
+                    batch.integers("revision") if "revision" in batch else np.zeros(batch.rows, np.int64)
+                )
+                if not self._known.issuperset(names) or not _sound(label, time_ms, revision):
+                    raise Odd
+                keys = batch.keys("prediction_id", ID_CHARS_MAX)
+        except Odd:
+            return None
+        code = np.array([self._models.index(name) for name in names], np.int64)
+        row = np.arange(len(label))
+        return LabelColumns(
+            self._models, code[model], keys, label, time_ms, revision, np.full(len(row), at), row
+        )
+
     def _of_table(self, table: pa.Table, at: int) -> LabelColumns | None:
         """The rows of a batch without a fault; None: it is to be looked at row by row, for it may have one."""
         try:
@@ -194,13 +227,7 @@ class LabelDecoder:
             revision = batch.integers("revision") if "revision" in batch else np.zeros(batch.rows, np.int64)
         except BadMessage:
             return None
-        sound = (
-            named.all()
-            and self._known.issuperset(names)
-            and ((label == 0.0) | (label == 1.0)).all()
-            and ((time_ms >= TIME_MIN_MS) & (time_ms <= TIME_MAX_MS)).all()
-            and ((revision >= 0) & (revision <= REVISION_MAX)).all()
-        )
+        sound = named.all() and self._known.issuperset(names) and _sound(label, time_ms, revision)
         if not sound:
             return None
         code = np.array([self._models.index(name) for name in names], np.int64)
@@ -208,6 +235,17 @@ class LabelDecoder:
         return LabelColumns(
             self._models, code[model], keys, label, time_ms, revision, np.full(batch.rows, at), rows
         )
+
+
+@compiled
+def _sound(label: NDArray[np.float64], time_ms: NDArray[np.int64], revision: NDArray[np.int64]) -> bool:
+    """Whether labels, their times and their revisions are all possible."""
+    wrong = 0
+    for i in range(len(label)):
+        wrong += label[i] != 0.0 and label[i] != 1.0
+        wrong += time_ms[i] < TIME_MIN_MS or time_ms[i] > TIME_MAX_MS
+        wrong += revision[i] < 0 or revision[i] > REVISION_MAX
+    return wrong == 0
 
 
 def _expected(name: str, kind: pa.DataType) -> bool:

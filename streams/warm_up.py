@@ -81,6 +81,7 @@ def _records() -> list[RecordBatch]:
         "score": [0.5] * (FEW_ROWS + 1),
         "x": [0.5] * (FEW_ROWS + 1),
         "c": ["a"] * (FEW_ROWS + 1),
+        "entity": ["e"] * (FEW_ROWS + 1),
     }
     labels = pa.table({"prediction_id": ["q"], "model": ["m"], "label": [1.0], "label_time_ms": [_TIME_MS]})
     return [
