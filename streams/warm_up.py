@@ -83,10 +83,16 @@ def _records() -> list[RecordBatch]:
         "c": ["a"] * (FEW_ROWS + 1),
         "entity": ["e"] * (FEW_ROWS + 1),
     }
+    # Rows of one cell are counted in another way than those of several.
+    mixed = rows | {
+        "prediction_id": [f"r{n}" for n in range(FEW_ROWS + 1)],
+        "version": ["1", *["2"] * FEW_ROWS],
+    }
     labels = pa.table({"prediction_id": ["q"], "model": ["m"], "label": [1.0], "label_time_ms": [_TIME_MS]})
     return [
         _batch("predictions", b"p", event.model_dump_json().encode()),
         _batch("predictions", None, encode_arrow_predictions("m", rows, 1)[0]),
+        _batch("predictions", None, encode_arrow_predictions("m", mixed, 1)[0]),
         _batch("feedback", b"p", truth.model_dump_json().encode()),
         _batch("feedback", None, encode_arrow(labels)),
     ]

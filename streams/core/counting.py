@@ -114,15 +114,16 @@ def _count_many(contract: ModelContract, held: _Held, member: Ints, values: NDAr
     times = np.bincount(member, minlength=len(held)).tolist()
     for place, feature in enumerate(contract.features):
         blocks = [sums[plan.starts[place] :] for sums, plan in held]
+        column = np.ascontiguousarray(values[:, place])
         for block, rows in zip(blocks, times, strict=True):
             block[ROWS] += rows
         if feature.kind == "categorical":
-            _count_categories(blocks, [plan.cells[place] for _, plan in held], member, values[:, place])
+            _count_categories(blocks, [plan.cells[place] for _, plan in held], member, column)
         else:
             low = -np.inf if feature.low is None else feature.low
             high = np.inf if feature.high is None else feature.high
             edges = [plan.edges[place] for _, plan in held]
-            _count_numbers(blocks, edges, (low, high), member, values[:, place])
+            _count_numbers(blocks, edges, (low, high), member, column)
 
 
 def _count_categories(
@@ -141,6 +142,11 @@ def _count_numbers(
     values: NDArray[np.float64],
 ) -> None:  # fmt: skip
     n = len(blocks)
+    if n == 1:
+        cut, (low, high) = _edges(borders[0]), between
+        reached = np.zeros(len(cut.edges), np.int64)
+        tally.numbers_alone(values, values.view(np.int64), low, high, *cut.table, reached, blocks[0])
+        return
     whole, range_ = np.zeros((n, len(tally.NUMBERS)), np.int64), np.empty((n, 2))
     range_[:] = np.inf, -np.inf
     for edges, cells in _by_edges(borders):

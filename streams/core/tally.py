@@ -27,6 +27,9 @@ FACTS_WIDTH = len(FACTS) + SCORE_BINS
 #: Columns of what ``numbers`` sums; the sum of values is ``upper << HALF`` and ``lower``.
 NUMBERS = ("missing", "invalid", "upper", "lower")
 HALF = 32
+#: With no more edges than this it is cheaper to compare all values with each, so many values at a time as stay at hand.
+REACHED_MAX, AT_HAND = 24, 1_024
+LAST_PLACE = 2**63 - 1
 #: Columns of what ``outcomes`` sums.
 OUTCOMES = (
     "labelled", "revisions", "true_positive", "false_positive", "true_negative", "false_negative", "log_loss_nano",
@@ -120,6 +123,80 @@ def numbers(
         lower += unit & 0xFFFFFFFF
         least, most = min(least, value), max(most, value)
         histogram[cell, place_of(value, edges, before, first, scale, looks)] += 1
+
+
+@compiled
+def numbers_alone(
+    values: Floats, bits: Ints, low: float, high: float, edges: Floats, before: Ints, first: float, scale: float, looks: int,
+    reached: Ints, block: Ints,
+) -> None:  # fmt: skip
+    """What :func:`numbers` does where all values are of one cell, whose numbers ``block`` are, as ``streams.core.layouts`` says:
+    loops in which no branch depends on a value, so that the machine takes several at a time. ``bits``: of the same values.
+
+    ``reached (edges,)``, zeros: where edges are few, how many values are at or above each.
+    """
+    missing = 0
+    block[LEAST], block[MOST] = ordered(block[LEAST]), ordered(block[MOST])
+    for start in range(0, len(values), AT_HAND):
+        some = values[start : start + AT_HAND]
+        missing += _sums(some, low, high, block)
+        _range(some, bits[start : start + AT_HAND], block)
+        if len(edges) <= REACHED_MAX:
+            for j in range(len(edges)):
+                reached[j] += _at_or_above(some, edges[j])
+        else:
+            for i in range(len(some)):
+                if some[i] == some[i]:
+                    block[HEAD + place_of(some[i], edges, before, first, scale, looks)] += 1
+    block[MISSING] += missing
+    block[LEAST], block[MOST] = ordered(block[LEAST]), ordered(block[MOST])
+    if len(edges) <= REACHED_MAX:
+        above = len(values) - missing
+        for j in range(len(edges)):
+            block[HEAD + j] += above - reached[j]
+            above = reached[j]
+
+
+@compiled
+def _sums(values: Floats, low: float, high: float, block: Ints) -> Any:
+    """How many are missing; the others are summed."""
+    missing, invalid, upper, lower = 0, 0, 0, 0
+    for i in range(len(values)):
+        there = values[i] == values[i]
+        value = values[i] if there else 0.0
+        missing += not there
+        invalid += (values[i] < low) | (values[i] > high)
+        unit: Any = np.int64(np.rint(min(max(value, -VALUE_MAX), VALUE_MAX) * MICRO))
+        upper += unit >> HALF
+        lower += unit & 0xFFFFFFFF
+    block[INVALID] += invalid
+    block[UPPER] += upper
+    block[LOWER] += lower
+    return missing
+
+
+@compiled
+def _range(values: Floats, bits: Ints, block: Ints) -> None:
+    least, most = block[LEAST], block[MOST]
+    for i in range(len(values)):
+        place, there = ordered(bits[i]), values[i] == values[i]
+        least = min(least, place if there else LAST_PLACE)
+        most = max(most, place if there else -LAST_PLACE)
+    block[LEAST], block[MOST] = least, most
+
+
+@compiled
+def _at_or_above(values: Floats, edge: float) -> Any:
+    count = 0
+    for i in range(len(values)):
+        count += values[i] >= edge
+    return count
+
+
+@compiled
+def ordered(bits: int) -> Any:
+    """The bits of a double as a whole number by which they are in order of value; and back again."""
+    return bits ^ (bits >> 63 & LAST_PLACE)
 
 
 @inlined

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from schemas.edges import Edges
 from schemas.rows import NANO, PROBABILITY_MIN
 from streams.core import tally
+from streams.core.layouts import HEAD, INVALID, LEAST, LOWER, MISSING, MOST, UPPER
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 edges = st.one_of(
@@ -54,6 +55,15 @@ def test_numbers_are_counted_as_one_by_one(
         assert range_[cell].tolist() == [min(known, default=math.inf), max(known, default=-math.inf)]
         places = [bisect.bisect_right(borders, value) for value in known]
         assert bins[cell].tolist() == [places.count(place) for place in range(len(borders) + 1)]
+        if slot[cell] >= 0:
+            block, column = np.zeros(HEAD + len(borders) + 1, np.int64), np.array(own, np.float64)
+            reals = block.view(np.float64)
+            reals[[LEAST, MOST]] = math.inf, -math.inf
+            reached = np.zeros(len(borders) + 1, np.int64)
+            tally.numbers_alone(column, column.view(np.int64), -5.0, 5.0, *cut.table, reached, block)
+            assert block[[MISSING, INVALID, UPPER, LOWER]].tolist() == whole[cell].tolist()
+            assert reals[[LEAST, MOST]].tolist() == range_[cell].tolist()
+            assert block[HEAD:].tolist() == bins[cell].tolist()
 
 
 @settings(max_examples=200, deadline=None)
