@@ -80,11 +80,11 @@ class BlockSums:
         """(block start, its rows) of the blocks that are not closed, in order."""
         if not len(time_ms):
             return
-        starts = (time_ms - self.offset_ms) // self.block_ms * self.block_ms + self.offset_ms
-        first = int(starts[0])
-        if first >= self.state.closed_to_ms and first == int(starts.min()) == int(starts.max()):
+        first = (int(time_ms.min()) - self.offset_ms) // self.block_ms * self.block_ms + self.offset_ms
+        if first >= self.state.closed_to_ms and int(time_ms.max()) < first + self.block_ms:
             yield first, slice(None)
             return
+        starts = (time_ms - self.offset_ms) // self.block_ms * self.block_ms + self.offset_ms
         timely = starts >= self.state.closed_to_ms
         self.state.late += int(len(starts) - np.count_nonzero(timely))
         for start in np.unique(starts[timely]).tolist():

@@ -117,14 +117,14 @@ class ObservationBlock:
         """The rows selected by ``index`` (positions, mask or, without a copy, a slice), as a new block."""
         if isinstance(index, np.ndarray) and index.dtype == np.bool_:
             index = np.flatnonzero(index)
-        cut = {name: _taken(column, index) if len(column) else column for name, column in self._columns()}
+        cut = {name: taken(column, index) if len(column) else column for name, column in self._columns()}
         return ObservationBlock(self.kind, self.model, self.versions, self.contract_hash, **cut)
 
     def _columns(self) -> Iterator[tuple[str, NDArray[Any]]]:
         return ((name, getattr(self, name)) for name in DTYPES)
 
 
-def _taken(column: NDArray[Any], index: NDArray[np.int64] | slice) -> NDArray[Any]:
+def taken(column: NDArray[Any], index: NDArray[np.int64] | slice) -> NDArray[Any]:
     """These rows; those of several columns lie as they did."""
     if isinstance(index, slice):
         return column[index]
@@ -216,49 +216,88 @@ def _narrowed(column: NDArray[Any]) -> tuple[float, NDArray[Any]]:
     return 0, column
 
 
-def decode_block(data: bytes) -> ObservationBlock:
-    """Inverse of :func:`encode_block`; arrays are read-only views. Raises BadMessage on anything else."""
+def decode_block(data: bytes | memoryview) -> ObservationBlock:
+    """Inverse of :func:`encode_block`; arrays are read-only views of ``data``, or of one number where all are the same. Raises
+    BadMessage on anything else."""
     try:
-        head = msgspec.msgpack.decode(data)
-        if head["schema"] not in _READABLE:
+        wire = _WIRE.decode(data)
+        if wire.schema not in _READABLE:
             raise BadMessage(
                 "invalid-value",
-                f"observation block schema {head['schema']}, this code reads {_READABLE[0]} to {_READABLE[-1]}",
+                f"observation block schema {wire.schema}, this code reads {_READABLE[0]} to {_READABLE[-1]}",
             )
-        if head["schema"] == 1:
-            head |= {"segments": b"", "segment_width": 0}
         # One column is always as it is: nothing has more rows than were sent.
-        rows, width = len(head["identity"]) // 8, head["width"]
-        if rows != head["rows"]:
+        rows, width = len(wire.identity) // 8, wire.width
+        if rows != wire.rows:
             raise BadMessage("invalid-value", "observation block: columns of different lengths")
-        if head["schema"] < 3:
-            own = "check" if head["kind"] == "predictions" else "revision"
-            head |= {"check": b"", "revision": b""} | {own: bytes(4 * rows)}
-        known_rows = 0 if head["schema"] == 1 else rows
-        sizes = dict.fromkeys(DTYPES, rows) | {"segments": rows * head["segment_width"]}
-        columns = {name: _read(head[name], dtype, sizes[name]) for name, (dtype, _) in _COLUMNS.items()}
+        if wire.schema < 3:
+            wire.check = wire.revision = _NONE
+            own = "check" if wire.kind == "predictions" else "revision"
+            setattr(wire, own, memoryview(bytes(4 * rows)))
+        known_rows, segment_width = (0, 0) if wire.schema == 1 else (rows, wire.segment_width)
+        columns = {
+            name: _read(getattr(wire, name), dtype, rows if name != "segments" else rows * segment_width)
+            for name, (dtype, _) in _COLUMNS.items()
+        }
         features = columns["features"]
-        if head["schema"] < 4:
+        if wire.schema < 4:
             columns["features"] = features.reshape(-1, width) if width else np.empty((0, 0))
         else:
             columns["features"] = features.reshape(width, -1).T if width else np.empty((0, 0))
-        columns["segments"] = columns["segments"].reshape(known_rows, head["segment_width"])
-        block = ObservationBlock(
-            head["kind"], head["model"], tuple(head["versions"]), head["contract_hash"], **columns
-        )
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        columns["segments"] = np.ascontiguousarray(columns["segments"].reshape(known_rows, segment_width))
+        block = ObservationBlock(wire.kind, wire.model, wire.versions, wire.contract_hash, **columns)
+    except (msgspec.DecodeError, TypeError, ValueError, OverflowError) as error:
         raise BadMessage("invalid-value", f"not an observation block: {error}") from error
     if not {len(column) for column in columns.values()} <= {0, rows}:
         raise BadMessage("invalid-value", "observation block: columns of different lengths")
     return block
 
 
-def _read(column: Any, dtype: np.dtype[Any], size: int) -> NDArray[Any]:
-    """Inverse of ``_narrowed``. ``size``: how many there are of what is the same everywhere."""
-    if isinstance(column, bytes):
+#: A column on the wire: as it is, or what all have in common and the rest.
+_Told = memoryview | tuple[int | float, str, memoryview]
+_NONE = memoryview(b"")
+
+
+class _Wire(msgspec.Struct):
+    """What is sent. Bytes stay where they are: a decoder that makes ``bytes`` copies every column once more."""
+
+    schema: int
+    kind: Kind
+    model: str
+    versions: tuple[str, ...]
+    contract_hash: str
+    rows: int
+    width: int
+    identity: memoryview
+    partition: _Told
+    offset: _Told
+    row: _Told
+    event_time_ms: _Told
+    version: _Told
+    role: _Told
+    score: _Told
+    latency_ms: _Told
+    status: _Told
+    features: _Told
+    label: _Told
+    label_time_ms: _Told
+    loss: _Told
+    sign: _Told
+    segment_width: int = 0
+    segments: _Told = _NONE
+    check: _Told = _NONE
+    revision: _Told = _NONE
+
+
+_WIRE = msgspec.msgpack.Decoder(_Wire)
+
+
+def _read(column: _Told, dtype: np.dtype[Any], size: int) -> NDArray[Any]:
+    """Inverse of ``_narrowed``. ``size``: how many there are of what is the same everywhere, which takes no room."""
+    if isinstance(column, memoryview):
         return np.frombuffer(column, dtype) if column else _NOTHING[dtype]
     base, narrow, data = column
     if not data:
-        return np.full(size, base, dtype)
+        return np.ndarray((size,), dtype, dtype.type(base).tobytes(), strides=(0,))
     values: NDArray[Any] = np.frombuffer(data, narrow).astype(dtype)
     return np.add(values, dtype.type(base), out=values)

@@ -27,7 +27,7 @@ from streams.core import pipeline
 from streams.core.archive import log_copy
 from streams.core.counting import FEW_ROWS
 from streams.core.delivery import Manifest, StageContext
-from streams.core.ordering import in_order
+from streams.core.feed import InOrder
 from streams.core.records import RecordBatch
 from streams.record_batches import read
 
@@ -55,7 +55,7 @@ def warm_up(process: Literal["monitor", "archive"]) -> None:
             each.activate([ModelRecord(contract=_CONTRACT)])
         core.apply(_records(), 0)
         for out in core.outputs():
-            in_order(decode_block(out.value or b""))
+            InOrder([decode_block(out.value or b"")])
         pieces = {name: data for name, data in core.changed_pieces().items() if data is not None}
         later.restore(pieces, Manifest(task="join/0"))
         core.upserts()

@@ -73,6 +73,8 @@ BLOCKS_MIN = 10
 _CLIP_SD = 4.0
 #: Bets, in parts of one over the standard deviation; small ones for small moves.
 _BETS = (0.2, 0.45, 0.9)
+#: Where within the zone an e-value is bounded.
+_EIGHTHS = np.arange(9.0)[:, None] / 8
 #: A reference whose blocks hardly vary is not taken at its word.
 _SD_MIN = 0.002
 #: Evidence is cut down to this many times the threshold, so that it can ebb away.
@@ -362,7 +364,7 @@ def _gains(moved: float, zone: float, sd: float) -> Floats:
     """E-values of a block, one a bet on each direction, up first; see the module."""
     bets = np.array(_BETS) / sd
     clip = _CLIP_SD * sd
-    inside = np.linspace(0.0, 2 * zone, 9)[:, None]
+    inside = _EIGHTHS * (2 * zone)
     reach = bets * (clip + inside)
     bound = np.exp(-bets * inside) * (1 + sd**2 * (np.expm1(reach) - reach) / (clip + inside) ** 2)
     worst = bound.max(axis=0)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.blocks import ObservationBlock
 from schemas.ids import ROLES
+from streams.core.feed import Columns
 
 BEGINNING_MS = -(2**62)
 #: What answers when no version is healthy; a heuristic is compared with nothing.
@@ -42,24 +42,26 @@ class Span(NamedTuple):
     candidate: str
 
 
-def spans(pair: Pair, block: ObservationBlock) -> list[Span]:
+def spans(pair: Pair, block: Columns) -> list[Span]:
     """Cut outcomes (in order) where the pair changes; ``pair`` becomes what holds after the last row.
 
     Spans without two different versions are left out.
     """
-    stable, pair.stable, pair.stable_ms = _holders(block, _STABLE, pair.stable, pair.stable_ms)
-    candidate, pair.candidate, pair.candidate_ms = _holders(block, _CANARY, pair.candidate, pair.candidate_ms)
+    stable, theirs, pair.stable_ms = _holders(block, _STABLE, pair.stable, pair.stable_ms)
+    candidate, ours, pair.candidate_ms = _holders(block, _CANARY, pair.candidate, pair.candidate_ms)
+    if len(block):
+        pair.stable, pair.candidate = theirs[stable[-1]] or None, ours[candidate[-1]] or None
     changed = np.flatnonzero((stable[1:] != stable[:-1]) | (candidate[1:] != candidate[:-1])) + 1
     edges = [0, *changed.tolist(), len(block)]
     found = []
-    for start, stop in pairwise(edges):
-        ours, theirs = candidate[start], stable[start]
-        if ours and theirs and ours != theirs:
-            found.append(Span(start, stop, str(theirs), str(ours)))
+    for start, stop in pairwise(edges if len(block) else ()):
+        one, other = ours[candidate[start]], theirs[stable[start]]
+        if one and other and one != other:
+            found.append(Span(start, stop, other, one))
     return found
 
 
-def groups(block: ObservationBlock, span: Span) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
+def groups(block: Columns, span: Span) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
     """Positions of the span's rows that take part, and their group: 1 the candidate's, 0 the stable version's."""
     part = slice(span.start, span.stop)
     versions = np.array(block.versions, "U")[block.version[part]]
@@ -71,17 +73,23 @@ def groups(block: ObservationBlock, span: Span) -> tuple[NDArray[np.int64], NDAr
 
 
 def _holders(
-    block: ObservationBlock, role: int, holder: str | None, since_ms: int
-) -> tuple[NDArray[np.str_], str | None, int]:
-    """Who holds ``role`` at each row ('' for nobody yet), who after the last, and by a prediction of when."""
-    versions = np.array([*block.versions, holder or ""], "U")
-    at = np.flatnonzero((block.role == role) & (versions[block.version] != FALLBACK))
+    block: Columns, role: int, holder: str | None, since_ms: int
+) -> tuple[NDArray[np.int64], list[str], int]:
+    """Who holds ``role`` at each row, as place among the names ('' for nobody yet); and by a prediction of when after the last."""
+    names = [*block.versions, holder or ""]
+    # Of a name that is there twice the first place.
+    place = np.array([names.index(name) for name in names], np.int64)
+    held = np.full(len(block), place[-1])
+    answered = block.role == role
+    if FALLBACK in block.versions:
+        answered &= block.version != block.versions.index(FALLBACK)
+    at = np.flatnonzero(answered)
+    if not len(at):
+        return held, names, since_ms
     times = block.event_time_ms[at]
-    newest = np.maximum.accumulate(np.concatenate([[since_ms], times]))
-    at = at[times >= newest[:-1]]
-    code = np.full(len(block), len(versions) - 1)
+    newest = np.maximum.accumulate(times)
+    at = at[(times >= newest) & (times >= since_ms)]
     if len(at):
-        last = np.searchsorted(at, np.arange(len(block)), "right") - 1
-        code = np.where(last >= 0, block.version[at][np.maximum(last, 0)], code)
-    held = versions[code]
-    return held, (str(held[-1]) or None) if len(held) else holder, int(newest[-1])
+        # Each holds it until the next.
+        held[at[0] :] = np.repeat(place[block.version[at]], np.diff(at, append=len(block)))
+    return held, names, max(since_ms, int(newest[-1]))

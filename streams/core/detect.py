@@ -44,6 +44,7 @@ from streams.core.detect_state import (
     piece_name,
     progress_name,
 )
+from streams.core.feed import Columns, InOrder
 from streams.core.holding import Holding, patience_of
 from streams.core.ordering import (
     STREAMS,
@@ -51,9 +52,7 @@ from streams.core.ordering import (
     coding,
     column_values,
     detector_rows,
-    in_order,
     kind_of,
-    merged,
     readable,
     row_address,
     wanted_rows,
@@ -178,6 +177,10 @@ class DetectCore:
         if unread or not len(block):
             return
         reached, times = self._meta.reached(block.kind), block.order_ms
+        first_ms, last_ms = int(times.min()), int(times.max())
+        if offset >= self._reread_below and first_ms > reached:
+            self._holding.put(offset, block, first_ms, last_ms)
+            return
         if offset < self._reread_below:
             reread_ms = self._reread_ms[block.kind]
             fed = times <= self._reread_fed.get((block.kind, block.model), reread_ms)
@@ -189,10 +192,11 @@ class DetectCore:
         if late.any():
             self._let_go(block.kind, block.model)
             if (read := self._readable(block)) is not None:
-                self._feed(block.kind, in_order(read.take(np.flatnonzero(late))))
+                self._feed(block.kind, [read.take(np.flatnonzero(late))])
                 self._promise(block.kind, block.model)
         if ahead.any():
-            self._holding.put(offset, block if ahead.all() else block.take(np.flatnonzero(ahead)))
+            rest = block if ahead.all() else block.take(np.flatnonzero(ahead))
+            self._holding.put(offset, rest, first_ms, last_ms)
 
     def _tick(self, record: Record) -> None:
         try:
@@ -242,7 +246,7 @@ class DetectCore:
     def _feed_due(self, kind: str, model: str) -> None:
         due = self._holding.queue(kind, model).take()
         if read := [block for found in due if (block := self._readable(found)) is not None]:
-            self._feed(kind, in_order(merged(read)))
+            self._feed(kind, read)
 
     def _tell(self, kind: str, model: str) -> None:
         time_ms = self._meta.reached(kind)
@@ -268,55 +272,53 @@ class DetectCore:
 
     # -- feeding --------------------------------------------------------------------------------------------------
 
-    def _feed(self, kind: str, block: ObservationBlock) -> None:
-        contract = self._contracts[block.model]
-        progress = self._progress.setdefault(block.model, Progress())
+    def _feed(self, kind: str, blocks: Sequence[ObservationBlock]) -> None:
+        """Rows of one model, of which every detector gets its own in order."""
+        model, rows = blocks[0].model, InOrder(blocks)
+        contract = self._contracts[model]
+        progress = self._progress.setdefault(model, Progress())
         progress.fed_ms[kind], progress.changed = self._meta.reached(kind), True
-        for version in progress.see(block):
-            for key in [k for k in self._keys(block.model) if k[1] == version]:
+        for version in progress.see(rows.rows):
+            for key in [k for k in self._keys(model) if k[1] == version]:
                 self._drop(key)
-        compared = spans(progress.pair, block) if kind == "outcomes" else []
+        whole = rows.whole() if kind == "outcomes" else None
+        compared = [] if whole is None else spans(progress.pair, whole)
         for config in contract.monitoring.detectors:
             if config.stream not in STREAMS[kind]:
                 continue
             if config.stream != "comparison":
-                self._feed_versions(contract, config, block)
+                self._feed_versions(contract, config, rows)
                 continue
             for span in compared:
-                self._feed_comparison(contract, config, block, span)
+                assert whole is not None
+                self._feed_comparison(contract, config, whole, span)
 
-    def _feed_versions(
-        self, contract: ModelContract, config: DetectorConfig, block: ObservationBlock
-    ) -> None:
+    def _feed_versions(self, contract: ModelContract, config: DetectorConfig, rows: InOrder) -> None:
         """One detector for each version; it reads the rows that version answered in one of the configured roles.
 
         A heuristic that answered in a version's place says nothing of the version, so only its inputs are read, and on
         stream ``predictions`` that it answered.
         """
-        wanted = wanted_rows(config, block, config.roles)
-        for code in np.unique(block.version[wanted]).tolist():
-            if block.versions[code] == FALLBACK:
+        for version, part in rows.by_version(config):
+            key = (contract.model, version, config.name)
+            if version == FALLBACK:
                 continue
-            mine = wanted & (block.version == code)
-            key = (block.model, block.versions[code], config.name)
-            role = ROLES[int(block.role[mine.argmax()])]
-            if (running := self._running_for(contract, config, key, role)) is None:
-                continue
-            part = block if mine.all() else block.take(mine)
-            values = chosen(column_values(config.stream, part), running.columns)
-            self._update(key, running, detector_rows(part, values, np.zeros(len(part), np.int8)), part)
+            running = self._running_for(contract, config, key, ROLES[int(part.role[0])])
+            if running is not None:
+                values = chosen(column_values(config.stream, part), running.columns)
+                self._update(key, running, detector_rows(part, values, np.zeros(len(part), np.int8)), part)
 
     def _feed_comparison(
-        self, contract: ModelContract, config: DetectorConfig, block: ObservationBlock, span: Span
+        self, contract: ModelContract, config: DetectorConfig, outcomes: Columns, span: Span
     ) -> None:
         """The candidate's outcomes beside the stable version's, on the same requests where both have scored them."""
-        rows, group = groups(block, span)
-        keep = wanted_rows(config, block, ROLES)[rows]
+        rows, group = groups(outcomes, span)
+        keep = wanted_rows(config, outcomes, ROLES)[rows]
         rows, group = rows[keep], group[keep]
-        key = (block.model, span.candidate, config.name)
+        key = (contract.model, span.candidate, config.name)
         if not len(rows) or (running := self._running_for(contract, config, key, "canary")) is None:
             return
-        part = block.take(rows)
+        part = outcomes.take(rows)
         self._update(key, running, detector_rows(part, column_values("comparison", part), group), part)
 
     def _running_for(
@@ -339,7 +341,7 @@ class DetectCore:
             self._restore(key, running)
         return None if running.failed else running
 
-    def _update(self, key: Key, running: Running, rows: Rows, part: ObservationBlock) -> None:
+    def _update(self, key: Key, running: Running, rows: Rows, part: Columns) -> None:
         running.touched = True
         running.address = row_address(part, len(part) - 1)
         self._say(key, running, self._guarded(key, running, lambda d: d.update(rows)), part)
@@ -357,9 +359,7 @@ class DetectCore:
 
     # -- what leaves ----------------------------------------------------------------------------------------------
 
-    def _say(
-        self, key: Key, running: Running, changes: list[Change], part: ObservationBlock | None = None
-    ) -> None:
+    def _say(self, key: Key, running: Running, changes: list[Change], part: Columns | None = None) -> None:
         for change in changes:
             if (state := change.verdict.state) is running.said and not running.spec.announces_blocks:
                 continue

@@ -8,12 +8,12 @@ import msgspec
 import numpy as np
 
 from detectors.base import Context, Detector, Spec, Standing
-from schemas.blocks import ObservationBlock
 from schemas.contracts import DetectorConfig
 from schemas.errors import SnapshotError
 from schemas.ids import content_hash
 from schemas.verdicts import State
 from streams.core.comparing import BEGINNING_MS, Pair
+from streams.core.feed import Columns
 
 DETECT_SCHEMA = 1
 #: Of the pieces that are no detectors.
@@ -70,12 +70,12 @@ class Progress:
     pair: Pair = field(default_factory=Pair)
     changed: bool = True
 
-    def see(self, block: ObservationBlock) -> list[str]:
+    def see(self, rows: Columns) -> list[str]:
         """Remember which versions are alive; those that are forgotten for it."""
-        seen, forgotten = self.seen, []
-        for code in np.unique(block.version).tolist():
-            newest = int(block.event_time_ms[block.version == code].max())
-            seen[block.versions[code]] = max(newest, seen.get(block.versions[code], newest))
+        seen, forgotten, times = self.seen, [], rows.event_time_ms
+        for code in np.flatnonzero(np.bincount(rows.version)).tolist():
+            newest = int((times if len(rows.versions) == 1 else times[rows.version == code]).max())
+            seen[rows.versions[code]] = max(newest, seen.get(rows.versions[code], newest))
         while len(seen) > VERSIONS_MAX:
             oldest = min(seen, key=lambda version: (seen[version], version))
             del seen[oldest]

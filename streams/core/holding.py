@@ -100,7 +100,7 @@ class Queue:
 def shown_by(block: ObservationBlock) -> set[Shown]:
     """Versions and roles of a block's rows."""
     codes = block.version * len(ROLES) + block.role
-    found = set(codes.tolist()) if len(codes) <= ROWS_MAX else np.unique(codes).tolist()
+    found = set(codes.tolist()) if len(codes) <= ROWS_MAX else np.flatnonzero(np.bincount(codes)).tolist()
     return {(block.versions[code // len(ROLES)], code % len(ROLES)) for code in found}
 
 
@@ -152,11 +152,10 @@ class Holding:
             found = self._queues[kind][model] = Queue()
         return found
 
-    def put(self, offset: int, block: ObservationBlock) -> None:
-        """Keep a record's rows, at least one, until they are fed."""
-        times = block.order_ms
+    def put(self, offset: int, block: ObservationBlock, first_ms: int, last_ms: int) -> None:
+        """Keep a record's rows, at least one, until they are fed; the times by which they are ordered lie between these."""
         queue = self.queue(block.kind, block.model)
-        queue.ahead.append(Waiting(offset, block, int(times.min()), int(times.max())))
+        queue.ahead.append(Waiting(offset, block, first_ms, last_ms))
         if queue.first_offset < 0:
             queue.first_offset = offset
         if queue.since_bytes < 0:

@@ -1,10 +1,10 @@
-"""Rows of observation blocks in the one order in which detectors read them, whatever order they came in."""
+"""What detectors read of the rows of observation blocks, and what of them they are to read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from detectors.base import Rows
 from schemas.blocks import DTYPES, SEGMENT_NULL, ObservationBlock
 from schemas.codecs import STATUSES
-from schemas.compiled import compiled
 from schemas.contracts import DetectorConfig, Feature, ModelContract
 from schemas.ids import ROLES, RowId
+
+if TYPE_CHECKING:
+    from streams.core.feed import Columns
 
 _OK = STATUSES.index("ok")
 #: Streams by the kind of block they read.
@@ -26,72 +28,9 @@ STREAMS: Mapping[str, tuple[str, ...]] = {
 _WITH_FAILURES = ("features", "predictions")
 
 
-#: So many rows of one time are put in order one by one.
-_FEW_TIES = 32
-
-
 def kind_of(stream: str) -> str:
     """The kind of block that a stream reads."""
     return next(kind for kind, streams in STREAMS.items() if stream in streams)
-
-
-def in_order(block: ObservationBlock) -> ObservationBlock:
-    """Rows by (time, identity, version, role, sign): the same order in every run. Without that by which labels are looked up:
-    no detector reads it."""
-    block = replace(block, check=block.check[:0], revision=block.revision[:0])
-    times = block.order_ms
-    # They come nearly in order.
-    order = np.argsort(times, kind="stable")
-    place = {version: at for at, version in enumerate(sorted(block.versions))}
-    version = np.array([place[name] for name in block.versions], np.int32)[block.version]
-    # Copies, for what is compiled is compiled anew for arrays that cannot be written to.
-    times, identity, role = np.array(times), np.array(block.identity), np.array(block.role)
-    sign = np.array(block.sign) if len(block.sign) else np.zeros(len(block), np.int8)
-    crowded = np.zeros(len(block), np.bool_)
-    if _order_ties(order, times, identity, version, role, sign, crowded):
-        at = order[crowded]
-        order[crowded] = at[np.lexsort((sign[at], role[at], version[at], identity[at], times[at]))]
-    return block.take(order)
-
-
-@compiled
-def _order_ties(
-    order: NDArray[np.int64], times: NDArray[np.int64], identity: NDArray[np.uint64], version: NDArray[np.int32],
-    role: NDArray[np.int8], sign: NDArray[np.int8], crowded: NDArray[np.bool_],
-) -> bool:  # fmt: skip
-    """Put the few rows of each time, which stand side by side in ``order``, in their order; true: there are times with many,
-    whose places ``crowded`` shows."""
-    start, some = 0, False
-    while start < len(order):
-        end = start + 1
-        while end < len(order) and times[order[end]] == times[order[start]]:
-            end += 1
-        if end - start > _FEW_TIES:
-            crowded[start:end] = True
-            some = True
-        else:
-            for i in range(start + 1, end):
-                row, at = order[i], i
-                while at > start and _before(row, order[at - 1], identity, version, role, sign):
-                    order[at] = order[at - 1]
-                    at -= 1
-                order[at] = row
-        start = end
-    return some
-
-
-@compiled
-def _before(
-    a: int, b: int, identity: NDArray[np.uint64], version: NDArray[np.int32], role: NDArray[np.int8],
-    sign: NDArray[np.int8],
-) -> bool:  # fmt: skip
-    if identity[a] != identity[b]:
-        return bool(identity[a] < identity[b])
-    if version[a] != version[b]:
-        return bool(version[a] < version[b])
-    if role[a] != role[b]:
-        return bool(role[a] < role[b])
-    return bool(sign[a] < sign[b])
 
 
 def merged(blocks: Sequence[ObservationBlock]) -> ObservationBlock:
@@ -107,7 +46,7 @@ def merged(blocks: Sequence[ObservationBlock]) -> ObservationBlock:
     return ObservationBlock(first.kind, first.model, versions, first.contract_hash, **columns)
 
 
-def column_values(stream: str, block: ObservationBlock) -> NDArray[np.float64]:
+def column_values(stream: str, block: ObservationBlock | Columns) -> NDArray[np.float64]:
     """The columns of ``stream`` as ``detectors.base`` lists them, shape (n, k).
 
     On ``predictions`` a row that failed, or that a heuristic answered, has error 1 and no score: what stands there is
@@ -134,7 +73,14 @@ def chosen(values: NDArray[np.float64], columns: tuple[int, ...]) -> NDArray[np.
     return values if len(columns) == values.shape[1] else values[:, list(columns)]
 
 
-def wanted_rows(config: DetectorConfig, block: ObservationBlock, roles: Sequence[str]) -> NDArray[np.bool_]:
+def cut_by(config: DetectorConfig) -> tuple[Any, ...]:
+    """Configurations of which this is the same ask for the same rows."""
+    return config.roles, config.stream in _WITH_FAILURES, config.sample_every
+
+
+def wanted_rows(
+    config: DetectorConfig, block: ObservationBlock | Columns, roles: Sequence[str]
+) -> NDArray[np.bool_]:
     """Rows in these roles and of the sample that a configuration asks for, without failures where they say nothing."""
     wanted: NDArray[np.bool_] = np.array([role in roles for role in ROLES], bool)[block.role]
     if config.stream not in _WITH_FAILURES:
@@ -169,12 +115,14 @@ def readable(
     return block
 
 
-def detector_rows(block: ObservationBlock, values: NDArray[np.float64], group: NDArray[np.int8]) -> Rows:
+def detector_rows(
+    block: ObservationBlock | Columns, values: NDArray[np.float64], group: NDArray[np.int8]
+) -> Rows:
     """What a detector gets: ``values`` with times, identities, groups and signs."""
     sign = block.sign if len(block.sign) else np.ones(len(block), np.int8)
     return Rows(values, block.order_ms, block.identity, group, sign)
 
 
-def row_address(block: ObservationBlock, at: int) -> str:
+def row_address(block: ObservationBlock | Columns, at: int) -> str:
     """Where row ``at`` was first read."""
     return str(RowId("predictions", int(block.partition[at]), int(block.offset[at]), int(block.row[at])))
