@@ -20,6 +20,12 @@ def compressed(data: bytes | memoryview) -> bytes:
     return _compressor().compress(data)
 
 
+def compressed_numbers(data: bytes | memoryview) -> bytes:
+    """The same of one byte of each of many numbers, which hardly repeat what came before but come in unequal numbers: to look for
+    only the longest repetitions takes a third of the time, and the rest is the smaller for it."""
+    return _of_numbers().compress(data)
+
+
 def expanded(data: bytes, most: int = BYTES_MAX) -> bytes:
     """Inverse of :func:`compressed`. Raises CompressionError, also where it would be more than ``most`` bytes."""
     size = zstandard.frame_content_size(data)
@@ -31,3 +37,9 @@ def expanded(data: bytes, most: int = BYTES_MAX) -> bytes:
 @lru_cache(maxsize=1)
 def _compressor() -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(level=_LEVEL)
+
+
+@lru_cache(maxsize=1)
+def _of_numbers() -> zstandard.ZstdCompressor:
+    parameters = zstandard.ZstdCompressionParameters.from_level(_LEVEL, min_match=6, hash_log=6)
+    return zstandard.ZstdCompressor(compression_params=parameters)

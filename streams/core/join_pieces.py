@@ -125,7 +125,8 @@ class JoinPieces:
         own = np.flatnonzero(rows.revision[added] != NO_REVISION)
         own = own + within.start if whole else rows.living(piece.first, piece.end)[own]
         others = piece.settled[(piece.settled < piece.first) | (piece.settled >= piece.end)]
-        others = np.unique(others) if len(others) else _NONE
+        if not (others[1:] > others[:-1]).all():
+            others = np.unique(others)
         at = rows.position_of(others)
         piece.settled = others[at >= 0]
         piece.waits = [wait for wait in piece.waits if self._waits(wait)]

@@ -13,9 +13,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.compiled import compiled
 from schemas.errors import StateCorrupt
+from schemas.json_text import Whole
 from schemas.labels import Label
-from streams.core.compression import CompressionError, compressed, expanded
+from streams.core.compression import CompressionError, compressed, compressed_numbers, expanded
 
 JOIN_SCHEMA = 9
 #: Pieces of schema 7 had their kinds as they are, those of 8 no columns of differences.
@@ -52,6 +54,7 @@ SETTLED = ("number", "revision", "label", "label_time_ms")
 _INTEGERS = ("|i1", "<i2", "<i4", "<i8")
 #: Columns of which the difference of neighbours is stored: the same everywhere, or numbers of the type behind the mark.
 _STEPS, _DIFFERENCES = "steps", "+"
+_LAST = 2**63 - 1
 Columns = Mapping[str, NDArray[Any]]
 
 
@@ -100,35 +103,56 @@ class Body(msgspec.Struct, array_like=True):
 def _written(values: NDArray[Any]) -> _Column:
     if values.dtype.kind != "i" or not len(values):
         return _Column(0, values.dtype.str, values.tobytes())
-    base, top = int(values.min()), int(values.max())
+    base, top, least, most = _spread(np.ascontiguousarray(values))
     if base == top:
         return _Column(base, _INTEGERS[0], b"")
     dtype = _fits(0, top - base)
     if dtype is None:
         return _Column(0, "<i8", values.astype("<i8").tobytes())
-    # A distance, or a step, fits where it is to be written, not always in what it is taken from.
-    wide = values.astype(np.int64, copy=False)
-    steps = np.diff(wide)
-    least, most = int(steps.min()), int(steps.max())
     if least == most:
         return _Column(int(values[0]), _STEPS, least.to_bytes(8, "little", signed=True))
     # Also those that are no smaller: they repeat themselves where the numbers do not.
     narrow = _fits(least, most)
     if narrow is not None and (_INTEGERS.index(narrow) <= _INTEGERS.index(dtype)):
-        squeezed = _squeezed(steps.astype(narrow))
+        squeezed = _squeezed(values, np.dtype(narrow).itemsize)
         if len(squeezed) < len(values) * np.dtype(dtype).itemsize:
             return _Column(int(values[0]), _DIFFERENCES + narrow, squeezed)
-    return _Column(base, dtype, (wide - base).astype(dtype).tobytes())
+    # A distance fits where it is to be written, not always in what it is taken from.
+    return _Column(base, dtype, (values.astype(np.int64, copy=False) - base).astype(dtype).tobytes())
 
 
 def _fits(least: int, most: int) -> str | None:
     return next((d for d in _INTEGERS if np.iinfo(d).min <= least and most <= np.iinfo(d).max), None)
 
 
-def _squeezed(values: NDArray[Any]) -> bytes:
-    """First the lowest bytes of all, then the next: those that are mostly the same stand together."""
-    apart = np.ascontiguousarray(values.view(np.uint8).reshape(len(values), -1).T)
-    return compressed(apart.data)
+def _squeezed(values: NDArray[Any], width: int) -> bytes:
+    """Differences of neighbours, each in so many bytes: first the lowest of all, then the next. Those that are mostly the same
+    stand together."""
+    apart = np.empty(width * (len(values) - 1), np.uint8)
+    _take_apart(np.ascontiguousarray(values), width, apart)
+    return compressed_numbers(apart.data)
+
+
+@compiled
+def _spread(values: NDArray[Any]) -> tuple[Whole, Whole, Whole, Whole]:
+    """The least and the greatest of numbers, and of the differences of neighbours."""
+    least: Any = np.int64(values[0])
+    most, least_step, most_step = least, _LAST, -_LAST
+    for i in range(1, len(values)):
+        value: Any = np.int64(values[i])
+        step = value - np.int64(values[i - 1])
+        least, most = min(least, value), max(most, value)
+        least_step, most_step = min(least_step, step), max(most_step, step)
+    return least, most, least_step, most_step
+
+
+@compiled
+def _take_apart(values: NDArray[Any], width: int, apart: NDArray[np.uint8]) -> None:
+    n = len(values) - 1
+    for byte in range(width):
+        for i in range(n):
+            step = np.int64(values[i + 1]) - np.int64(values[i])
+            apart[byte * n + i] = np.uint8(step >> (8 * byte))
 
 
 def _read(column: _Column, rows: int) -> NDArray[Any]:
