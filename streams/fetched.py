@@ -18,10 +18,11 @@ from aiokafka.consumer import consumer, fetcher
 from aiokafka.protocol.fetch import FetchRequest
 
 from streams.core.records import RecordBatch
+from streams.fetch_wire import LARGE_BYTES, Fetch, Frame
 from streams.record_batches import read, whole_batches
 
 #: Answers up to this size, most but those of fetches, are received together.
-_SMALL_BYTES = 65_536
+_SMALL_BYTES = LARGE_BYTES
 _SIZE_BYTES = 4
 #: Of a large answer so much is waited for at once: every time that some of it is received this thread takes turns with those
 #: that work.
@@ -30,8 +31,6 @@ _AT_ONCE_BYTES = 1_048_576
 IDLE_WAIT_MS = 100
 #: Of a consumer, fetches are at least this far apart: what comes record by record is taken some at a time.
 FETCH_PAUSE_S = 0.02
-#: A part of a response that is smaller than this share of it is copied, so that it does not hold the whole.
-_SHARE = 8
 
 
 class _Response:
@@ -79,19 +78,6 @@ class _Fetcher(fetcher.Fetcher):  # type: ignore[misc]
         elif requests:
             self._next_s = now_s + FETCH_PAUSE_S
         return requests, resets, timeout_s, *others
-
-
-class _Frame:
-    """An answer as the decoders of aiokafka read it; what is large in it is not copied."""
-
-    def __init__(self, frame: memoryview) -> None:
-        self._frame = frame
-        self._at = 0
-
-    def read(self, size: int) -> bytes | memoryview:
-        part = self._frame[self._at : self._at + size]
-        self._at += len(part)
-        return part if len(part) * _SHARE > len(self._frame) >= _SMALL_BYTES else bytes(part)
 
 
 class _Protocol(conn.AIOKafkaProtocol, asyncio.BufferedProtocol):  # type: ignore[misc]
@@ -177,7 +163,7 @@ class _Connection(conn.AIOKafkaConnection):  # type: ignore[misc]
             return
         number, request, waiting = self._requests[0]
         if getattr(request, "API_KEY", None) == FetchRequest.API_KEY:
-            reader = _Frame(frame)
+            reader = Frame(frame)
             if request.parse_response_header(reader).correlation_id == number:
                 if not waiting.done():
                     waiting.set_result(request.RESPONSE_TYPE.decode(reader))
@@ -196,5 +182,6 @@ def hand_out_batches() -> None:
     """From now on every consumer made in this process yields a ``RecordBatch`` in the place of records and waits as above, and
     every connection reads without a stream: aiokafka has no other seams, and no process has consumers of both kinds."""
     fetcher.MemoryRecords, fetcher.PartitionRecords = _Response, _PartitionRecords
+    fetcher.FetchRequest = Fetch
     consumer.Fetcher = _Fetcher
     conn.AIOKafkaConnection, conn.AIOKafkaProtocol = _Connection, _Protocol
