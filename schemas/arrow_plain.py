@@ -246,7 +246,7 @@ def _extent(made: Ints, counts: Ints, place: int) -> Whole:
 def _keys(
     made: Ints, counts: Ints, place: int, bytes_max: int, buffer: Bytes, start: Ints, length: Ints
 ) -> Whole:
-    row, at, plain = 0, 0, True
+    row, at, seen = 0, 0, 0
     for b in range(len(counts)):
         column = _child(made, b, place)
         if not _is_whole(column):
@@ -261,18 +261,24 @@ def _keys(
             row += 1
             begin = end
         size = begin + ahead - at
-        copy_of(buffer, at, _buffer(column, 2) + at - ahead, size)
-        plain &= _is_ascii(buffer, at, at + size)
+        data = _buffer(column, 2) + at - ahead
+        copy_of(buffer, at, data, size)
+        seen |= _high_bits(data, size)
         at += size
-    return FINITE if plain else _NOT_ASCII
+    return _NOT_ASCII if seen else FINITE
 
 
 @compiled
-def _is_ascii(buffer: Bytes, begin: int, end: int) -> Whole:
-    seen = np.uint8(0)
-    for i in range(begin, end):
-        seen |= buffer[i]
-    return seen < 128
+def _high_bits(data: int, size: int) -> Whole:
+    """Not 0 if one of the bytes at an address is not ASCII."""
+    seen, end = np.int64(0), data + size
+    while data + 8 <= end:
+        seen |= word_of(data)
+        data += 8
+    while data < end:
+        seen |= np.int64(byte_of(data))
+        data += 1
+    return seen & np.int64(-0x7F7F7F7F7F7F7F80)
 
 
 @compiled
@@ -313,9 +319,9 @@ def _texts(
                     word &= (np.uint64(1) << np.uint64(8 * length)) - np.uint64(1)
                 look = np.int64((word ^ np.uint64(length)) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(58))
                 code = table[look]
-                if not (code < count and _is_known(known, lengths, code, room, begin, length)):
+                if not (code < count and _is_known(known, lengths, code, word, room, begin, length)):
                     code = 0
-                    while code < count and not _is_known(known, lengths, code, room, begin, length):
+                    while code < count and not _is_known(known, lengths, code, word, room, begin, length):
                         code += 1
                     if code == count:
                         if count == _DISTINCT_MAX or length > _TEXT_BYTES_MAX:
@@ -332,24 +338,22 @@ def _texts(
 
 
 @compiled
-def _is_known(known: Bytes, lengths: Ints, code: int, room: Bytes, begin: int, length: int) -> bool:
-    return lengths[code] == length and equal(known, code * _TEXT_BYTES_MAX, room, begin, length)
+def _is_known(
+    known: Bytes, lengths: Ints, code: int, word: int, room: Bytes, begin: int, length: int
+) -> Whole:
+    """Whether a text, whose first bytes are ``word``, is the distinct one ``code``."""
+    at = code * _TEXT_BYTES_MAX
+    same = lengths[code] == length and eight(known, at) == word
+    return same and (length <= 8 or equal(known, at, room, begin, length))
 
 
 @compiled
 def _checked(made: Ints, counts: Ints, place: int) -> Whole:
-    seen = np.int64(0)
+    seen = 0
     for b in range(len(counts)):
         column = _child(made, b, place)
         if not _is_whole(column) or not _rises(column, counts[b]):
             return _ODD
-        data, at, end = _buffer(column, 2), _offset(column, 0), _offset(column, counts[b])
-        while at + 8 <= end:
-            seen |= word_of(data + at)
-            at += 8
-        # A word that has the rest begins before it; of less than eight bytes in all nothing is said.
-        if end - _offset(column, 0) >= 8:
-            seen |= word_of(data + end - 8)
-        elif at < end:
-            seen = np.int64(-1)
-    return FINITE if seen & np.int64(-0x7F7F7F7F7F7F7F80) == 0 else _NOT_ASCII
+        begin = _offset(column, 0)
+        seen |= _high_bits(_buffer(column, 2) + begin, _offset(column, counts[b]) - begin)
+    return _NOT_ASCII if seen else FINITE
