@@ -19,6 +19,7 @@ from schemas.edges import Edges
 from schemas.rows import CALIBRATION_BINS, OUTCOME_BINS
 from streams.core import tally
 from streams.core.aggregates import Cell, Outcomes, latency_bucket
+from streams.core.arriving import paired
 from streams.core.distinct import distinct
 from streams.core.layouts import HEAD, INVALID, LEAST, LOWER, MISSING, MOST, ROWS, UPPER, Arrays, Plan
 from streams.core.maturity import delay_bucket
@@ -28,6 +29,8 @@ from streams.core.together import Together
 
 #: Of so many rows of a model all features are counted in one call; of more, one after the other along memory.
 FEW_ROWS = 512
+#: Beside four for each row, so many pairs of a combination and a latency have a place each.
+_FEW_PAIRS = 4_096
 _ERROR, _FALLBACK = STATUSES.index("error"), STATUSES.index("fallback")
 Ints = NDArray[np.int64]
 #: Of latencies in whole microseconds, up to a twentieth of a second.
@@ -59,10 +62,16 @@ def count_predictions(
 
 
 def _count_latencies(member: Ints, bucket: Ints, cells_of: Ints, cells: Sequence[Cell]) -> None:
-    first = int(bucket.min())
+    first, members = int(bucket.min()), int(cells_of.shape[1])
     width = int(bucket.max()) - first + 1
-    code, times = _counted(member * width + (bucket - first))
-    member, bucket = np.divmod(code, width)
+    if members * width <= 4 * len(member) + _FEW_PAIRS:
+        pairs = np.zeros((members, width), np.int64)
+        paired(member, bucket, first, pairs)
+        member, bucket = np.nonzero(pairs)
+        times = pairs[member, bucket]
+    else:
+        code, times = _counted(member * width + (bucket - first))
+        member, bucket = np.divmod(code, width)
     for of in cells_of:
         own = of[member]
         inside = own >= 0

@@ -50,7 +50,7 @@ class Gone(dict[WindowKey, Fingerprints]):
         return found
 
     def were_here(
-        self, key: NDArray[np.uint64], check: NDArray[np.uint32], codes: NDArray[np.int64]
+        self, key: NDArray[np.uint64], check: NDArray[np.uint32], codes: NDArray[Any]
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Of rows that come, which were here before; and which were not, but another role of theirs was."""
         same, other = np.zeros(len(key), bool), np.zeros(len(key), bool)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from schemas.hashing import key_hashes
 from schemas.labels import Label, LabelColumns
 from schemas.spans import Spans
+from streams.core.arriving import put
 from streams.core.asks import Asks
 from streams.core.distinct import distinct
 from streams.core.evicted import FINGERPRINT_BYTES, Marks
@@ -147,16 +148,19 @@ class JoinIndex:
         """Take predictions in: which are new, and, by model, what labels that were known before them did."""
         n, last_ms = len(arrivals.identity), arrivals.last_ms
         self._make_room(n)
-        codes = self.kinds.codes(arrivals.kinds)[arrivals.kind]
-        wide, narrow = self.salts.of_many([kind.window.model for kind in arrivals.kinds])
-        key, check = arrivals.identity ^ wide[arrivals.kind], arrivals.check ^ narrow[arrivals.kind]
+        own = self.kinds.codes(arrivals.kinds)
+        salts = self.salts.of_many([kind.window.model for kind in arrivals.kinds])
         rows, first = self.rows, self.next_number
         start = rows.append(
-            n, number=np.arange(first, first + n), key=key, check=check, kind=codes, event_time_ms=arrivals.event_time_ms,
-            score=arrivals.score, status=arrivals.status, partition=arrivals.partition, offset=arrivals.offset,
-            row=arrivals.row, revision=NO_REVISION, link=-1,
+            n, event_time_ms=arrivals.event_time_ms, score=arrivals.score, status=arrivals.status, partition=arrivals.partition,
+            offset=arrivals.offset, row=arrivals.row, revision=NO_REVISION, link=-1,
         )  # fmt: skip
-        self.next_number += n
+        put(
+            start, first, arrivals.kind, own, *salts, arrivals.identity, arrivals.check, rows.number, rows.key, rows.check,
+            rows.kind,
+        )  # fmt: skip
+        self.next_number, at = first + n, slice(start, start + n)
+        key, check, codes = rows.key[at], rows.check[at], rows.kind[at]
         new, cold = self._not_evicted(key, check, codes) if self.gone.count else (np.ones(n, bool), _NOBODY)
         left = ~new if not len(cold) else ~new | cold
         other = rows.enter(start, start + n, left)
@@ -176,7 +180,7 @@ class JoinIndex:
         fresh = int(np.count_nonzero(new))
         self.counts.duplicate_predictions += n - fresh
         self.size += fresh - int(np.count_nonzero(cold))
-        self.remember(codes if fresh == n else codes[new], first)
+        self.remember(own if fresh == n else codes[new].astype(np.int64), first)
         by_model: dict[str, list[Given]] = {}
         for one in given:
             by_model.setdefault(self.kind(one[0]).window.model, []).append(one)
@@ -220,7 +224,7 @@ class JoinIndex:
         return [*self.earlier.get(int(rows.number[position]), ()), last]
 
     def _not_evicted(
-        self, key: NDArray[np.uint64], check: NDArray[np.uint32], codes: NDArray[np.int64]
+        self, key: NDArray[np.uint64], check: NDArray[np.uint32], codes: NDArray[np.int32]
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which are new, and which of these are roles of a prediction that has left: they leave at once."""
         same, cold = self.gone.were_here(key, check, codes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,15 @@ from schemas.blocks import SEGMENT_NULL
 from schemas.contracts import ModelContract
 from schemas.ids import ROLES
 from streams.core import tally
+from streams.core.arriving import combinations, steps
 from streams.core.distinct import distinct
 from streams.core.join_state import Kind, WindowKey
 from streams.core.layouts import OTHER
 from streams.core.together import Together
 
 NULL = "(null)"
+#: Beside four for each row, so many combinations are few enough to have a place each.
+_COMBINATIONS_FEW = 4_096
 Ints = NDArray[np.int64]
 
 
@@ -86,9 +90,9 @@ class Segments:
         return np.array(coded, np.int32).reshape(len(place), len(self._category))[places]
 
 
-def coded(rows: Together, segments: Sequence[Segments]) -> tuple[list[Ints], NDArray[np.int32]]:
-    """Of every row, by segment feature of its model: the place of its label in ``labels``, arrays of shape (n,), 0 where
-    its model has fewer; and the codes of categories that observation blocks carry, shape (n, s). ``segments``: of the parts."""
+def coded(rows: Together, segments: Sequence[Segments]) -> tuple[Ints, NDArray[np.int32]]:
+    """Of every row, by segment feature of its model: the place of its label in ``labels``, shape (s, n), 0 where its model has
+    fewer; and the codes of categories that observation blocks carry, shape (n, s). ``segments``: of the parts."""
     widths = [len(of.places) for of in segments]
     labelled, told = (
         np.zeros((max(widths), len(rows)), np.int64),
@@ -101,7 +105,7 @@ def coded(rows: Together, segments: Sequence[Segments]) -> tuple[list[Ints], NDA
             np.cumsum(sizes), np.concatenate([of.labelled for of in segments]), np.concatenate([of.told for of in segments]),
             labelled, told,
         )  # fmt: skip
-    return list(labelled), told
+    return labelled, told
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,29 +125,33 @@ class Members:
     segments: list[Ints]
 
     @classmethod
-    def of(cls, rows: Together, starts_ms: Ints, codes: list[Ints]) -> Members:
+    def of(cls, rows: Together, starts_ms: Ints, codes: Ints) -> Members:
         """``starts_ms (n,)``: where each row's window begins; ``codes``: see :func:`coded`."""
-        contracts, models = [part.contract for part in rows.parts], len(rows.parts)
+        contracts, models, n = [part.contract for part in rows.parts], len(rows.parts), len(rows)
         panes = np.array([contract.monitoring.pane_ms for contract in contracts], np.int64)
-        step = starts_ms // (panes[rows.model] if models > 1 else panes[0])
-        first = int(step.min())
-        step = step - first
-        combined, size = step, int(step.max()) + 1
-        parts: list[tuple[int, NDArray[Any]]] = [(models, rows.model)] if models > 1 else []
+        step = np.empty(n, np.int64)
+        first, last = steps(starts_ms, rows.model, panes, step)
         most = max(len(part.versions) for part in rows.parts)
-        if most > 1:
-            versions = [at for part in rows.parts for at in range(len(part.versions))]
-            parts.append((most, np.array(versions, np.int64)[rows.version]))
-        parts += [(len(ROLES), rows.role), *((int(code.max()) + 1, code) for code in codes)]
-        for width, code in parts:
-            if size * width > 4 * len(step):
-                # Made small again, so that any number of segment features fits.
-                found, combined = distinct(combined)
-                size = len(found)
-            combined, size = combined * width + code, size * width
-        combined = distinct(combined)[1]
-        one = np.zeros(int(combined.max()) + 1, np.int64)
-        one[combined] = np.arange(len(combined))
+        versions = np.array([at for part in rows.parts for at in range(len(part.versions))], np.int64)
+        widths = codes.max(axis=1, initial=0) + 1
+        size = (last - first + 1) * models * most * len(ROLES) * math.prod(widths.tolist())
+        if size <= 4 * n + _COMBINATIONS_FEW:
+            combined, one = np.empty(n, np.int64), np.empty(size, np.int64)
+            count = combinations(
+                step, first, rows.model, models, rows.version, versions, most, rows.role, len(ROLES), codes, widths,
+                np.full(size, -1), combined, one,
+            )  # fmt: skip
+            one, step = one[:count], step - first
+        else:
+            step = step - first
+            parts: list[tuple[int, NDArray[Any]]] = [
+                (models, rows.model),
+                (most, versions[rows.version]),
+                (len(ROLES), rows.role),
+            ]
+            combined, one = _far_apart(
+                step, last - first + 1, [*parts, *zip(widths.tolist(), codes, strict=True)]
+            )
         found, window = distinct(step[one] * models + rows.model[one])
         at, of = np.divmod(found, models)
         of_windows = zip((at + first).tolist(), of.tolist(), strict=True)
@@ -157,7 +165,7 @@ class Members:
             window,
             rows.version[one],
             rows.role[one].astype(np.int64),
-            [code[one] for code in codes],
+            list(codes[:, one]),
         )
 
     def __len__(self) -> int:
@@ -188,3 +196,19 @@ class Members:
             self.role[found],
             [codes[found] for codes in self.segments],
         )
+
+
+def _far_apart(step: Ints, size: int, parts: Sequence[tuple[int, NDArray[Any]]]) -> tuple[Ints, Ints]:
+    """The same of :func:`combinations`, however many there may be: of rows' windows, ``size`` in all, and what else they have, each
+    of so many."""
+    combined = step
+    for width, code in parts:
+        if size * width > 4 * len(step):
+            # Made small again, so that any number of segment features fits.
+            found, combined = distinct(combined)
+            size = len(found)
+        combined, size = combined * width + code, size * width
+    combined = distinct(combined)[1]
+    one = np.zeros(int(combined.max()) + 1, np.int64)
+    one[combined] = np.arange(len(combined))
+    return combined, one

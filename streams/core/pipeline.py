@@ -33,6 +33,7 @@ from schemas.ids import RowId
 from schemas.labels import LabelColumns, LabelDecoder
 from schemas.scan_rows import LogRows
 from streams.core.archive import is_plain
+from streams.core.arriving import look_at
 from streams.core.cold import ANSWERS, ColdLabels, Question, known_labels
 from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upserts
 from streams.core.join import Arrivals, JoinIndex, LabelRows, drain
@@ -220,16 +221,25 @@ class JoinCore:
         """Count what is new, put it into the index and on the way to the detectors."""
         contracts = [part.contract for part in rows.parts]
         hashes = key_hashes(rows.keys)
-        pane_ms = np.array([contract.monitoring.pane_ms for contract in contracts])[rows.model]
-        starts = rows.event_time_ms // pane_ms * pane_ms
-        stays = self._stays(records, rows, hashes)
+        pane_ms = np.array([contract.monitoring.pane_ms for contract in contracts], np.int64)
         floors = [self._meta.floor_ms.get(contract.model, BEGINNING_MS) for contract in contracts]
-        in_time = starts + pane_ms > np.array(floors)[rows.model]
+        floor_ms, starts = np.array(floors, np.int64), np.empty(len(rows), np.int64)
+        elsewhere, late = look_at(
+            rows.event_time_ms,
+            rows.model,
+            hashes.murmur,
+            pane_ms,
+            floor_ms,
+            self._partitions,
+            self._partition,
+            starts,
+        )
         addresses = addresses_of(records, rows, hashes)
-        keep = stays & in_time
-        if not keep.all():
+        if elsewhere or late:
+            stays = self._stays(records, rows, hashes)
+            in_time = starts + pane_ms[rows.model] > floor_ms[rows.model]
             self._count_too_late(rows, stays & ~in_time)
-            at = np.flatnonzero(keep)
+            at = np.flatnonzero(stays & in_time)
             rows, addresses, starts = rows.take(at), addresses.take(at), starts[at]
         if not len(rows):
             return
