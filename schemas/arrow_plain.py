@@ -90,12 +90,12 @@ class PlainBatches:
             raise Odd
         return into
 
-    def keys(self, name: str, bytes_max: int) -> Spans:
-        """A column of texts of 1 to ``bytes_max`` bytes, copied."""
+    def keys(self, name: str, bytes_max: int, bytes_min: int = 1) -> Spans:
+        """A column of texts of ``bytes_min`` to ``bytes_max`` bytes, copied."""
         place = self._column(name, _STRING)
         buffer = np.empty(_extent(self._made, self.counts, place), np.uint8)
         start, length = np.empty(self.rows, np.int64), np.empty(self.rows, np.int64)
-        self._sound(_keys(self._made, self.counts, place, bytes_max, buffer, start, length))
+        self._sound(_keys(self._made, self.counts, place, bytes_min, bytes_max, buffer, start, length))
         return Spans(buffer, start, length)
 
     def texts(self, name: str) -> tuple[list[str], Ints]:
@@ -244,7 +244,14 @@ def _extent(made: Ints, counts: Ints, place: int) -> Whole:
 
 @compiled
 def _keys(
-    made: Ints, counts: Ints, place: int, bytes_max: int, buffer: Bytes, start: Ints, length: Ints
+    made: Ints,
+    counts: Ints,
+    place: int,
+    bytes_min: int,
+    bytes_max: int,
+    buffer: Bytes,
+    start: Ints,
+    length: Ints,
 ) -> Whole:
     row, at, seen = 0, 0, 0
     for b in range(len(counts)):
@@ -255,7 +262,7 @@ def _keys(
         ahead = at - begin
         for i in range(counts[b]):
             end = np.int64(half_of(offsets + 4 * (i + 1)))
-            if end <= begin or end > begin + bytes_max:
+            if end < begin + bytes_min or end > begin + bytes_max:
                 return _ODD
             start[row], length[row] = ahead + begin, end - begin
             row += 1

@@ -12,15 +12,18 @@ from numpy.typing import NDArray
 
 from schemas.arrow import PREDICTION_COLUMNS, ArrowRows, whole_table
 from schemas.arrow_plain import FINITE, INFINITE, MISSING, Odd, PlainBatches, numbered
+from schemas.arrow_rows import UNREAD, Coded, write_rows
 from schemas.columns import PredictionColumns, not_finite, renumbered, without
 from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
-from schemas.events import ID_CHARS_MAX, Status
+from schemas.events import ID_CHARS_MAX, MESSAGE_BYTES_MAX, Status
 from schemas.ids import ROLES
 from schemas.messages import Bad
+from schemas.scan_rows import LogRows
 
-#: Columns that a batch must have, and those that are only logged.
-_NEEDED, _UNREAD = ("prediction_id", "version", "event_time_ms"), {"entity", "trace_id", "region"}
+_LOGGED = frozenset((*PREDICTION_COLUMNS, "model", "features"))
+#: Columns that a batch must have.
+_NEEDED = ("prediction_id", "version", "event_time_ms")
 STATUSES: tuple[str, ...] = tuple(status.value for status in Status)
 ROLE_CODES: dict[str, int] = {role: code for code, role in enumerate(ROLES)}
 STATUS_CODES = {status: code for code, status in enumerate(STATUSES)}
@@ -53,22 +56,27 @@ class ArrowBuilder:
         self.contract = contract
         self._coded = coded
         self._columns = frozenset((*PREDICTION_COLUMNS, *contract.feature_names))
+        #: Whether a feature is called like something else that is logged.
+        self._special = not _LOGGED.isdisjoint(contract.feature_names)
         self._needed = frozenset(_NEEDED) | {one.name for one in contract.features if not one.nullable}
 
-    def built(self, batches: list[ArrowMessage], bad: list[Bad]) -> list[PredictionColumns]:
-        """Batches of one schema at once; one by one if one of them is no good, so that it alone is rejected."""
+    def built(
+        self, batches: list[ArrowMessage], bad: list[Bad], log: LogRows | None = None
+    ) -> list[PredictionColumns]:
+        """Batches of one schema at once; one by one if one of them is no good, so that it alone is rejected. ``log``: where rows of
+        the log go that can be made on the way."""
         try:
             try:
-                return [self._from_plain(batches)]
+                return [self._from_plain(batches, log)]
             except Odd:
                 return [self._from_arrow(batches, bad)]
         except BadMessage as error:
             if len(batches) == 1:
                 bad.append(Bad(batches[0].at, 0, error.reason, error.detail))
                 return []
-        return [columns for batch in batches for columns in self.built([batch], bad)]
+        return [columns for batch in batches for columns in self.built([batch], bad, log)]
 
-    def _from_plain(self, messages: list[ArrowMessage]) -> PredictionColumns:
+    def _from_plain(self, messages: list[ArrowMessage], log: LogRows | None) -> PredictionColumns:
         """Rows of batches of one schema, of which each is as it should be. Raises Odd where one may not be."""
         if any(len(one.batches) != 1 for one in messages):
             raise Odd
@@ -76,23 +84,33 @@ class ArrowBuilder:
             contract, features = self.contract, self.contract.features
             if not batch.names <= self._columns or not self._needed <= batch.names:
                 raise Odd
-            batch.check_texts(batch.names & _UNREAD)
+            unread = batch.names & set(UNREAD)
+            if log is None:
+                batch.check_texts(unread)
             reals = np.empty((len(features) + 2, batch.rows), np.float64)
+            texts: dict[int, Coded] = {}
+            gaps = False
             for place, feature in enumerate(features):
-                if feature.kind == "categorical":
-                    found = self._categories(batch, place, reals[place])
+                if feature.name in batch and feature.kind == "categorical":
+                    texts[place] = values, codes = batch.texts(feature.name)
+                    of_values = np.array(self._coded(place, values))
+                    of_values.take(codes, out=reals[place], mode="clip")
+                    found = FINITE
                 elif feature.name in batch:
                     found = batch.floats(feature.name, reals[place])
                 else:
                     reals[place], found = np.nan, MISSING
                 if found == INFINITE or (found == MISSING and not feature.nullable):
                     raise Odd
+                gaps = gaps or found == MISSING
             score, latency = reals[-2], reals[-1]
             for name, column, default in (("score", score, np.nan), ("latency_ms", latency, 0.0)):
                 if name not in batch:
                     column[:] = default
-                elif batch.floats(name, column) != FINITE and name == "latency_ms":
-                    raise Odd
+                elif batch.floats(name, column) != FINITE:
+                    gaps = True
+                    if name == "latency_ms":
+                        raise Odd
             if latency.min() < 0.0:
                 raise Odd
             told, version = batch.texts("version")
@@ -101,20 +119,16 @@ class ArrowBuilder:
                 counts,
                 np.array([[one.at for one in messages], [one.size for one in messages] // counts], np.int64),
             )
-            return PredictionColumns(
+            columns = PredictionColumns(
                 contract, message, row, batch.keys("prediction_id", ID_CHARS_MAX), *renumbered(told, version),
                 _plain_codes(batch, "role", ROLE_CODES), batch.integers("event_time_ms"), score, latency,
                 _plain_codes(batch, "status", STATUS_CODES), reals[:-2].T, size,
             )  # fmt: skip
-
-    def _categories(self, batch: PlainBatches, place: int, into: NDArray[np.float64]) -> int:
-        name = self.contract.features[place].name
-        if name not in batch:
-            into[:] = np.nan
-            return MISSING
-        values, codes = batch.texts(name)
-        np.array(self._coded(place, values)).take(codes, out=into, mode="clip")
-        return FINITE
+            if log is not None:
+                others = {name: batch.keys(name, MESSAGE_BYTES_MAX, 0) for name in unread}
+                if not (gaps or self._special):
+                    write_rows(log, [one.at for one in messages], columns, texts, others, "score" in batch)
+            return columns
 
     def _from_arrow(self, messages: list[ArrowMessage], bad: list[Bad]) -> PredictionColumns:
         """Rows of batches of one schema. Raises BadMessage when they cannot be used at all."""

@@ -137,7 +137,7 @@ class PredictionDecoder:
         bad: list[Bad] = []
         columns, left = self._scanned(messages, log)
         if len(left):
-            columns = by_model(columns + self._checked(messages, left, bad))
+            columns = by_model(columns + self._checked(messages, left, bad, log))
         if not _all_sane(columns, time_ms):
             columns = [_sane(c, time_ms, bad) for c in columns]
         return [c for c in columns if len(c)], bad
@@ -155,7 +155,7 @@ class PredictionDecoder:
         return _split(rows, sizes, models, contracts), rows.left
 
     def _checked(
-        self, messages: Messages, places: NDArray[np.int64], bad: list[Bad]
+        self, messages: Messages, places: NDArray[np.int64], bad: list[Bad], log: LogRows | None
     ) -> list[PredictionColumns]:
         """Message by message: a bad one is named, its neighbours are taken."""
         rows: dict[str, tuple[list[int], list[Any], list[int]]] = {}
@@ -178,7 +178,7 @@ class PredictionDecoder:
             kept[2].append(len(value or b""))
         for model, opened in batches.items():
             for _, same in itertools.groupby(opened, lambda batch: batch.schema):
-                columns += self._builders[model].arrow.built(list(same), bad)
+                columns += self._builders[model].arrow.built(list(same), bad, log)
         for model, (at_each, events, sizes) in rows.items():
             columns.append(
                 self._builders[model].columns(np.array(at_each, np.int64), events, np.array(sizes, np.int64))

@@ -37,6 +37,11 @@ class RowBlock(NamedTuple):
         """How many bytes they are."""
         return sum(part.nbytes for part in self.parts)
 
+    @property
+    def held(self) -> int:
+        """How much memory they take: a part may stand in several places."""
+        return sum({id(part.obj): part.nbytes for part in self.parts}.values())
+
     def whole(self) -> memoryview:
         """The bytes in one piece."""
         return self.parts[0] if len(self.parts) == 1 else memoryview(b"".join(self.parts))

@@ -48,17 +48,21 @@ class Writing(NamedTuple):
 
 
 class LogRows:
-    """Rows of the log of messages of one partition. ``offsets (n,)``: theirs; ``plain (n,)``: those that are events sent here
-    in the first place. Once they are read, ``block`` has the rows of those that are ``written (n,)``, in their order."""
+    """Rows of the log of messages of one partition. ``offsets (n,)``: theirs; ``own (n,)``: those that were sent here in the first
+    place; ``plain (n,)``: those of them that are one event. Once they are read, ``blocks`` have the rows of those that are
+    ``written (n,)``."""
 
-    __slots__ = ("block", "offsets", "partition", "plain", "written")
+    __slots__ = ("blocks", "offsets", "own", "partition", "plain", "written")
 
-    def __init__(self, partition: int, offsets: Integers, plain: NDArray[np.bool_]) -> None:
+    def __init__(
+        self, partition: int, offsets: Integers, own: NDArray[np.bool_], plain: NDArray[np.bool_]
+    ) -> None:
         self.partition = partition
         self.offsets = offsets
+        self.own = own
         self.plain = plain
         self.written = np.zeros(len(offsets), np.bool_)
-        self.block = RowBlock(0, (memoryview(b""),))
+        self.blocks: list[RowBlock] = []
 
 
 def writing(log: LogRows | None, values: Spans, names: Names) -> Writing:
@@ -85,9 +89,11 @@ def writing(log: LogRows | None, values: Spans, names: Names) -> Writing:
 
 def finish(log: LogRows, into: Writing) -> None:
     """Every message was read."""
-    # Cut where it lies: most of it was never touched.
-    into.to.resize(int(into.state[0]), refcheck=False)
-    log.block = RowBlock(int(np.count_nonzero(log.written)), (into.to.data,))
+    rows = int(np.count_nonzero(log.written))
+    if rows:
+        # Cut where it lies: most of it was never touched.
+        into.to.resize(int(into.state[0]), refcheck=False)
+        log.blocks.append(RowBlock(rows, (into.to.data,)))
 
 
 @inlined

@@ -198,6 +198,13 @@ def is_plain(batch: RecordBatch) -> NDArray[np.bool_]:
     return plain
 
 
+def is_own(batch: RecordBatch) -> NDArray[np.bool_]:
+    """``(n,)``: which records were sent here in the first place, and so have their own address."""
+    own = np.ones(len(batch), np.bool_)
+    own[[at for at, held in batch.headers.items() if HEADER_ORIGIN in held]] = False
+    return own
+
+
 @functools.cache
 def scanner_of(topic: str) -> LogScanner:
     """What reads the plain events of ``topic``; one thread at a time may use it."""
@@ -215,7 +222,8 @@ def log_copy(batch: RecordBatch) -> Iterator[tuple[str, list[Row] | RowBlock]]:
             yield table_of(batch.topic), block
             places = left.tolist()
         opened, places = _opened(batch, places)
-        for _, alike in itertools.groupby(opened, lambda one: one[1].schema):
+        # Schemas are equal whatever their metadata say, and there the model is named.
+        for _, alike in itertools.groupby(opened, lambda one: (one[1].schema, one[1].schema.metadata)):
             yield from ((table_of(batch.topic), found) for found in _arrow_blocks(batch, list(alike), places))
     for at in places:
         try:

@@ -32,7 +32,7 @@ from schemas.hashing import KeyHashes, key_hashes
 from schemas.ids import RowId
 from schemas.labels import LabelColumns, LabelDecoder
 from schemas.scan_rows import LogRows
-from streams.core.archive import is_plain
+from streams.core.archive import is_own, is_plain
 from streams.core.arriving import look_at
 from streams.core.cold import ANSWERS, ColdLabels, Question, known_labels
 from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upserts
@@ -170,9 +170,11 @@ class JoinCore:
 
     def _predictions(self, records: RecordBatch) -> None:
         time_ms = None if self._meta.prediction_ms == BEGINNING_MS else self._meta.prediction_ms
-        log = LogRows(records.partition, records.offsets, is_plain(records)) if self._logs else None
+        log = None
+        if self._logs:
+            log = LogRows(records.partition, records.offsets, is_own(records), is_plain(records))
         columns, bad = self._decoder.decode(self._messages(records), time_ms, log)
-        if log is not None and log.block.rows:
+        if log is not None and log.blocks:
             self._logged.append(log)
         self._reject(records, bad, sum(map(len, columns)) + len(bad))
         if columns:

@@ -60,7 +60,7 @@ class Stretch:
     @property
     def size(self) -> int:
         """Bytes it holds on to."""
-        return sum(batch.values.size for batch in self.records) + sum(block.nbytes for block in self.rows)
+        return sum(batch.values.size for batch in self.records) + sum(block.held for block in self.rows)
 
     def since(self, offset: int) -> Stretch:
         """What of it is from ``offset`` on; rows cannot be told apart, and are written again."""
@@ -84,7 +84,7 @@ def stretch_of(batches: Sequence[RecordBatch], logged: Sequence[LogRows]) -> Str
             # A few ticks must not keep the whole of a fetch in memory.
             rest.keys, rest.values = rest.keys.alone(), rest.values.alone()
             left.append(rest)
-    rows = tuple(log.block for log in logged)
+    rows = tuple(block for log in logged for block in log.blocks)
     return Stretch(last.topic, last.partition, int(last.offsets[-1]) + 1, tuple(left), rows)
 
 

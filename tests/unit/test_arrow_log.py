@@ -111,6 +111,25 @@ def test_what_services_send_is_read_by_columns(topic: str) -> None:
     assert rows_of(log_copy(RecordBatch.of([record]))) == rows_of([log_rows(record)])
 
 
+def test_neighbours_of_several_models_keep_their_names() -> None:
+    """Two models may have the same columns: whose a batch is stands beside them."""
+    columns = {
+        "prediction_id": ["a", "b"],
+        "version": ["1", "1"],
+        "event_time_ms": [AT_MS] * 2,
+        "x": [1.0, 2.0],
+    }
+    records = [
+        Record("predictions", 1, at, None, encode_arrow(pa.table(columns).replace_schema_metadata({b"model": model})),
+               {HEADER_FORMAT: FORMAT_ARROW})
+        for at, model in enumerate([b"m", b"n", b"m"])
+    ]  # fmt: skip
+    found = rows_of(log_copy(RecordBatch.of(records)))
+    assert [(row[0], *row[-2:]) for _, row in found] == [
+        (model, at, place) for at, model in enumerate("mnm") for place in range(2)
+    ]
+
+
 def test_columns_are_let_go_of_at_once() -> None:
     """A worker's garbage collector comes once in a hundred thousand objects: what waits for it would be all columns since."""
     columns = {

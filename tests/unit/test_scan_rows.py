@@ -15,7 +15,7 @@ from schemas.messages import TIME_MAX_MS, Messages
 from schemas.scan_rows import LogRows
 from schemas.settings import MonitorSettings
 from streams.core import pipeline
-from streams.core.archive import is_plain, log_copy, table_of
+from streams.core.archive import is_own, is_plain, log_copy, table_of
 from streams.core.delivery import StageContext
 from streams.core.raw_log import stretch_of
 from streams.core.records import Record, RecordBatch
@@ -38,7 +38,7 @@ def _batch(values: list[bytes], headers: list[Headers] | None = None, first: int
 
 
 def _logged(batch: RecordBatch) -> LogRows:
-    log = LogRows(batch.partition, batch.offsets, is_plain(batch))
+    log = LogRows(batch.partition, batch.offsets, is_own(batch), is_plain(batch))
     DECODER.decode(Messages(batch.keys, batch.values, np.zeros(len(batch), np.bool_)), None, log)
     return log
 
@@ -66,7 +66,7 @@ def test_rows_are_the_same_whoever_makes_them(data: st.DataObject) -> None:
     headers = [data.draw(st.sampled_from(held)) for _ in values]
     batch = _batch(values, headers)
     log = _logged(batch)
-    assert log.block.rows == np.count_nonzero(log.written)
+    assert sum(block.rows for block in log.blocks) == np.count_nonzero(log.written)
     assert _rows([batch], [log]) == _expected([batch])
 
 
@@ -116,7 +116,7 @@ def test_the_join_makes_rows_of_what_lies_between_ticks_and_leaves_the_rest() ->
     assert held.size < sum(batch.values.size for batch in batches)
     assert _rows(batches, logged) == _expected(batches)
     core.apply([_batch(good[:1], first=2_000)], 0)
-    assert [log.block.rows for log in core.logged()] == [1]
+    assert [block.rows for log in core.logged() for block in log.blocks] == [1]
 
 
 def test_no_rows_are_made_where_somebody_else_writes_the_log() -> None:
