@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.compiled import compiled
+from schemas.json_text import Whole
+
 Ints = NDArray[np.int64]
 
 
@@ -14,9 +17,21 @@ def distinct(codes: Ints) -> tuple[Ints, Ints]:
     if most > 4 * len(codes) + 4_096:
         found, place = np.unique(codes, return_inverse=True)
         return found, place.astype(np.int64)
-    there = np.zeros(most, bool)
-    there[codes] = True
-    found = np.flatnonzero(there)
-    place = np.zeros(most, np.int64)
-    place[found] = np.arange(len(found))
-    return found, place[codes]
+    places, found, of_row = np.zeros(most, np.int64), np.empty(most, np.int64), np.empty(len(codes), np.int64)
+    count = _distinct(np.ascontiguousarray(codes), places, found, of_row)
+    return found[:count], of_row
+
+
+@compiled
+def _distinct(codes: Ints, places: Ints, found: Ints, of_row: Ints) -> Whole:
+    """How many there are. ``places``: zeros, one for each code that there may be."""
+    for i in range(len(codes)):
+        places[codes[i]] = 1
+    count = 0
+    for code in range(len(places)):
+        if places[code]:
+            places[code], found[count] = count, code
+            count += 1
+    for i in range(len(codes)):
+        of_row[i] = places[codes[i]]
+    return count

@@ -18,8 +18,8 @@ Slots = NDArray[np.int32]
 
 _EMPTY = -1
 #: Slots and rows lie all over memory, and to wait for one costs more than to look at it: so many keys ahead of its turn a key's
-#: slot is sent for, and so many ahead the row that is in it.
-_SLOTS_AHEAD, _ROWS_AHEAD = 32, 16
+#: slot is sent for, and so many ahead so many of the rows that are in it and behind it.
+_SLOTS_AHEAD, _ROWS_AHEAD, _ROWS_FETCHED = 32, 16, 3
 #: Slots for each row there is room for: at half of them taken, a key is found in one or two looks.
 SLOTS_PER_ROW = 2
 SLOT_BYTES = 4
@@ -125,9 +125,13 @@ def _claim(slots: Slots, first: int, keys: Keys, checks: Checks, other: Rows) ->
 
 @compiled
 def _fetch_row(slots: Slots, place: int, keys: Keys, checks: Checks) -> None:
-    if slots[place] >= 0:
+    """The first rows that will be looked at: the key that is looked for may be behind those of others."""
+    for _ in range(_ROWS_FETCHED):
+        if slots[place] < 0:
+            break
         fetch_early(keys, slots[place])
         fetch_early(checks, slots[place])
+        place = (place + 1) & (len(slots) - 1)
 
 
 @compiled

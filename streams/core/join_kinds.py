@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from streams.core.distinct import distinct
 from streams.core.evicted import Marks
 from streams.core.join_state import Kind, WindowKey
 from streams.core.waiting import Key
@@ -62,10 +63,11 @@ class Kinds:
         return self._by(codes, lambda kind: kind.window.model)
 
     def _by(self, codes: NDArray[Any], what: Callable[[Kind], T]) -> list[tuple[T, NDArray[np.bool_]]]:
-        found: dict[T, list[int]] = {}
-        for code in np.unique(codes).tolist():
-            found.setdefault(what(self._kinds[code]), []).append(code)
-        return [(one, np.isin(codes, of)) for one, of in found.items()]
+        there, place = distinct(codes.astype(np.int64))
+        found: dict[T, int] = {}
+        group = [found.setdefault(what(self._kinds[code]), len(found)) for code in there.tolist()]
+        of_row = np.array(group, np.int64)[place]
+        return [(one, of_row == at) for one, at in found.items()]
 
     def marks(self, key: NDArray[np.uint64], check: NDArray[np.uint32], codes: NDArray[Any]) -> Marks:
         """Fingerprints of rows: two of a million in one window are alike once in thirty million windows."""

@@ -36,6 +36,7 @@ from streams.core.archive import is_own, is_plain
 from streams.core.arriving import look_at
 from streams.core.cold import ANSWERS, ColdLabels, Question, known_labels
 from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upserts
+from streams.core.distinct import distinct
 from streams.core.join import Arrivals, JoinIndex, LabelRows, drain
 from streams.core.join_meta import BEGINNING_MS, Meta, restored
 from streams.core.join_pieces import JoinPieces
@@ -281,10 +282,18 @@ class JoinCore:
         hashes = key_hashes(labels.keys)
         stays = self._stays(records, labels, hashes)
         oldest_ms = self._oldest_waiting_ms()
-        for code in np.unique(labels.model[stays]).tolist():
+        every = bool(stays.all())
+        codes = distinct(labels.model if every else labels.model[stays])[0].tolist()
+        for code in codes:
             contract = self._contracts[labels.models[code]]
-            at = np.flatnonzero(stays & (labels.model == code))
-            rows = LabelRows(labels.take(at), hashes.identity[at], hashes.check[at])
+            # Mostly they are all of one model.
+            whole = every and len(codes) == 1
+            at = np.arange(len(labels)) if whole else np.flatnonzero(stays & (labels.model == code))
+            rows = (
+                LabelRows(labels, hashes.identity, hashes.check)
+                if whole
+                else LabelRows(labels.take(at), hashes.identity[at], hashes.check[at])
+            )
             outcomes = self._index.label(rows, oldest_ms[contract.model], contract.monitoring.last_label)
             self._settle(contract, outcomes)
             for one in at[self._index.refused].tolist():
