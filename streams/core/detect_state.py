@@ -73,8 +73,9 @@ class Progress:
     def see(self, rows: Columns) -> list[str]:
         """Remember which versions are alive; those that are forgotten for it."""
         seen, forgotten, times = self.seen, [], rows.event_time_ms
-        for code in np.flatnonzero(np.bincount(rows.version)).tolist():
-            newest = int((times if len(rows.versions) == 1 else times[rows.version == code]).max())
+        alone = len(rows.versions) == 1
+        for code in [0] if alone else np.flatnonzero(np.bincount(rows.version)).tolist():
+            newest = int((times if alone else times[rows.version == code]).max())
             seen[rows.versions[code]] = max(newest, seen.get(rows.versions[code], newest))
         while len(seen) > VERSIONS_MAX:
             oldest = min(seen, key=lambda version: (seen[version], version))

@@ -20,6 +20,8 @@ from streams.core.ordering import cut_by, wanted_rows
 
 #: So many rows of one time are put in order one by one.
 _FEW_TIES = 32
+#: The time by which rows of a kind are ordered.
+TIME_OF = {"predictions": "event_time_ms", "outcomes": "label_time_ms"}
 
 
 class Columns:
@@ -63,7 +65,8 @@ class Columns:
     @property
     def order_ms(self) -> NDArray[np.int64]:
         """The time by which rows of this kind are ordered."""
-        return self.event_time_ms if self.kind == "predictions" else self.label_time_ms
+        times: NDArray[np.int64] = getattr(self, TIME_OF[self.kind])
+        return times
 
     def take(self, places: NDArray[np.int64]) -> Columns:
         """The rows at these places."""
@@ -84,12 +87,14 @@ class InOrder:
         # No method of this: what holds itself is let go of late, and the next rows would lie in new memory.
         make = partial(_together, blocks, self.versions)
         self.rows = Columns(blocks[0].kind, self.versions, sum(map(len, blocks)), make)
-        self._order = _ordered(self.rows)
+        self._order, times = _ordered(self.rows)
+        self._whole = self.rows.take(self._order)
+        setattr(self._whole, TIME_OF[self.rows.kind], times)
         self._cuts: dict[tuple[Any, ...], list[tuple[str, Columns]]] = {}
 
     def whole(self) -> Columns:
         """All of them, in order."""
-        return self.rows.take(self._order)
+        return self._whole
 
     def by_version(self, config: DetectorConfig) -> list[tuple[str, Columns]]:
         """Each version's rows, in order, in the roles and of the sample that a configuration asks for."""
@@ -100,8 +105,9 @@ class InOrder:
 
     def _cut(self, wanted: NDArray[np.bool_]) -> list[tuple[str, Columns]]:
         every = bool(wanted.all())
-        if len(self.versions) == 1 and every:
-            return [(self.versions[0], self.whole())]
+        if len(self.versions) == 1:
+            own = self._whole if every else self.rows.take(self._order[wanted[self._order]])
+            return [(self.versions[0], own)] if len(own) else []
         # Those that are not wanted are of a version behind the last one.
         code = self.rows.version if every else np.where(wanted, self.rows.version, len(self.versions))
         code = code[self._order]
@@ -126,18 +132,18 @@ def _renumbered(block: ObservationBlock, versions: tuple[str, ...]) -> NDArray[n
     return np.array([index[version] for version in block.versions], np.int32)[block.version]
 
 
-def _ordered(rows: Columns) -> NDArray[np.int64]:
-    """Places of the rows, in order."""
-    times = rows.order_ms
+def _ordered(rows: Columns) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places of the rows, in order, and their times."""
     # They come nearly in order.
-    order = np.argsort(times, kind="stable")
+    order = np.argsort(rows.order_ms, kind="stable")
+    times = rows.order_ms[order]
     sign = rows.sign if len(rows.sign) else np.zeros(len(rows), np.int8)
     keys = rows.identity, rows.version, rows.role, sign
     crowded = np.zeros(len(rows), np.bool_)
     if _order_ties(order, times, *keys, crowded):
         at = order[crowded]
-        order[crowded] = at[np.lexsort((*(key[at] for key in reversed(keys)), times[at]))]
-    return order
+        order[crowded] = at[np.lexsort((*(key[at] for key in reversed(keys)), times[crowded]))]
+    return order, times
 
 
 @compiled
@@ -145,12 +151,12 @@ def _order_ties(
     order: NDArray[np.int64], times: NDArray[np.int64], identity: NDArray[np.uint64], version: NDArray[np.int32],
     role: NDArray[np.int8], sign: NDArray[np.int8], crowded: NDArray[np.bool_],
 ) -> bool:  # fmt: skip
-    """Put the few rows of each time, which stand side by side in ``order``, in their order; true: there are times with many,
-    whose places ``crowded`` shows."""
+    """Put the few rows of each time, which stand side by side in ``order`` as in ``times``, in their order; true: there are times
+    with many, whose places ``crowded`` shows."""
     start, some = 0, False
     while start < len(order):
         end = start + 1
-        while end < len(order) and times[order[end]] == times[order[start]]:
+        while end < len(order) and times[end] == times[start]:
             end += 1
         if end - start > _FEW_TIES:
             crowded[start:end] = True

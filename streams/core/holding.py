@@ -99,6 +99,8 @@ class Queue:
 
 def shown_by(block: ObservationBlock) -> set[Shown]:
     """Versions and roles of a block's rows."""
+    if len(block.versions) == 1:
+        return {(block.versions[0], code) for code in range(len(ROLES)) if (block.role == code).any()}
     codes = block.version * len(ROLES) + block.role
     found = set(codes.tolist()) if len(codes) <= ROWS_MAX else np.flatnonzero(np.bincount(codes)).tolist()
     return {(block.versions[code // len(ROLES)], code % len(ROLES)) for code in found}
