@@ -69,11 +69,13 @@ def warm_up(process: Literal["monitor", "archive"]) -> None:
 
 
 def _records() -> list[RecordBatch]:
-    """A prediction and its label as JSON, and as Arrow more predictions than are counted as few."""
+    """A prediction and its label, and more predictions than are counted as few, as JSON and as Arrow."""
     event = PredictionMade(
         prediction_id="p", model="m", version="1", event_time_ms=_TIME_MS, features={"x": 0.5, "c": "a"}, score=0.5
     )  # fmt: skip
     truth = GroundTruth(prediction_id="p", model="m", label=1.0, label_time_ms=_TIME_MS)
+    value = event.model_dump_json().encode()
+    ids = [b"s%d" % n for n in range(FEW_ROWS + 1)]
     rows: dict[str, list[Any]] = {
         "prediction_id": ["q", *(f"q{n}" for n in range(FEW_ROWS))],
         "version": ["1"] * (FEW_ROWS + 1),
@@ -90,16 +92,17 @@ def _records() -> list[RecordBatch]:
     }
     labels = pa.table({"prediction_id": ["q"], "model": ["m"], "label": [1.0], "label_time_ms": [_TIME_MS]})
     return [
-        _batch("predictions", b"p", event.model_dump_json().encode()),
-        _batch("predictions", None, encode_arrow_predictions("m", rows, 1)[0]),
-        _batch("predictions", None, encode_arrow_predictions("m", mixed, 1)[0]),
-        _batch("feedback", b"p", truth.model_dump_json().encode()),
-        _batch("feedback", None, encode_arrow(labels)),
+        _batch("predictions", [b"p"], [value]),
+        _batch("predictions", [*ids], [value.replace(b'"p"', b'"%s"' % one) for one in ids]),
+        _batch("predictions", [None], [encode_arrow_predictions("m", rows, 1)[0]]),
+        _batch("predictions", [None], [encode_arrow_predictions("m", mixed, 1)[0]]),
+        _batch("feedback", [b"p"], [truth.model_dump_json().encode()]),
+        _batch("feedback", [None], [encode_arrow(labels)]),
     ]
 
 
-def _batch(topic: str, key: bytes | None, value: bytes) -> RecordBatch:
-    """One record as the fetcher hands it over; without a key: an Arrow batch."""
-    none = np.zeros(1, np.int64)
-    headers = {0: {HEADER_FORMAT: FORMAT_ARROW}} if key is None else {}
-    return RecordBatch(topic, 0, none, Spans.of([key]), Spans.of([value]), headers, none)
+def _batch(topic: str, keys: list[bytes | None], values: list[bytes]) -> RecordBatch:
+    """Records as the fetcher hands them over; without a key: an Arrow batch."""
+    headers = {at: {HEADER_FORMAT: FORMAT_ARROW} for at, key in enumerate(keys) if key is None}
+    offsets = np.arange(len(keys))
+    return RecordBatch(topic, 0, offsets, Spans.of(keys), Spans.of(values), headers, np.zeros_like(offsets))

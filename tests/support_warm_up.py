@@ -35,7 +35,7 @@ def main() -> None:
     before = _made()
     join, detecting = _core(pipeline), _core(detect)
     offset, pieces = 0, dict[str, bytes]()
-    for turn, (codec, writable, rows) in enumerate(itertools.product(CODECS, (False, True), (2, 300))):
+    for turn, (codec, writable, rows) in enumerate(itertools.product(CODECS, (False, True), (2, 600))):
         time_ms = load.START_MS + turn * 60_000
         for topic, messages in _messages(turn * 1_000, rows, time_ms):
             batch, _ = read(topic, 0, _fetched(messages, codec, writable), [], 0)

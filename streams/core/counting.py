@@ -31,6 +31,7 @@ from streams.core.together import Together
 FEW_ROWS = 512
 #: Beside four for each row, so many pairs of a combination and a latency have a place each.
 _FEW_PAIRS = 4_096
+_FIRST_CELL = np.zeros(1, np.int64)
 _ERROR, _FALLBACK = STATUSES.index("error"), STATUSES.index("fallback")
 Ints = NDArray[np.int64]
 #: Of latencies in whole microseconds, up to a twentieth of a second.
@@ -103,7 +104,15 @@ def count_features(
         if end - begin > FEW_ROWS:
             few = few.copy() if few is cell_of else few
             few[begin:end] = -1
-            own, member = distinct(cell_of[begin:end])
+            own, member = (
+                distinct(cell_of[begin:end]) if len(cells) > 1 else (_FIRST_CELL, cell_of[begin:end])
+            )
+            if len(own) == 1 and _lie_by_column(rows, part, begin, end, plans[own[0]]):
+                tally.features_alone(
+                    rows.values, rows.values.view(np.int64), int(rows.at[begin]), int(rows.step[part]), end - begin,
+                    plans[own[0]].number, ends[own[0]], arrays, np.zeros(tally.REACHED_MAX, np.int64), sums,
+                )  # fmt: skip
+                continue
             held = [(sums[ends[c] :], plans[c]) for c in own.tolist()]
             _count_many(rows.parts[part].contract, held, member, rows.features(part, begin, end))
     if few is cell_of or (few >= 0).any():
@@ -113,6 +122,12 @@ def count_features(
         )  # fmt: skip
     for cell, (begin, end) in zip(cells, itertools.pairwise(ends), strict=True):
         cell.sums = sums[begin:end].copy()
+
+
+def _lie_by_column(rows: Together, part: int, begin: int, end: int, plan: Plan) -> bool:
+    """Whether columns of features lie each in one piece, with few borders."""
+    whole = rows.step[part] > 1 and rows.at[end - 1] - rows.at[begin] == end - begin - 1
+    return bool(whole) and all(len(edges) <= tally.REACHED_MAX for edges in plan.edges)
 
 
 _Held = list[tuple[Ints, Plan]]

@@ -158,6 +158,64 @@ def numbers_alone(
 
 
 @compiled
+def features_alone(
+    values: Floats,
+    bits: Ints,
+    at: int,
+    apart: int,
+    rows: int,
+    plan: int,
+    start: int,
+    of: Arrays,
+    reached: Ints,
+    sums: Ints,
+) -> None:
+    """Count all features of so many rows of one cell, column by column: the first column begins at ``at`` of ``values``, each further
+    one ``apart`` behind. The cell's numbers begin at ``start`` of ``sums``, and are counted by plan ``plan`` of ``of``, in which
+    no feature has more than ``REACHED_MAX`` borders. ``bits``: of the same values; ``reached (REACHED_MAX,)``: room."""
+    first = of.first[plan]
+    for f in range(of.first[plan + 1] - first):
+        own, begin = first + f, at + f * apart
+        column, same = values[begin : begin + rows], bits[begin : begin + rows]
+        block = sums[start + of.start[own] :]
+        block[ROWS] += rows
+        if of.code[own] >= 0:
+            _codes(column, of.cells[of.code[own] :], of.other[own], block)
+            continue
+        borders = of.edges[of.edge[own] : of.edge_end[own]]
+        reached[:] = 0
+        block[LEAST], block[MOST] = ordered(block[LEAST]), ordered(block[MOST])
+        above = rows
+        for low in range(0, rows, AT_HAND):
+            some = column[low : low + AT_HAND]
+            above -= _sums(some, of.low[own], of.high[own], block)
+            _range(some, same[low : low + AT_HAND], block)
+            for j in range(len(borders)):
+                reached[j] += _at_or_above(some, borders[j])
+        block[LEAST], block[MOST] = ordered(block[LEAST]), ordered(block[MOST])
+        block[MISSING] += rows - above
+        for j in range(len(borders)):
+            block[HEAD + j] += above - reached[j]
+            above = reached[j]
+        block[HEAD + len(borders)] += above
+
+
+@compiled
+def _codes(values: Floats, cells: Ints, other: int, block: Ints) -> None:
+    """Count codes of categories, each in its one of ``cells``."""
+    missing, invalid = 0, 0
+    for i in range(len(values)):
+        if values[i] != values[i]:
+            missing += 1
+            continue
+        place = cells[int(values[i])]
+        block[HEAD + place] += 1
+        invalid += place == other
+    block[MISSING] += missing
+    block[INVALID] += invalid
+
+
+@compiled
 def _sums(values: Floats, low: float, high: float, block: Ints) -> Any:
     """How many are missing; the others are summed."""
     missing, invalid, upper, lower = 0, 0, 0, 0

@@ -200,7 +200,8 @@ class Windows:
                 )
                 cell.layout = plan.layout
             plans.append(plan)
-        count_features(cells, plans, cell_of[members.of_row], rows, self._plans.arrays)
+        of_row = cell_of[members.of_row] if len(cells) > 1 else np.zeros(len(rows), np.int64)
+        count_features(cells, plans, of_row, rows, self._plans.arrays)
 
     def settle(self, outcomes: OutcomeRows, losses_nano: NDArray[np.int64], threshold: float) -> None:
         """Add outcomes of one model and take back those they replace, in every cell of their predictions."""

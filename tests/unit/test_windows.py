@@ -6,10 +6,12 @@ import math
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schemas.arrow import encode_arrow
 from schemas.columns import PredictionColumns
 from schemas.contracts import (
     ColumnReference,
@@ -388,9 +390,9 @@ def test_a_window_is_bounded_and_made_of_whole_steps(window: str, step: str | in
     )
 )
 def test_few_rows_and_many_are_counted_alike(values: list[float | None]) -> None:
-    """All features in one call or one after the other, values on borders and beyond every range, null, in several windows."""
+    """All features in one call, one after the other or as columns that lie in one piece, values on borders and beyond every range, null, in several windows."""
     found = []
-    for most in (0, FEW_ROWS):
+    for most, arrow in ((0, False), (FEW_ROWS, False), (0, True)):
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(counting, "FEW_ROWS", most)
             core, stream = join_core(), Stream()
@@ -408,7 +410,20 @@ def test_few_rows_and_many_are_counted_alike(values: list[float | None]) -> None
                 )
                 for at, value in enumerate(values)
             ]
-            core.apply([stream.event(event) for event in events], 0)
+            if arrow:
+                core.apply([stream.arrow(_arrow(events[at::3])) for at in range(min(3, len(events)))], 0)
+            else:
+                core.apply([stream.event(event) for event in events], 0)
             rows = [u.row for u in spread(committed(core, 1)) if u.table == "window_features"]
             found.append(sorted(map(repr, rows)))
-    assert found[0] == found[1] != []
+    assert found[0] == found[1] == found[2] != []
+
+
+def _arrow(events: list[dict[str, Any]]) -> bytes:
+    """The same predictions as a batch: features column by column, not row by row."""
+    names = ("prediction_id", "version", "event_time_ms", "score")
+    columns = {name: pa.array([event[name] for event in events]) for name in names}
+    for name in ("distance", "wind", "origin"):
+        kind = pa.string() if name == "origin" else pa.float64()
+        columns[name] = pa.array([event["features"][name] for event in events], kind)
+    return encode_arrow(pa.table(columns).replace_schema_metadata({b"model": b"flights"}))
