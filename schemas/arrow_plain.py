@@ -47,6 +47,8 @@ class PlainBatches:
     def __init__(self, batches: Sequence[pa.RecordBatch]) -> None:
         self._batches = batches
         self._made = np.zeros((len(batches), _WORDS), np.int64)
+        first = self._made.ctypes.data
+        self._addresses = range(first, first + self._made.nbytes, self._made.strides[0])
         self._validated = False
         schema = batches[0].schema
         self._place = {name: place for place, name in enumerate(schema.names)}
@@ -57,16 +59,16 @@ class PlainBatches:
     def __enter__(self) -> PlainBatches:
         if not self.counts.all() or len(self._place) < len(self._kinds):
             raise Odd
-        for batch, made in zip(self._batches, self._made, strict=True):
-            batch._export_to_c(made.ctypes.data)
+        for batch, address in zip(self._batches, self._addresses, strict=True):
+            batch._export_to_c(address)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for made in self._made:
-            if made[_RELEASE]:
-                _release(int(made[_RELEASE]))(made.ctypes.data)
+        for release, address in zip(self._made[:, _RELEASE].tolist(), self._addresses, strict=True):
+            if release:
+                _release(release)(address)
 
     def __contains__(self, name: str) -> bool:
         return name in self._place
