@@ -217,8 +217,8 @@ def _narrowed(column: NDArray[Any]) -> tuple[float, NDArray[Any]]:
 
 
 def decode_block(data: bytes | memoryview) -> ObservationBlock:
-    """Inverse of :func:`encode_block`; arrays are read-only views of ``data``, or of one number where all are the same. Raises
-    BadMessage on anything else."""
+    """Inverse of :func:`encode_block`; arrays are read-only, large ones views of ``data``, or of one number where all are the same.
+    Raises BadMessage on anything else."""
     try:
         wire = _WIRE.decode(data)
         if wire.schema not in _READABLE:
@@ -256,6 +256,7 @@ def decode_block(data: bytes | memoryview) -> ObservationBlock:
 #: A column on the wire: as it is, or what all have in common and the rest.
 _Told = memoryview | tuple[int | float, str, memoryview]
 _NONE = memoryview(b"")
+_SMALL_BYTES = 4_096
 
 
 class _Wire(msgspec.Struct):
@@ -295,7 +296,12 @@ _WIRE = msgspec.msgpack.Decoder(_Wire)
 def _read(column: _Told, dtype: np.dtype[Any], size: int) -> NDArray[Any]:
     """Inverse of ``_narrowed``. ``size``: how many there are of what is the same everywhere, which takes no room."""
     if isinstance(column, memoryview):
-        return np.frombuffer(column, dtype) if column else _NOTHING[dtype]
+        # A view takes two hundred bytes, and keeps all that was received with it: of a few rows that are held, a copy takes less.
+        return (
+            np.frombuffer(column if column.nbytes > _SMALL_BYTES else bytes(column), dtype)
+            if column
+            else _NOTHING[dtype]
+        )
     base, narrow, data = column
     if not data:
         return np.ndarray((size,), dtype, dtype.type(base).tobytes(), strides=(0,))
