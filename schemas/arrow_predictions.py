@@ -16,7 +16,7 @@ from schemas.arrow_rows import UNREAD, Coded, write_rows
 from schemas.columns import PredictionColumns, not_finite, renumbered, without
 from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
-from schemas.events import ID_CHARS_MAX, MESSAGE_BYTES_MAX, Status
+from schemas.events import ID_CHARS_MAX, MESSAGE_BYTES_MAX, STATUSES
 from schemas.ids import ROLES
 from schemas.messages import Bad
 from schemas.scan_rows import LogRows
@@ -24,7 +24,6 @@ from schemas.scan_rows import LogRows
 _LOGGED = frozenset((*PREDICTION_COLUMNS, "model", "features"))
 #: Columns that a batch must have.
 _NEEDED = ("prediction_id", "version", "event_time_ms")
-STATUSES: tuple[str, ...] = tuple(status.value for status in Status)
 ROLE_CODES: dict[str, int] = {role: code for code, role in enumerate(ROLES)}
 STATUS_CODES = {status: code for code, status in enumerate(STATUSES)}
 
@@ -104,14 +103,13 @@ class ArrowBuilder:
                     raise Odd
                 gaps = gaps or found == MISSING
             score, latency = reals[-2], reals[-1]
-            for name, column, default in (("score", score, np.nan), ("latency_ms", latency, 0.0)):
-                if name not in batch:
-                    column[:] = default
-                elif batch.floats(name, column) != FINITE:
-                    gaps = True
-                    if name == "latency_ms":
-                        raise Odd
-            if latency.min() < 0.0:
+            if "score" not in batch:
+                score[:] = np.nan
+            elif batch.floats("score", score) != FINITE:
+                gaps = True
+            if "latency_ms" not in batch:
+                latency[:] = 0.0
+            elif batch.floats("latency_ms", latency) != FINITE or latency.min() < 0.0:
                 raise Odd
             told, version = batch.texts("version")
             counts = batch.counts

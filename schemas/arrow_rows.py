@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from schemas.columns import PredictionColumns
 from schemas.compiled import compiled
-from schemas.events import Status
+from schemas.events import STATUSES
 from schemas.ids import ROLES
 from schemas.messages import TIME_MAX_MS, TIME_MIN_MS
 from schemas.native import Buffers, coded, maps, native_block, nullable, numbers, same_text, texts
@@ -22,7 +22,6 @@ from schemas.spans import Spans
 
 #: Distinct texts, and of each row the place of its own among them.
 Coded = tuple[list[str], NDArray[np.int64]]
-_STATUSES: tuple[str, ...] = tuple(status.value for status in Status)
 #: Texts that nobody but the log asks for.
 UNREAD = ("entity", "trace_id", "region")
 _ROWS_AT_ONCE = 256
@@ -60,7 +59,7 @@ def write_rows(
         maps([features[at].name for at in told], _side_by_side_texts(list(told.values()), n), None),
         nullable(score, None if scored else np.zeros(n, np.bool_)),
         numbers(latency_ms, "Float64"),
-        _same_or_texts(_STATUSES, columns.status),
+        _same_or_texts(STATUSES, columns.status),
         *(texts(unread[name]) if name in unread else same_text("", n) for name in UNREAD),
         numbers(np.full(n, log.partition), "UInt16"),
         numbers(log.offsets[columns.message], "Int64"),

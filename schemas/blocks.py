@@ -60,6 +60,8 @@ _NOTHING = {dtype: np.empty(0, dtype) for dtype, _ in _COLUMNS.values()}
 NARROWED_MIN = 64
 _INTEGERS = tuple((8 * np.dtype(dtype).itemsize - 1, np.dtype(dtype)) for dtype in ("|i1", "<i2", "<i4"))
 Kind = Literal["predictions", "outcomes"]
+#: The time by which rows of a kind are ordered: label time for outcomes.
+TIME_OF: Mapping[Kind, str] = {"predictions": "event_time_ms", "outcomes": "label_time_ms"}
 #: Kind, model, versions and contract hash of a block.
 About = tuple[Kind, str, tuple[str, ...], str]
 
@@ -110,8 +112,9 @@ class ObservationBlock:
 
     @property
     def order_ms(self) -> NDArray[np.int64]:
-        """The time by which rows of this kind are ordered: event time, or label time for outcomes."""
-        return self.event_time_ms if self.kind == "predictions" else self.label_time_ms
+        """The time by which rows of this kind are ordered."""
+        times: NDArray[np.int64] = getattr(self, TIME_OF[self.kind])
+        return times
 
     def take(self, index: NDArray[Any] | slice) -> ObservationBlock:
         """The rows selected by ``index`` (positions, mask or, without a copy, a slice), as a new block."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.arrow import PREDICTION_COLUMNS, encode_arrow_predictions, open_arrow, read_arrow, whole_table
-from schemas.arrow_predictions import ROLE_CODES, STATUS_CODES, STATUSES, ArrowBuilder, ArrowMessage
+from schemas.arrow_predictions import ROLE_CODES, STATUS_CODES, ArrowBuilder, ArrowMessage
 from schemas.columns import PredictionColumns, by_model, coded, renumbered
 from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
@@ -29,7 +29,7 @@ from schemas.scan_rows import LogRows
 from schemas.spans import Spans
 
 __all__ = [
-    "PREDICTION_COLUMNS", "STATUSES", "Bad", "Messages", "PredictionColumns", "PredictionDecoder", "coded", "encode_arrow_predictions",
+    "PREDICTION_COLUMNS", "Bad", "Messages", "PredictionColumns", "PredictionDecoder", "coded", "encode_arrow_predictions",
     "encode_prediction", "read_arrow",
 ]  # fmt: skip
 

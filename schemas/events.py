@@ -48,6 +48,10 @@ class Status(StrEnum):
     FALLBACK = "fallback"
 
 
+#: Statuses by the code that stands for each in columns.
+STATUSES: tuple[str, ...] = tuple(status.value for status in Status)
+
+
 class Event(BaseModel):
     """Base of everything on the input topics: immutable, unknown fields are errors."""
 

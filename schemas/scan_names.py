@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.contracts import ModelContract
-from schemas.events import Status
+from schemas.events import STATUSES
 from schemas.ids import ROLES
 from schemas.json_text import Integers, Table, table_of
 
@@ -61,7 +61,7 @@ def names_of(contracts: Mapping[str, ModelContract]) -> Names:
     add(OF_FIELDS, FIELDS)
     add(OF_MODELS, tuple(contracts))
     add(OF_ROLES, ROLES)
-    add(OF_STATUSES, tuple(status.value for status in Status))
+    add(OF_STATUSES, STATUSES)
     context = OF_REST
     first, model_context, context_of, categories, nullable = [0], [], [], [], []
     name_of: list[int] = []

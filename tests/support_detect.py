@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from schemas.blocks import ObservationBlock, encode_block
-from schemas.codecs import STATUSES
 from schemas.contracts import (
     ColumnReference,
     DetectorConfig,
@@ -19,7 +18,7 @@ from schemas.contracts import (
     Monitoring,
     Reference,
 )
-from schemas.events import HEADER_KIND, KIND_TICK, Tick
+from schemas.events import HEADER_KIND, KIND_TICK, STATUSES, Tick
 from schemas.ids import ROLES
 from schemas.settings import MonitorSettings
 from schemas.verdicts import SignalChanged

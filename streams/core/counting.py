@@ -13,14 +13,14 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.codecs import STATUSES
 from schemas.contracts import ModelContract
 from schemas.edges import Edges
+from schemas.events import STATUSES
 from schemas.rows import CALIBRATION_BINS, OUTCOME_BINS
 from streams.core import tally
 from streams.core.aggregates import Cell, Outcomes, latency_bucket
 from streams.core.arriving import paired
-from streams.core.distinct import distinct
+from streams.core.distinct import distinct, few
 from streams.core.layouts import HEAD, INVALID, LEAST, LOWER, MISSING, MOST, ROWS, UPPER, Arrays, Plan
 from streams.core.maturity import delay_bucket
 from streams.core.members import Members
@@ -29,8 +29,6 @@ from streams.core.together import Together
 
 #: Of so many rows of a model all features are counted in one call; of more, one after the other along memory.
 FEW_ROWS = 512
-#: Beside four for each row, so many pairs of a combination and a latency have a place each.
-_FEW_PAIRS = 4_096
 _FIRST_CELL = np.zeros(1, np.int64)
 _ERROR, _FALLBACK = STATUSES.index("error"), STATUSES.index("fallback")
 Ints = NDArray[np.int64]
@@ -65,7 +63,7 @@ def count_predictions(
 def _count_latencies(member: Ints, bucket: Ints, cells_of: Ints, cells: Sequence[Cell]) -> None:
     first, members = int(bucket.min()), int(cells_of.shape[1])
     width = int(bucket.max()) - first + 1
-    if members * width <= 4 * len(member) + _FEW_PAIRS:
+    if few(members * width, len(member)):
         pairs = np.zeros((members, width), np.int64)
         paired(member, bucket, first, pairs)
         member, bucket = np.nonzero(pairs)

@@ -11,10 +11,15 @@ from schemas.json_text import Whole
 Ints = NDArray[np.int64]
 
 
+def few(codes: int, rows: int) -> bool:
+    """Whether so many codes, of which not all need be there, are few enough beside so many rows to have a place each."""
+    return codes <= 4 * rows + 4_096
+
+
 def distinct(codes: Ints) -> tuple[Ints, Ints]:
     """The distinct codes (from 0 on), ascending, and for each of ``codes`` its place among them."""
     most = int(codes.max(initial=0)) + 1
-    if most > 4 * len(codes) + 4_096:
+    if not few(most, len(codes)):
         found, place = np.unique(codes, return_inverse=True)
         return found, place.astype(np.int64)
     places, found, of_row = np.zeros(most, np.int64), np.empty(most, np.int64), np.empty(len(codes), np.int64)

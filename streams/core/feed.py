@@ -13,36 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.blocks import DTYPES, Kind, ObservationBlock, taken
+from schemas.blocks import DTYPES, TIME_OF, Kind, ObservationBlock, taken
 from schemas.compiled import compiled
 from schemas.contracts import DetectorConfig
-from streams.core.ordering import cut_by, wanted_rows
+from streams.core.ordering import cut_by, renumbered, versions_of, wanted_rows
 
 #: So many rows of one time are put in order one by one.
 _FEW_TIES = 32
-#: The time by which rows of a kind are ordered.
-TIME_OF = {"predictions": "event_time_ms", "outcomes": "label_time_ms"}
 
 
 class Columns:
     """``n`` rows with the columns of an ``ObservationBlock``, of which each is made by ``make(name)`` when it is first read."""
-
-    partition: NDArray[np.int32]
-    offset: NDArray[np.int64]
-    row: NDArray[np.int32]
-    identity: NDArray[np.uint64]
-    event_time_ms: NDArray[np.int64]
-    version: NDArray[np.int32]
-    role: NDArray[np.int8]
-    score: NDArray[np.float64]
-    latency_ms: NDArray[np.float64]
-    status: NDArray[np.int8]
-    features: NDArray[np.float64]
-    label: NDArray[np.float64]
-    label_time_ms: NDArray[np.int64]
-    loss: NDArray[np.float64]
-    sign: NDArray[np.int8]
-    segments: NDArray[np.int32]
 
     def __init__(
         self, kind: Kind, versions: tuple[str, ...], rows: int, make: Callable[[str], NDArray[Any]]
@@ -83,7 +64,7 @@ class InOrder:
     every run."""
 
     def __init__(self, blocks: Sequence[ObservationBlock]) -> None:
-        self.versions = tuple(sorted({version for block in blocks for version in block.versions}))
+        self.versions = versions_of(blocks)
         # No method of this: what holds itself is let go of late, and the next rows would lie in new memory.
         make = partial(_together, blocks, self.versions)
         self.rows = Columns(blocks[0].kind, self.versions, sum(map(len, blocks)), make)
@@ -117,19 +98,12 @@ class InOrder:
 
 def _together(blocks: Sequence[ObservationBlock], versions: tuple[str, ...], name: str) -> NDArray[Any]:
     """A column of all blocks, as they came; a copy that may be written to, for what is compiled is compiled anew for others."""
-    columns = [_renumbered(of, versions) if name == "version" else getattr(of, name) for of in blocks]
+    columns = [renumbered(of, versions) if name == "version" else getattr(of, name) for of in blocks]
     if name == "features" and not any(column.flags.c_contiguous for column in columns):
         turned: NDArray[Any] = np.concatenate([column.T for column in columns], axis=1)
         return turned.T
     found: NDArray[Any] = np.concatenate(columns)
     return found
-
-
-def _renumbered(block: ObservationBlock, versions: tuple[str, ...]) -> NDArray[np.int32]:
-    if block.versions == versions:
-        return block.version
-    index = {version: at for at, version in enumerate(versions)}
-    return np.array([index[version] for version in block.versions], np.int32)[block.version]
 
 
 def _ordered(rows: Columns) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

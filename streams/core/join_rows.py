@@ -6,7 +6,6 @@ are packed. No text is kept: a prediction is known by 96 bits of its id and of i
 
 from __future__ import annotations
 
-import mmap
 from typing import Any
 
 import numpy as np
@@ -37,8 +36,8 @@ DTYPES: dict[str, str] = {
     "alive": "|b1",
 }
 _GROWTH = 1.25
-#: Room for more than so many times the rows that are left is given back.
-_SPARE = 4
+#: Room for more than so many times the rows that are left, and for more than so many rows, is given back.
+_SPARE, _SPARE_ROWS_MIN = 4, 16_384
 #: Of a row in the columns and in the table over them, which on average are as far from full as this says.
 ROW_BYTES = round(
     sum(np.dtype(d).itemsize for d in DTYPES.values()) * 1.12 + SLOT_BYTES * SLOTS_PER_ROW * 1.5
@@ -192,7 +191,7 @@ class JoinRows:
             column[len(keep) : self.size] = 0
             del column
         self.size = len(keep)
-        if self._capacity > _SPARE * max(self.size, mmap.PAGESIZE):
+        if self._capacity > max(_SPARE * self.size, _SPARE_ROWS_MIN):
             self._reserve(round(self.size * _GROWTH))
 
 

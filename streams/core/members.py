@@ -16,14 +16,12 @@ from schemas.contracts import ModelContract
 from schemas.ids import ROLES
 from streams.core import tally
 from streams.core.arriving import combinations, steps
-from streams.core.distinct import distinct
+from streams.core.distinct import distinct, few
 from streams.core.join_state import Kind, WindowKey
 from streams.core.layouts import OTHER
 from streams.core.together import Together
 
 NULL = "(null)"
-#: Beside four for each row, so many combinations are few enough to have a place each.
-_COMBINATIONS_FEW = 4_096
 Ints = NDArray[np.int64]
 
 
@@ -135,7 +133,7 @@ class Members:
         versions = np.array([at for part in rows.parts for at in range(len(part.versions))], np.int64)
         widths = codes.max(axis=1, initial=0) + 1
         size = (last - first + 1) * models * most * len(ROLES) * math.prod(widths.tolist())
-        if size <= 4 * n + _COMBINATIONS_FEW:
+        if few(size, n):
             combined, one = np.empty(n, np.int64), np.empty(size, np.int64)
             count = combinations(
                 step, first, rows.model, models, rows.version, versions, most, rows.role, len(ROLES), codes, widths,

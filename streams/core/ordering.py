@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from detectors.base import Rows
 from schemas.blocks import DTYPES, SEGMENT_NULL, ObservationBlock
-from schemas.codecs import STATUSES
 from schemas.contracts import DetectorConfig, Feature, ModelContract
+from schemas.events import STATUSES
 from schemas.ids import ROLES, RowId
 
 if TYPE_CHECKING:
@@ -37,13 +37,23 @@ def merged(blocks: Sequence[ObservationBlock]) -> ObservationBlock:
     """Blocks of one model and kind as one, their versions under one numbering."""
     if len(blocks) == 1:
         return blocks[0]
-    versions = tuple(sorted({version for block in blocks for version in block.versions}))
-    index = {version: at for at, version in enumerate(versions)}
-    first = blocks[0]
+    first, versions = blocks[0], versions_of(blocks)
     columns: dict[str, Any] = {name: np.concatenate([getattr(b, name) for b in blocks]) for name in DTYPES}
-    codes = [np.array([index[v] for v in block.versions], np.int32)[block.version] for block in blocks]
-    columns["version"] = np.concatenate(codes)
+    columns["version"] = np.concatenate([renumbered(block, versions) for block in blocks])
     return ObservationBlock(first.kind, first.model, versions, first.contract_hash, **columns)
+
+
+def versions_of(blocks: Sequence[ObservationBlock]) -> tuple[str, ...]:
+    """The versions of all of them, in the one order that they have in every run."""
+    return tuple(sorted({version for block in blocks for version in block.versions}))
+
+
+def renumbered(block: ObservationBlock, versions: tuple[str, ...]) -> NDArray[np.int32]:
+    """The version of each row as index into ``versions``, which are those of several blocks."""
+    if block.versions == versions:
+        return block.version
+    index = {version: at for at, version in enumerate(versions)}
+    return np.array([index[version] for version in block.versions], np.int32)[block.version]
 
 
 def column_values(stream: str, block: ObservationBlock | Columns) -> NDArray[np.float64]:
