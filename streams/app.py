@@ -19,6 +19,7 @@ from streams.agents import add_agents
 from streams.batches import BatchTransport, Chunk, StageAssignor, chunk_scheduler
 from streams.broadcast import Broadcast
 from streams.core.delivery import StageContext
+from streams.pace import Lags
 from streams.raw_log import RawLog
 from streams.reader import ssl_context
 from streams.stages import Stage
@@ -129,7 +130,7 @@ class TaskSet:
         self._io = ThreadPoolExecutor(IO_THREADS, "io")
         self._loop = asyncio.get_running_loop()
         self._shared = Services(
-            self._cpu, self._io, self.broadcast, metrics, self._failed, self.dirty.set, raw_log
+            self._cpu, self._io, self.broadcast, metrics, self._failed, self.dirty.set, raw_log, Lags()
         )
 
     async def start(self) -> None:
@@ -200,7 +201,7 @@ class TaskSet:
     def _create(self, name: str, partition: int) -> Task:
         stage = self._stages[name]
         context = StageContext(name, partition, self._settings.kafka.input_partitions, self._settings)
-        return Task(context, stage.create(context), stage.inputs, stage.follows, self._shared)
+        return Task(context, stage.create(context), stage.inputs, stage.follows, self._shared, stage.paced_by)
 
     async def deliver(self, topic: str, chunk: Chunk) -> None:
         """Hand a chunk to its task; one for a task that is gone is left to the task's next owner."""

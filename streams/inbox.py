@@ -57,6 +57,12 @@ class Inbox:
             self._lead_s = self._clock()
         self._came.set()
 
+    def waited_ms(self, now_ms: int) -> int:
+        """How long ago the newest record of the leading input that was taken had been written; 0 when there are no more."""
+        if self._pace_ms is None or not (self._behind or self._chunks[self._lead]):
+            return 0
+        return max(0, now_ms - self._pace_ms)
+
     @property
     def held(self) -> frozenset[str]:
         """Inputs of which something waits for the leading one."""

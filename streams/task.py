@@ -15,6 +15,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from schemas.clock import wall_ms
 from schemas.contracts import ModelRecord
 from schemas.errors import DeliveryError
 from schemas.events import HEADER_KIND, HEADER_TRACE
@@ -30,14 +31,11 @@ from streams.core.raw_log import Stretch, stretch_of
 from streams.core.records import Input, Record, RecordBatch
 from streams.inbox import Inbox
 from streams.lookup import Asking
+from streams.pace import Lags, Pace
 from streams.raw_log import RawLog
 from streams.store import TaskStore, log_starts
 
 log = logging.getLogger(__name__)
-#: Two transactions that only move event time are at least this far apart, and so many times as far as the last one took:
-#: where the broker or this machine has much to do, several ticks go on in one.
-TICK_COMMIT_INTERVAL_S = 0.025
-TICK_COMMIT_TIMES = 2
 _BROADCAST_PARTITION = 0
 LOGGED = "predictions"
 _TRACED = frozenset({"signals", "decisions", "alerts", "control"})
@@ -68,10 +66,12 @@ class Services:
     on_failed: Callable[[Task, BaseException], None]
     on_upserts: Callable[[], None]
     raw_log: RawLog | None
+    lags: Lags
 
 
 class Task:
-    """One (stage, partition): ``open``, then ``start``; ``put`` chunks; ``close``."""
+    """One (stage, partition): ``open``, then ``start``; ``put`` chunks; ``close``. ``paced_by``: a stage before this one; where its
+    tasks are behind this one is, too."""
 
     def __init__(
         self,
@@ -80,6 +80,7 @@ class Task:
         inputs: tuple[str, ...],
         follows: tuple[str, ...],
         shared: Services,
+        paced_by: str | None = None,
     ) -> None:
         self.context = context
         self.name = context.task
@@ -103,10 +104,8 @@ class Task:
         self._applied: dict[tuple[str, int], int] = {}
         self._seek = -1
         self._numbers: dict[tuple[str, int], int] = {}
-        self._rows = 0
-        self._since_s: float | None = None
-        self._tick_due_s = 0.0
-        self._moved = False
+        self._paced_by = paced_by
+        self._pace = Pace(self._limits, time.monotonic)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -155,6 +154,7 @@ class Task:
         if self._runner is not None:
             await asyncio.wait([self._runner])
         self._inbox.close()
+        self._shared.lags.forget(self.context.stage, self.context.partition)
         self.ready = False
         self._shared.metrics.set("driftline_task_ready", 0, **self._labels)
         await self._io(self._store.close)
@@ -234,31 +234,30 @@ class Task:
         try:
             while not self._stopping:
                 chunks = await self._inbox.take(self._wait_s())
+                self._tell_lag()
                 if any(_has_rows(chunk) for chunk in chunks):
                     await self._io(self._shared.broadcast.refresh, "models")
                 read = await self._cpu(self._apply, chunks)
                 if self._shared.raw_log is not None and not self._stopping:
                     for held in read:
                         self._shared.raw_log.offer(held)
-                if self._due():
+                if self._wait_s() == 0.0:
                     await self._commit()
-            if (self._since_s is not None or self._ledger.has_confirmed) and not self._ledger.rereading:
+            if (self._pace.pending or self._ledger.has_confirmed) and not self._ledger.rereading:
                 await self._commit()
         except Exception as error:  # noqa: BLE001  # whatever it is, the process must not go on
             self._shared.on_failed(self, error)
 
     def _wait_s(self) -> float | None:
-        if self._since_s is None or self._ledger.rereading:
+        if self._ledger.rereading:
             return None
-        due_s = self._since_s + self._limits.commit_interval / 1000
-        if self._moved:
-            due_s = min(due_s, self._tick_due_s)
-        return max(0.0, due_s - time.monotonic())
+        lags = self._shared.lags
+        own_s = lags.of(self.context.stage, self.context.partition)
+        return self._pace.wait_s(max(own_s, lags.most(self._paced_by)) if self._paced_by else own_s)
 
-    def _due(self) -> bool:
-        if self._since_s is None or self._ledger.rereading:
-            return False
-        return self._rows >= self._limits.commit_rows_max or self._wait_s() == 0.0
+    def _tell_lag(self) -> None:
+        waited_s = self._inbox.waited_ms(wall_ms()) / 1000
+        self._shared.lags.tell(self.context.stage, self.context.partition, waited_s)
 
     def _apply(self, chunks: list[Chunk]) -> list[Stretch]:
         """Hand them to the core; what it has read then."""
@@ -280,9 +279,8 @@ class Task:
             failpoint(f"{self.context.stage}.before-apply")
             self.core.apply(records, now_ms)
             failpoint(f"{self.context.stage}.after-apply")
-            self._rows += rows
-            self._since_s = self._since_s or time.monotonic()
-            self._moved = self._moved or self.core.watermarks() != before
+            size = sum(batch.values.size for batches in read.values() for batch in batches)
+            self._pace.applied(rows, size, self.core.watermarks() != before)
         # Not before: a core that never comes back has applied nothing.
         self._applied = dict(self._ledger.next)
         logged = self.core.logged() if isinstance(self.core, Logging) else []
@@ -315,12 +313,11 @@ class Task:
         transaction = await self._cpu(self._plan, confirmed)
         await self._io(self._store.commit, transaction)
         self._offer(await self._cpu(self._ledger.committed, transaction))
-        took_s = time.monotonic() - started_s
-        self._tick_due_s = started_s + max(TICK_COMMIT_INTERVAL_S, TICK_COMMIT_TIMES * took_s)
-        self._report(transaction, took_s)
+        self._pace.committed(started_s)
+        self._report(transaction, time.monotonic() - started_s)
 
     def _plan(self, confirmed: list[Upserts]) -> Transaction:
-        self._rows, self._since_s, self._moved = 0, None, False
+        self._pace.begun()
         return self._ledger.plan(confirmed)
 
     def _offer(self, upserts: list[Upserts]) -> None:

@@ -121,3 +121,17 @@ async def test_waking_ends_a_take() -> None:
     await asyncio.sleep(0)
     inputs.box.wake()
     assert await asyncio.wait_for(taking, 60) == []
+
+
+async def test_how_long_what_is_read_has_waited_is_known_until_there_is_no_more() -> None:
+    """By the leading input: what waits for it is not late. A clock that was put back does not count."""
+    inputs = Inputs()
+    assert inputs.box.waited_ms(10_000) == 0
+    await inputs.put(chunk("predictions", [0, 4_000], 0, 50), chunk("feedback", [10], 0, 50))
+    await inputs.taken()
+    assert inputs.box.waited_ms(10_000) == 6_000
+    assert inputs.box.waited_ms(1_000) == 0
+    await inputs.put(chunk("predictions", [5_000], 2), chunk("predictions", [6_000], 3))
+    assert inputs.box.waited_ms(10_000) == 6_000
+    await inputs.taken()
+    assert inputs.box.waited_ms(10_000) == 0
