@@ -1,4 +1,4 @@
-"""What others do on the same topic: read it, and parse the JSON. Their CPU-seconds, from the first event to the last.
+"""What others do on the same topic: read it, and parse the JSON or open the batches. Their CPU-seconds, from the first event to the last.
 
 Quix Streams and Bytewax have an environment of their own (``requirements/peers.txt``), made beside this one at first use:
 their dependencies are not ours.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from schemas.settings import KafkaSettings
@@ -18,17 +18,20 @@ from tests.bench.monitor.load import Load
 ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENT = ROOT / ".venv-peers"
 #: The peer, its script, whether it has an environment of its own, of how many events it is asked for at most.
-PEERS = (
+JSON_PEERS = (
     ("aiokafka", "aiokafka_raw", False, None),
     ("faust", "faust_agent", False, 100_000),
     ("quix", "quix_streams", True, None),
     ("bytewax", "bytewax_flow", True, None),
 )
+#: Of Arrow batches: what nobody can do without.
+ARROW_PEERS = (("pyarrow", "arrow_columns", False, None),)
+Peers = Sequence[tuple[str, str, bool, int | None]]
 
 
-def measure(kafka: KafkaSettings, load: Load) -> Iterator[tuple[str, float]]:
+def measure(kafka: KafkaSettings, load: Load, peers: Peers = JSON_PEERS) -> Iterator[tuple[str, float]]:
     """(name, events per CPU-second) of each."""
-    for name, file, foreign, most in PEERS:
+    for name, file, foreign, most in peers:
         events = min(load.events, most or load.events)
         python = str(_environment()) if foreign else sys.executable
         script = Path(__file__).parent / "peer" / f"{file}.py"

@@ -28,16 +28,11 @@ WARM_UP_EVENTS = 50_000
 
 def run(size: Size) -> None:
     """JSON beside the peers, and with the raw log left to the archive; then Arrow with everything on and with detectors off."""
-    _json(size.events)
-    _one(
-        "monitor.json.without_raw_log.events_per_s",
-        load.records(),
-        size.events,
-        DRIFTLINE_CLICKHOUSE__RAW_LOG="archive",
-    )
-    _one("monitor.arrow.events_per_s", load.records(), size.events, arrow=True)
+    _one("monitor.json", load.records(), size.events, peers.JSON_PEERS)
+    _one("monitor.json.without_raw_log", load.records(), size.events, DRIFTLINE_CLICKHOUSE__RAW_LOG="archive")
+    _one("monitor.arrow", load.records(), size.events, peers.ARROW_PEERS, arrow=True)
     plain = [_without_detectors(record) for record in load.records()]
-    _one("monitor.arrow.plain.events_per_s", plain, size.events, arrow=True)
+    _one("monitor.arrow.plain", plain, size.events, peers.ARROW_PEERS, arrow=True)
 
 
 def _without_detectors(record: ModelRecord) -> ModelRecord:
@@ -47,32 +42,33 @@ def _without_detectors(record: ModelRecord) -> ModelRecord:
     return ModelRecord(contract=record.contract.model_copy(update={"monitoring": monitoring}))
 
 
-def _json(events: int) -> None:
-    with platform_with(load.records()) as platform:
-        written = written_ahead(platform, events)
-        others = dict(peers.measure(platform.kafka, written))
+def _one(
+    figure: str,
+    records: list[ModelRecord],
+    events: int,
+    beside: peers.Peers = (),
+    *,
+    arrow: bool = False,
+    **environment: str,
+) -> None:
+    """One worker, and on the same topic those who are ``beside`` it, the first of which is its limit."""
+    with platform_with(records, **environment) as platform:
+        written = written_ahead(platform, events, arrow=arrow)
+        others = dict(peers.measure(platform.kafka, written, beside))
         for name, rate in others.items():
             say(f"{name}.events_per_s", rate, "events/CPU-s")
-        value, more = measured(platform, written)
+        value, more = measured(platform, written, with_log=not environment)
+        limit = next(iter(others), None)
         say(
-            "monitor.json.events_per_s",
+            f"{figure}.events_per_s",
             value,
             "events/CPU-s",
-            "peer.aiokafka",
-            value / others["peer.aiokafka"],
+            limit,
+            None if limit is None else value / others[limit],
             **more,
         )
         for name, rate in others.items():
-            say(f"monitor.json.vs_{name.removeprefix('peer.')}", value / rate, "ratio", name, value / rate)
-
-
-def _one(
-    figure: str, records: list[ModelRecord], events: int, *, arrow: bool = False, **environment: str
-) -> None:
-    with platform_with(records, **environment) as platform:
-        written = written_ahead(platform, events, arrow=arrow)
-        value, more = measured(platform, written, with_log=not environment)
-        say(figure, value, "events/CPU-s", **more)
+            say(f"{figure}.vs_{name.removeprefix('peer.')}", value / rate, "ratio", name, value / rate)
 
 
 def written_ahead(platform: Platform, events: int, arrow: bool = False) -> load.Load:
