@@ -23,6 +23,7 @@ from schemas.native import (
     native_block,
     nullable,
     numbers,
+    same_coded,
     same_text,
     texts,
 )
@@ -92,7 +93,7 @@ class _Gathered:
 
         def made(kept: Kept, kind: str) -> Buffers:
             rows = n if kept is None else len(kept)
-            return coded([value], np.zeros(rows, np.int64)) if _is_coded(kind) else same_text(value, rows)
+            return same_coded(value, rows) if _is_coded(kind) else same_text(value, rows)
 
         self._made.append(made)
 

@@ -5,7 +5,6 @@ for JSON. They are the rows that ``schemas.arrow_log`` would make of the same ba
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,18 @@ from schemas.compiled import compiled
 from schemas.events import STATUSES
 from schemas.ids import ROLES
 from schemas.messages import TIME_MAX_MS, TIME_MIN_MS
-from schemas.native import Buffers, coded, maps, native_block, nullable, numbers, same_text, texts
+from schemas.native import (
+    Buffers,
+    coded,
+    coded_maps,
+    maps,
+    native_block,
+    nullable,
+    numbers,
+    same_coded,
+    same_text,
+    texts,
+)
 from schemas.rows import TABLES
 from schemas.scan_rows import LogRows
 from schemas.spans import Spans
@@ -25,6 +35,10 @@ Coded = tuple[list[str], NDArray[np.int64]]
 #: Texts that nobody but the log asks for.
 UNREAD = ("entity", "trace_id", "region")
 _ROWS_AT_ONCE = 256
+_COLUMNS = [
+    (name, "Map(LowCardinality(String), LowCardinality(String))" if name == "categories" else kind)
+    for name, kind in TABLES["prediction_log"].columns
+]
 
 
 def write_rows(
@@ -50,46 +64,35 @@ def write_rows(
     # Copied: they are parts of something larger, which would stay with them.
     score, latency_ms = columns.score.copy() if scored else np.zeros(n), columns.latency_ms.copy()
     made: list[Buffers] = [
-        coded([columns.contract.model], np.zeros(n, np.int64)),
-        _same_or_texts(columns.versions, columns.version),
-        _same_or_texts(ROLES, columns.role),
+        same_coded(columns.contract.model, n),
+        coded(columns.versions, columns.version),
+        coded(ROLES, columns.role),
         texts(columns.keys),
         numbers(times_ms, "Int64"),
         maps([features[at].name for at in known], values, None),
-        maps([features[at].name for at in told], _side_by_side_texts(list(told.values()), n), None),
+        coded_maps([features[at].name for at in told], *_side_by_side_codes(list(told.values()), n)),
         nullable(score, None if scored else np.zeros(n, np.bool_)),
         numbers(latency_ms, "Float64"),
-        _same_or_texts(STATUSES, columns.status),
+        coded(STATUSES, columns.status),
         *(texts(unread[name]) if name in unread else same_text("", n) for name in UNREAD),
         numbers(np.full(n, log.partition), "UInt16"),
         numbers(log.offsets[columns.message], "Int64"),
         numbers(columns.row, "UInt32"),
     ]
-    names = TABLES["prediction_log"].columns
     log.blocks.append(
-        native_block(n, [(name, kind, held) for (name, kind), held in zip(names, made, strict=True)])
+        native_block(n, [(name, kind, held) for (name, kind), held in zip(_COLUMNS, made, strict=True)])
     )
     log.written[messages] = True
 
 
-def _same_or_texts(values: Sequence[str], codes: NDArray[Any]) -> Buffers:
-    first = int(codes[0])
-    if len(values) == 1 or bool((codes == first).all()):
-        return same_text(values[first], len(codes))
-    return texts(Spans.of([value.encode() for value in values]).take(codes.astype(np.int64)))
-
-
-def _side_by_side_texts(told: Sequence[Coded], rows: int) -> Spans | NDArray[np.float64]:
-    """Of each row the texts of all features, one behind the other."""
-    if not told:
-        return np.empty((rows, 0))
-    every = Spans.of([value.encode() for values, _ in told for value in values])
+def _side_by_side_codes(told: Sequence[Coded], rows: int) -> Coded:
+    """The texts of all features, and of each row its places among them ``(n, k)``."""
+    every: list[str] = []
     places = np.empty((rows, len(told)), np.int64)
-    before = 0
     for at, (values, codes) in enumerate(told):
-        np.add(codes, before, out=places[:, at])
-        before += len(values)
-    return every.take(places.reshape(-1))
+        np.add(codes, len(every), out=places[:, at])
+        every += values
+    return every, places
 
 
 @compiled

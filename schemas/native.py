@@ -3,7 +3,8 @@
 The format is that of ClickHouse's documentation, "Native": the number of columns and of rows, then each column behind its name
 and type. Numbers lie there as in memory, little-endian; texts behind their length as a variable-length number; what is nullable
 behind a byte a row that is 1 for null; an array's or map's ends behind each other, then all its keys, then all its values; what is
-of low cardinality as its distinct values and a place among these for each row. Blocks stand one behind the other.
+of low cardinality as its distinct values and a place among these for each row, and in front of the column, whatever it is
+inside of, the version of that. Blocks stand one behind the other.
 
 A column here is a list of buffers, in their order; what is contiguous in memory is not copied before all is put together.
 """
@@ -91,29 +92,57 @@ def _repeated(once: bytes, times: int) -> Buffers:
     return [once * in_piece] * pieces + [once * rest]
 
 
-def coded(values: Sequence[str], codes: NDArray[np.int64]) -> Buffers:
+def coded(values: Sequence[str], codes: NDArray[Any]) -> Buffers:
     """Texts of low cardinality: the distinct ones, and the place among them of each row."""
-    size = 0 if len(values) <= 256 else 2
-    head = [_OWN_KEYS | size, len(values)], [len(codes)]
-    keys, places = (np.array(numbers, "<u8").tobytes() for numbers in head)
-    return [_SHARED, keys, *map(text_bytes, values), places, codes.astype(_PLACES[size])]
+    return [_SHARED, *_coded(values, codes)]
+
+
+def same_coded(value: str, rows: int) -> Buffers:
+    """The text of low cardinality that all rows have."""
+    return [_SHARED, *_of_places([value], rows, _repeated(bytes(1), rows))]
+
+
+def _coded(values: Sequence[str], codes: NDArray[Any]) -> Buffers:
+    return _of_places(values, len(codes), [codes.astype(_PLACES[_place_size(len(values))])])
+
+
+def _of_places(values: Sequence[str], rows: int, places: Buffers) -> Buffers:
+    """``places``: of so many rows the bytes that say which value. Of none there is nothing."""
+    if not rows:
+        return []
+    keys = np.array([_OWN_KEYS | _place_size(len(values)), len(values)], "<u8").tobytes()
+    return [keys, *map(text_bytes, values), rows.to_bytes(8, "little"), *places]
+
+
+def _place_size(values: int) -> int:
+    """Which of ``_PLACES``."""
+    return 0 if values <= 256 else 2
 
 
 def maps(names: Sequence[str], values: Any, there: NDArray[np.bool_] | None) -> Buffers:
-    """Maps of at most these names. ``values (n, k)``: of each row and name a double, or Spans of all texts, row by row.
-    ``there (n, k)``: whether a row has it; None: all have all."""
-    width, held = len(names), [name.encode() for name in names]
-    rows = len(values) // max(width, 1) if isinstance(values, Spans) else len(values)
-    if there is None:
-        ends = np.arange(width, rows * width + 1, width, dtype="<u8") if width else np.zeros(rows, "<u8")
-        keys: Buffers = _repeated(b"".join(map(text_bytes, names)), rows)
-    else:
+    """Maps of at most these names, which are of low cardinality. ``values (n, k)``: of each row and name a double, or Spans of all
+    texts, row by row. ``there (n, k)``: whether a row has it; None: all have all."""
+    spans = isinstance(values, Spans)
+    rows = len(values) // max(len(names), 1) if spans else len(values)
+    if there is not None:
+        values = values.take(np.flatnonzero(there)) if spans else values[there]
+    told = texts(values) if spans else numbers(values.reshape(-1), "Float64")
+    return [_SHARED, *_ends_and_keys(names, rows, there), *told]
+
+
+def coded_maps(names: Sequence[str], values: Sequence[str], codes: NDArray[Any]) -> Buffers:
+    """Maps of all these names to texts, both of low cardinality: the distinct ones, and their places ``(n, k)``."""
+    return [_SHARED, _SHARED, *_ends_and_keys(names, len(codes), None), *_coded(values, codes.reshape(-1))]
+
+
+def _ends_and_keys(names: Sequence[str], rows: int, there: NDArray[np.bool_] | None) -> Buffers:
+    if there is not None:
         ends = np.cumsum(np.count_nonzero(there, axis=1)).astype("<u8")
-        of_names, chosen = Spans.of(held), np.nonzero(there)[1]
-        keys = texts(of_names.take(chosen))
-        values = values.take(np.flatnonzero(there)) if isinstance(values, Spans) else values[there]
-    told = texts(values) if isinstance(values, Spans) else numbers(values.reshape(-1), "Float64")
-    return [ends, *keys, *told]
+        return [ends, *_coded(names, np.nonzero(there)[1])]
+    width = len(names)
+    ends = np.arange(width, rows * width + 1, width, dtype="<u8") if width else np.zeros(rows, "<u8")
+    once = np.arange(width, dtype=_PLACES[_place_size(width)]).tobytes()
+    return [ends, *_of_places(names, rows * width, _repeated(once, rows))]
 
 
 @compiled
@@ -172,19 +201,25 @@ class _Reader:
         return found
 
     def column(self, kind: str, count: int) -> list[Any]:
+        self._take(8 * kind.count("LowCardinality"))
+        return self._values(kind, count)
+
+    def _values(self, kind: str, count: int) -> list[Any]:
         if match := re.fullmatch(r"LowCardinality\((.*)\)", kind):
-            _, flags, keys = self.numbers("<u8", 3)
-            values = self.column(match[1], keys)
+            if not count:
+                return []
+            flags, keys = self.numbers("<u8", 2)
+            values = self._values(match[1], keys)
             return [values[place] for place in self.numbers(_PLACES[flags & 3], self.numbers("<u8", 1)[0])]
         if match := re.fullmatch(r"Nullable\((.*)\)", kind):
             nulls = self.numbers("<u1", count)
             return [
                 None if null else value
-                for null, value in zip(nulls, self.column(match[1], count), strict=True)
+                for null, value in zip(nulls, self._values(match[1], count), strict=True)
             ]
-        if match := re.fullmatch(r"Map\((\w+), (\w+)\)", kind):
+        if match := re.fullmatch(r"Map\((LowCardinality\(String\)), (.*)\)", kind):
             ends = self.numbers("<u8", count)
-            pairs = list(zip(self.column(match[1], ends[-1]), self.column(match[2], ends[-1]), strict=True))
+            pairs = list(zip(self._values(match[1], ends[-1]), self._values(match[2], ends[-1]), strict=True))
             return [dict(pairs[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
         if kind == "String":
             return [self.text() for _ in range(count)]

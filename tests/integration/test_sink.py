@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import clickhouse_connect
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -16,10 +17,22 @@ from schemas import migrations
 from schemas.arrow import encode_arrow
 from schemas.errors import WarehouseError
 from schemas.events import FORMAT_ARROW, HEADER_FORMAT
+from schemas.native import (
+    coded,
+    coded_maps,
+    maps,
+    native_block,
+    nullable,
+    numbers,
+    same_coded,
+    same_text,
+    texts,
+)
 from schemas.observability import Metrics
 from schemas.row_binary import RowBlock
 from schemas.rows import TABLES
 from schemas.settings import ClickHouseSettings
+from schemas.spans import Spans
 from streams.core.archive import log_copy, log_rows
 from streams.core.delivery import Upserts
 from streams.core.records import Record, RecordBatch
@@ -110,6 +123,63 @@ def test_arrow_batches_are_in_the_raw_log_value_for_value(database: ClickHouseSe
     clickhouse.write_blocks("prediction_log", [block for block in blocks if block.rows] * 2)
     assert clickhouse.query("SELECT count() FROM predictions") == [(len(expected),)]
     clickhouse.close()
+
+
+def test_blocks_that_differ_in_their_types_go_in_one_insert(database: ClickHouseSettings) -> None:
+    """Maps of texts of low cardinality and of any, with no keys at all, with more than a byte counts: ClickHouse has of each what the
+    memory sink has."""
+    blocks = [
+        _of_maps(1, 3, BOTH_CODED),
+        _of_maps(2, 0, CODED),
+        _of_maps(3, 300, None),
+        _of_maps(4, 2, BOTH_CODED),
+    ]
+    memory, clickhouse = MemorySink(), ClickHouseSink(database)
+    for sink in (memory, clickhouse):
+        sink.write_blocks("prediction_log", blocks)
+    names = ("model_version", "numbers", "categories", "source_offset", "source_row")
+    found = clickhouse.query(
+        f"SELECT {', '.join(names)} FROM prediction_log ORDER BY source_offset, source_row"
+    )
+    places = [TABLES["prediction_log"].names.index(name) for name in names]
+    expected = [tuple(row[at] for at in places) for row in memory.rows["prediction_log"]]
+    assert len(expected) == 8
+    assert [tuple(row) for row in found] == expected
+    clickhouse.close()
+
+
+CODED = "Map(LowCardinality(String), String)"
+BOTH_CODED = "Map(LowCardinality(String), LowCardinality(String))"
+
+
+def _of_maps(offset: int, width: int, categories: str | None) -> RowBlock:
+    """Two rows with so many numbers, and categories of this type; None: with none."""
+    if categories == BOTH_CODED:
+        told = coded_maps(["c", "d"], ["x", "y", "z"], np.array([[0, 1], [2, 1]]))
+    elif categories == CODED:
+        told = maps(["c", "d"], Spans.of([b"u", b"v", b"w", b""]), np.array([[True, False], [True, True]]))
+    else:
+        told = coded_maps([], [], np.empty((2, 0), np.int64))
+    held = {
+        "model_version": coded(["1", "2"], np.array([1, 0])),
+        "prediction_id": texts(Spans.of([b"a", b"b"])),
+        "numbers": maps(
+            [f"n{at}" for at in range(width)], np.arange(2.0 * width).reshape(2, width), None
+        ),
+        "categories": told,
+        "score": nullable(np.array([0.5, 0.6]), None),
+        "source_offset": numbers(np.full(2, offset), "Int64"),
+        "source_row": numbers(np.arange(2), "UInt32"),
+    }  # fmt: skip
+    same = {
+        "LowCardinality(String)": same_coded("m", 2),
+        "String": same_text("", 2),
+    }
+    columns = []
+    for name, declared in TABLES["prediction_log"].columns:
+        kind = (categories or BOTH_CODED) if name == "categories" else declared
+        columns.append((name, kind, held.get(name) or same.get(kind) or numbers(np.zeros(2), kind)))
+    return native_block(2, columns)
 
 
 def test_clickhouse_out_of_reach_is_a_warehouse_error_that_names_it() -> None:

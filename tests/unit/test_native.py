@@ -14,11 +14,13 @@ from clickhouse_connect.driver.transform import NativeTransform
 from schemas.native import (
     NATIVE,
     coded,
+    coded_maps,
     maps,
     native_block,
     nullable,
     numbers,
     read_native,
+    same_coded,
     same_text,
     texts,
 )
@@ -26,6 +28,7 @@ from schemas.row_binary import RowBlock
 from schemas.spans import Spans
 
 LONG = "ü" * 200
+BOTH = "Map(LowCardinality(String), LowCardinality(String))"
 
 
 class _Source:
@@ -53,17 +56,20 @@ def _block(rows: int) -> RowBlock:
         ("s", "String", texts(Spans.of([b"", LONG.encode(), None])[cut])),
         ("c", "String", same_text(LONG, rows)),
         ("m", "LowCardinality(String)", coded(["", "b"], np.array([1, 0, 1])[cut])),
-        ("a", "Map(String, Float64)", maps(["p", "q"], np.arange(6.0).reshape(3, 2)[cut], there[cut])),
-        ("b", "Map(String, Float64)", maps(["p", LONG], np.arange(6.0).reshape(3, 2)[cut], None)),
-        ("d", "Map(String, String)", maps(["p", "q"], values[0 : 2 * rows], there[cut])),
-        ("e", "Map(String, String)", maps([], np.empty((rows, 0)), None)),
+        ("a", "Map(LowCardinality(String), Float64)", maps(["p", "q"], np.arange(6.0).reshape(3, 2)[cut], there[cut])),
+        ("b", "Map(LowCardinality(String), Float64)", maps(["p", LONG], np.arange(6.0).reshape(3, 2)[cut], None)),
+        ("d", "Map(LowCardinality(String), String)", maps(["p", "q"], values[0 : 2 * rows], there[cut])),
+        ("e", "Map(LowCardinality(String), String)", maps([], np.empty((rows, 0)), None)),
+        ("f", BOTH, coded_maps(["p", "q"], ["x", "", LONG], np.array([[0, 1], [2, 0], [1, 1]])[cut])),
+        ("g", BOTH, coded_maps([], [], np.empty((rows, 0), np.int64))),
+        ("k", "LowCardinality(String)", same_coded(LONG, rows)),
     ])  # fmt: skip
 
 
 ROWS: list[tuple[Any, ...]] = [
-    (1, 0, 0.5, 0.5, "", LONG, "b", {"p": 0.0}, {"p": 0.0, LONG: 1.0}, {"p": "a"}, {}),
-    (2, 1_500, None, 2.0, LONG, LONG, "", {"p": 2.0, "q": 3.0}, {"p": 2.0, LONG: 3.0}, {"p": "", "q": LONG}, {}),
-    (65_535, -1, math.inf, math.inf, "", LONG, "b", {}, {"p": 4.0, LONG: 5.0}, {}, {}),
+    (1, 0, 0.5, 0.5, "", LONG, "b", {"p": 0.0}, {"p": 0.0, LONG: 1.0}, {"p": "a"}, {}, {"p": "x", "q": ""}, {}, LONG),
+    (2, 1_500, None, 2.0, LONG, LONG, "", {"p": 2.0, "q": 3.0}, {"p": 2.0, LONG: 3.0}, {"p": "", "q": LONG}, {}, {"p": LONG, "q": "x"}, {}, LONG),
+    (65_535, -1, math.inf, math.inf, "", LONG, "b", {}, {"p": 4.0, LONG: 5.0}, {}, {}, {"p": "", "q": ""}, {}, LONG),
 ]  # fmt: skip
 
 
