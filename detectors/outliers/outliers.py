@@ -26,7 +26,7 @@ from pydantic import Field
 
 from detectors.base import NEVER_MS, Change, Context, Detector, Rows, Spec, Standing, Stream, pack, unpack
 from detectors.outliers.outlier_limits import tail_of
-from detectors.outliers.outlier_rate import OutlierRate, RateState
+from detectors.outliers.outlier_rate import OutlierRate, RateState, Window
 from detectors.transform import sample_of
 from schemas.errors import SnapshotError
 from schemas.verdicts import Family, Verdict
@@ -115,13 +115,14 @@ class OutlierDetector:
             tail=tail_of(context, spec.window_rows),
             statistic=spec.statistic,
         )
-        self._given: tuple[Scorer, Floats] | None = None
-        self._step_rows = 1.0
+        #: Of the reference's sample no more is kept than what was learnt from it.
+        self._given: tuple[Scorer, RateState] | None = None
         sample = reference_rows(context)
         if len(sample) >= _SAMPLE_ROWS_MIN:
-            self._given = self._learnt(sample)
+            scorer, scores = self._learnt(sample)
             assert context.reference is not None
-            self._step_rows = max(1.0, context.reference.rows / len(sample))
+            self._calibrate(scores, max(1.0, context.reference.rows / len(sample)))
+            self._given = scorer, self._rate.state
         self.reset()
 
     @property
@@ -133,8 +134,9 @@ class OutlierDetector:
         self._state = _State(rate=self._rate.state)
         self._scorer: Scorer | None = None
         if self._given is not None:
-            self._scorer, scores = self._given
-            self._calibrate(scores, self._step_rows)
+            self._scorer, calibrated = self._given
+            self._rate.load(msgspec.structs.replace(calibrated, open=Window()))
+            self._state.rate = self._rate.state
 
     def _learnt(self, sample: Floats) -> tuple[Scorer, Floats]:
         """The scorer fitted on every second row of a sample, and the scores of all."""

@@ -22,7 +22,7 @@ from schemas.contracts import ModelContract
 from schemas.ids import ROLES
 from streams.core.comparing import BEGINNING_MS, FALLBACK, Pair
 from streams.core.detect_state import Key, Running
-from streams.core.ordering import STREAMS
+from streams.core.ordering import STREAMS, merged
 
 #: Beyond so many rows nothing is gained by more.
 ROWS_MAX = 1_024
@@ -30,6 +30,9 @@ ROWS_MAX = 1_024
 AGE_MAX_MS = 1_800_000
 #: Bytes of a row beside its features.
 _ROW_BYTES = 96
+#: A block takes as much as twenty rows however few it has, so this many that follow each other with fewer rows than that are
+#: made one.
+_BLOCKS_FEW, _ROWS_FEW = 8, 64
 
 #: (version, role) as they stand in blocks.
 Shown = tuple[str, int]
@@ -54,7 +57,7 @@ class Queue:
     """
 
     ahead: list[Waiting] = field(default_factory=list)
-    due: list[Waiting] = field(default_factory=list)
+    due: list[ObservationBlock] = field(default_factory=list)
     due_rows: int = 0
     first_offset: int = -1
     since_bytes: int = -1
@@ -81,20 +84,36 @@ class Queue:
                 waiting = Waiting(
                     waiting.offset, block.take(np.flatnonzero(passed)), waiting.first_ms, time_ms
                 )
-            self.due.append(waiting)
-            self.due_rows += len(waiting.block)
-            self.fresh = self.fresh or not self.shown.issuperset(shown_by(waiting.block))
+            self._keep(waiting.block)
         self.ahead = rest
+
+    def _keep(self, block: ObservationBlock) -> None:
+        self.due.append(block)
+        self.due_rows += len(block)
+        self.fresh = self.fresh or not self.shown.issuperset(shown_by(block))
+        few = self.due[-_BLOCKS_FEW:]
+        if len(few) == _BLOCKS_FEW and all(_alike(of, block) for of in few):
+            self.due[-_BLOCKS_FEW:] = [merged(few)]
 
     def take(self) -> list[ObservationBlock]:
         """All that is due, from now on somebody else's; its versions and roles have been shown."""
-        blocks = [waiting.block for waiting in self.due]
+        blocks = self.due
         if self.fresh:
             self.shown.update(*map(shown_by, blocks))
         self.due, self.due_rows, self.fresh = [], 0, False
         self.first_offset = min((waiting.offset for waiting in self.ahead), default=-1)
         self.since_bytes = -1
         return blocks
+
+
+def _alike(block: ObservationBlock, other: ObservationBlock) -> bool:
+    """Whether it has few rows, with the columns of the other."""
+    return (
+        len(block) < _ROWS_FEW
+        and block.contract_hash == other.contract_hash
+        and block.features.shape[1] == other.features.shape[1]
+        and block.segments.shape[1] == other.segments.shape[1]
+    )
 
 
 def shown_by(block: ObservationBlock) -> set[Shown]:

@@ -38,7 +38,11 @@ def merged(blocks: Sequence[ObservationBlock]) -> ObservationBlock:
     if len(blocks) == 1:
         return blocks[0]
     first, versions = blocks[0], versions_of(blocks)
-    columns: dict[str, Any] = {name: np.concatenate([getattr(b, name) for b in blocks]) for name in DTYPES}
+    columns: dict[str, Any] = {}
+    for name in DTYPES:
+        parts = [getattr(block, name) for block in blocks]
+        # What the kind has not is the same nothing for all.
+        columns[name] = np.concatenate(parts) if any(map(len, parts)) else parts[0]
     columns["version"] = np.concatenate([renumbered(block, versions) for block in blocks])
     return ObservationBlock(first.kind, first.model, versions, first.contract_hash, **columns)
 

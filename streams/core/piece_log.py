@@ -31,16 +31,27 @@ _MOVED_MIN = 65_536
 
 @dataclass(slots=True)
 class _Segment:
-    """``held``: all pieces whose bytes are in it; ``live``: entries that are still needed, of which None says "gone"."""
+    """``data``: as it is stored; ``held``: all pieces whose bytes are in it; ``live``: entries that are still needed, with their
+    length, of which None says "gone"."""
 
+    name: str
+    data: bytes
     size: int
     held: frozenset[str]
-    live: dict[str, bytes | None] = field(default_factory=dict)
+    live: dict[str, int | None] = field(default_factory=dict)
     live_bytes: int = 0
+
+    def entries(self) -> dict[str, bytes | None]:
+        """Those that are still needed."""
+        if not any(self.live.values()):
+            return {name: None if length is None else b"" for name, length in self.live.items()}
+        _, entries = unpacked(self.name, self.data)
+        return {name: entries[name] for name in self.live}
 
 
 class PieceLog:
-    """The segments under one ``prefix``. It holds the bytes of what is alive, so that whoever wrote them need not."""
+    """The segments under one ``prefix``. It holds what is stored of them, so that whoever wrote pieces need not: compressed, for
+    what is alive is not asked for before its segment is dissolved."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
@@ -63,7 +74,7 @@ class PieceLog:
         dissolved = {*self._alike(), *self._worn(most)}
         while dissolved:
             for number in dissolved:
-                for name, data in list(self._segments[number].live.items()):
+                for name, data in self._segments[number].entries().items():
                     entries[name] = data
                     self._bury(name)
                 self._drop(number)
@@ -73,8 +84,9 @@ class PieceLog:
         entries = {name: data for name, data in entries.items() if data is not None or self._copies[name]}
         if entries:
             number, self._next = self._next, self._next + 1
-            self._enter(number, entries)
-            found[f"{self._prefix}{number}"] = packed(self._next, entries)
+            name = f"{self._prefix}{number}"
+            found[name] = data = packed(self._next, entries)
+            self._enter(number, _Segment(name, data, *_held(entries)), entries)
         return found
 
     def _bury(self, name: str) -> None:
@@ -82,18 +94,16 @@ class PieceLog:
         number = self._where.pop(name, None)
         if number is not None:
             segment = self._segments[number]
-            segment.live_bytes -= _bytes(name, segment.live.pop(name))
+            segment.live_bytes -= len(name) + (segment.live.pop(name) or 0)
 
-    def _enter(self, number: int, entries: Mapping[str, bytes | None]) -> None:
-        size = sum(_bytes(name, data) for name, data in entries.items())
-        held = frozenset(name for name, data in entries.items() if data is not None)
-        segment = self._segments[number] = _Segment(size, held)
+    def _enter(self, number: int, segment: _Segment, entries: Mapping[str, bytes | None]) -> None:
+        self._segments[number] = segment
         for name, data in entries.items():
             self._bury(name)
             self._where[name] = number
-            segment.live[name] = data
-            segment.live_bytes += _bytes(name, data)
-        self._copies.update(held)
+            segment.live[name] = None if data is None else len(data)
+        segment.live_bytes = segment.size
+        self._copies.update(segment.held)
 
     def _drop(self, number: int) -> None:
         """Forget a segment, and what was known to be gone only for its sake."""
@@ -131,7 +141,7 @@ class PieceLog:
         for number in sorted(int(n.removeprefix(self._prefix)) for n in pieces if n.startswith(self._prefix)):
             name = f"{self._prefix}{number}"
             self._next, entries = unpacked(name, pieces[name])
-            self._enter(number, entries)
+            self._enter(number, _Segment(name, pieces[name], *_held(entries)), entries)
             for own, data in entries.items():
                 found.pop(own, None)
                 if data is not None:
@@ -139,5 +149,7 @@ class PieceLog:
         return found
 
 
-def _bytes(name: str, data: bytes | None) -> int:
-    return len(name) + len(data or b"")
+def _held(entries: Mapping[str, bytes | None]) -> tuple[int, frozenset[str]]:
+    """Bytes of all entries, and the names of those that are not gone."""
+    size = sum(len(name) + len(data or b"") for name, data in entries.items())
+    return size, frozenset(name for name, data in entries.items() if data is not None)

@@ -195,7 +195,7 @@ def _apart(shape: Shape) -> Cost:
 
 
 @dataclass(slots=True)
-class _Stage:
+class Stage:
     """A core at work: CPU seconds, and bytes of state that its transactions hold."""
 
     ledger: Ledger
@@ -224,11 +224,11 @@ class _Stage:
         self.seconds, self.written = 0.0, 0
 
 
-def _stage(core: TaskCore, topics: Iterable[str], records: list[ModelRecord]) -> _Stage:
+def started(core: TaskCore, topics: Iterable[str], records: list[ModelRecord]) -> Stage:
     ledger = Ledger(f"{core.stage}/0", core)
     ledger.open(Loaded(None, {}), {(topic, 0): 0 for topic in topics}, lambda before: [], 0)
     core.activate(records)
-    return _Stage(ledger)
+    return Stage(ledger)
 
 
 def measured(shape: Shape) -> Cost:
@@ -238,13 +238,15 @@ def measured(shape: Shape) -> Cost:
     gc.freeze()
     gc.set_threshold(GC_OBJECTS, 5, 2)
     before = _resident()
-    records = [r for m in range(shape.models) for r in _model(f"m{m}", shape)]
-    join = _stage(pipeline.create(StageContext("join", 0, 1, settings)), ("predictions", "feedback"), records)
-    stage = _stage(detect.create(StageContext("detect", 0, 1, settings)), ("observations",), records)
+    records = [r for m in range(shape.models) for r in records_of(f"m{m}", shape)]
+    join = started(
+        pipeline.create(StageContext("join", 0, 1, settings)), ("predictions", "feedback"), records
+    )
+    stage = started(detect.create(StageContext("detect", 0, 1, settings)), ("observations",), records)
     read, first_s = 0, 0.0
     observed: list[list[Out]] = []
-    log = _Log()
-    for number, batch in enumerate(_rounds(shape)):
+    log = Log()
+    for number, batch in enumerate(batches(shape, shape.events)):
         if number == WARM_UP:
             join.settle()
             read = 0
@@ -285,7 +287,7 @@ def _resident() -> int:
     return int(status.read_text().split()[1]) * 4_096 if status.exists() else 0
 
 
-class _Log:
+class Log:
     """Records of ``observations`` in their order."""
 
     def __init__(self) -> None:
@@ -322,7 +324,7 @@ def _later(out: Out, rounds: int) -> Out:
     )
 
 
-def _model(name: str, shape: Shape) -> list[ModelRecord]:
+def records_of(name: str, shape: Shape) -> list[ModelRecord]:
     numeric = [Feature(name=f"f{i}", low=-10, high=10) for i in range(shape.features - 1)]
     categories = tuple(f"c{i}" for i in range(shape.segments))
     features = (*numeric, Feature(name="group", kind="categorical", categories=categories))
@@ -356,10 +358,11 @@ def _reference(shape: Shape) -> Reference:
     return Reference(columns=columns, score=score, rows=20_000, sample=tuple(map(tuple, sample.tolist())))
 
 
-def _rounds(shape: Shape) -> Iterator[RecordBatch]:
+def batches(shape: Shape, events: int, rounds: int = ROUNDS) -> Iterator[RecordBatch]:
+    """What each round brings: so many events in a minute of event time, of one model after the other, and a tick."""
     rng = np.random.default_rng(7)
-    width, events = shape.features - 1, shape.events
-    for number in range(ROUNDS):
+    width = shape.features - 1
+    for number in range(rounds):
         values, at = [], number * events
         times = np.sort(rng.integers(0, ROUND_MS, events)) + START_MS + number * ROUND_MS
         # Wide rows are drawn once: what a value is does not matter here, only that it is read.
