@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.rows import CALIBRATION_BINS, LATENCY_GAMMA, OUTCOME_BINS
+from streams.core.cell_codec import decode_features
 from streams.core.layouts import Layout
 from streams.core.tally import FACTS_WIDTH
 
@@ -90,14 +91,35 @@ class Cell:
     of features, as ``layout`` says, None where none are counted. Arrays may be shared: whoever adds to one puts the sum in
     its place."""
 
-    __slots__ = ("counts", "latencies", "layout", "outcomes", "sums")
+    __slots__ = ("_sums", "counts", "latencies", "layout", "outcomes")
 
     def __init__(self) -> None:
         self.counts: Ints = _zeros(FACTS_WIDTH)
         self.latencies: dict[int, int] = {}
         self.outcomes: Outcomes | None = None
         self.layout: Layout | None = None
-        self.sums: Ints = _zeros(0)
+        self._sums: Ints | tuple[bytes, int] = _zeros(0)
+
+    @property
+    def sums(self) -> Ints:
+        if not isinstance(self._sums, tuple):
+            return self._sums
+        assert self.layout is not None
+        return decode_features(self._sums[0], self.layout, self._sums[1])
+
+    @sums.setter
+    def sums(self, sums: Ints) -> None:
+        self._sums = sums
+
+    @property
+    def features(self) -> bytes | None:
+        """The sums as they are stored, where they are held so."""
+        held = self._sums
+        return held[0] if isinstance(held, tuple) and held[1] == self.counts[0] else None
+
+    def hold(self, features: bytes) -> None:
+        """Hold the sums as they are stored, till somebody adds to them: few rows take a tenth of the room."""
+        self._sums = features, int(self.counts[0])
 
 
 #: Histograms of more bins are stored as places and counts.

@@ -10,7 +10,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
@@ -169,11 +169,13 @@ def encode_groups(
             else:
                 needed[cell.layout.name] = cell.layout
                 sums.append(features)
+                if group.closed:
+                    cell.hold(features)
                 cells.append((*key, counts, cell.latencies, outcomes, cell.layout.name))
         if group.layouts != needed.keys():
             layouts.use(needed[name] for name in needed.keys() - group.layouts)
             layouts.release(group.layouts - needed.keys())
-            group.layouts = frozenset(needed)
+            group.layouts = _one_of_alike(frozenset(needed))
         times = (group.span_ms, group.closes_ms, group.settles_ms)
         told = group.is_confirmed(oldest)
         # What is most, and of one length where few rows came, is first: then it is at the same place in all windows.
@@ -181,16 +183,39 @@ def encode_groups(
         yield piece_name(group.key), msgspec.msgpack.encode(body)
 
 
+@lru_cache(maxsize=4_096)
+def _one_of_alike(names: frozenset[str]) -> frozenset[str]:
+    """All windows of a version have the same."""
+    return names
+
+
 def _packed(cells: Sequence[Cell]) -> Iterator[tuple[bytes, bytes]]:
     for start in range(0, len(cells), _CELLS_AT_ONCE):
         some = cells[start : start + _CELLS_AT_ONCE]
         counts = np.concatenate([cell.counts for cell in some]).reshape(len(some), -1)
-        layouts = [cell.layout for cell in some if cell.layout is not None]
-        held = [cell for cell in some if cell.layout is not None]
-        rows = [int(cell.counts[0]) for cell in held]
-        features = iter(encode_features(layouts, [cell.sums for cell in held], rows) if held else ())
+        features = iter(_features(some))
         for cell, own in zip(some, encode_counts(counts), strict=True):
             yield own, b"" if cell.layout is None else next(features)
+
+
+def _features(cells: Sequence[Cell]) -> list[bytes]:
+    """Of each that counts features, what is stored of them."""
+    held = [cell for cell in cells if cell.layout is not None]
+    found = [cell.features for cell in held]
+    fresh = [cell for cell, data in zip(held, found, strict=True) if data is None]
+    layouts = [cell.layout for cell in fresh if cell.layout is not None]
+    sums, rows = [cell.sums for cell in fresh], [int(cell.counts[0]) for cell in fresh]
+    written = iter(encode_features(layouts, sums, rows) if fresh else ())
+    return [next(written) if data is None else data for data in found]
+
+
+def put_by(groups: Sequence[Group]) -> None:
+    """No more rows of these windows are expected, so what they have counted of features is held as it is stored."""
+    cells = [cell for group in groups for cell in group.cells.values() if cell.layout is not None]
+    for start in range(0, len(cells), _CELLS_AT_ONCE):
+        some = cells[start : start + _CELLS_AT_ONCE]
+        for cell, data in zip(some, _features(some), strict=True):
+            cell.hold(data)
 
 
 def decode_group(name: str, data: bytes, layouts: Layouts) -> Group:
@@ -210,10 +235,10 @@ def decode_group(name: str, data: bytes, layouts: Layouts) -> Group:
         span_ms, closes_ms, settles_ms = times
         group = Group(key, {}, span_ms, closes_ms, settles_ms, closed, final)
         for version, role, segment, *cell in cells:
-            read = cell_of_4 if schema == 4 else partial(_cell_of, _COUNTS[schema])
+            read = cell_of_4 if schema == 4 else partial(_cell_of, _COUNTS[schema], closed)
             group.cells[version, role, segment] = read(cell, layouts)
         named = (cell[2 if schema == 4 else 3] for _, _, _, *cell in cells if len(cell) > 3)
-        group.layouts = frozenset(filter(None, named))
+        group.layouts = _one_of_alike(frozenset(filter(None, named)))
         layouts.use_named(group.layouts)
         if not told:
             group.tell_all()
@@ -226,7 +251,9 @@ _COUNTS = {5: decode_numbers, WINDOW_SCHEMA: decode_counts}
 _READABLE = (4, *_COUNTS)
 
 
-def _cell_of(read_counts: Callable[[bytes, Ints], None], stored: list[Any], layouts: Layouts) -> Cell:
+def _cell_of(
+    read_counts: Callable[[bytes, Ints], None], closed: bool, stored: list[Any], layouts: Layouts
+) -> Cell:
     counts, latencies, outcomes, *features = stored
     cell = Cell()
     cell.counts = np.zeros(FACTS_WIDTH, np.int64)
@@ -237,4 +264,6 @@ def _cell_of(read_counts: Callable[[bytes, Ints], None], stored: list[Any], layo
         layout, data = features
         cell.layout = layouts[layout]
         cell.sums = decode_features(data, cell.layout, int(cell.counts[0]))
+        if closed:
+            cell.hold(data)
     return cell

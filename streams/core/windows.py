@@ -39,6 +39,7 @@ from streams.core.window_state import (
     decode_group,
     encode_groups,
     piece_name,
+    put_by,
 )
 
 _NOT_LATE = np.zeros(0, np.bool_)
@@ -222,13 +223,14 @@ class Windows:
     ) -> None:
         """Close what the watermark has passed; what is settled (ends at or before its model's floor) is final, and
         forgotten once the warehouse has confirmed it."""
-        highest_ms = max(floor_ms.values(), default=None)
+        highest_ms, closed = max(floor_ms.values(), default=None), list[Group]()
         for end_ms, end in list(self._ends.items()):
             if watermark_ms >= end_ms:
                 for key, group in list(end.open.items()):
                     contract = contracts.get(key.model)
                     if contract is not None and watermark_ms >= end_ms + contract.monitoring.allowed_lateness:
                         self._close(end, group, contract)
+                        closed.append(group)
             if highest_ms is not None and end_ms <= highest_ms:
                 for key, group in list(end.groups.items()):
                     contract = contracts.get(key.model)
@@ -236,6 +238,7 @@ class Windows:
                         self._settled(end, group, contract, floor_ms.get(key.model, key.start_ms))
                 if not end.groups:
                     del self._ends[end_ms]
+        put_by(closed)
 
     def _close(self, end: _End, group: Group, contract: ModelContract) -> None:
         end.open.pop(group.key, None)

@@ -30,7 +30,7 @@ def watched(models: int) -> tuple[Stage, Stage]:
 
 
 def test_bytes_of_a_model_of_few_rows() -> None:
-    """Its contract, ten open cells, five detectors with what of them is stored, and the forty rows that wait for them."""
+    """Its contract, twenty windows of which all but two are closed, five detectors with what of them is stored, and the forty rows that wait for them."""
     watched(10)
     taken = []
     for models in (20, 80):
@@ -43,4 +43,4 @@ def test_bytes_of_a_model_of_few_rows() -> None:
         finally:
             tracemalloc.stop()
         del cores
-    assert 100_000 < (taken[1] - taken[0]) / 60 < 190_000
+    assert 100_000 < (taken[1] - taken[0]) / 60 < 160_000

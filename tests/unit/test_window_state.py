@@ -24,7 +24,7 @@ from streams.core.cell_codec import (
 )
 from streams.core.join_state import WindowKey
 from streams.core.layouts import OTHER, Layout, Part, Plans
-from streams.core.window_state import Group, Layouts, decode_group, encode_groups
+from streams.core.window_state import Group, Layouts, decode_group, encode_groups, put_by
 from streams.core.windows import Windows
 from tests.support_join import CONTRACT, HOUR, T0, Stream, join_core, prediction
 from tests.support_upserts import spread
@@ -258,3 +258,23 @@ def test_a_reference_that_comes_later_leaves_borders_as_they_are() -> None:
     before = cell.layout
     columns = {"x": ColumnReference(rows=9, quantiles=(0.0, 0.25, 1.0))}
     assert plans.of(of, Reference(columns=columns), cell.layout).layout is before
+
+
+def test_what_a_closed_window_has_counted_is_held_as_it_is_stored_and_counted_on() -> None:
+    """Sums are the same as of one that stays open, also when a row comes late; and what is stored is not made twice."""
+    plans, of, cells = Plans(), contract("x"), (Cell(), Cell())
+    group = Group(WindowKey("m", 0, 60_000), {("v", "stable", ""): cells[0]})
+    for rows in ([(0.5, 0.0), (-0.5, 1.0)], [(0.25, math.nan)]):
+        for cell in cells:
+            counted(of, rows, plans, cell)
+            cell.counts = cell.counts + np.eye(1, len(cell.counts), dtype=np.int64)[0] * len(rows)
+        assert cells[0].features is None
+        put_by([group])
+        held = cells[0].features
+        assert held is not None and len(held) < cells[0].sums.nbytes // 4
+        assert cells[0].sums.tobytes() == cells[1].sums.tobytes()
+        put_by([group])
+        assert cells[0].features is held
+    cells[0].counts = cells[0].counts + 1
+    assert cells[0].features is None, "written against another number of rows"
+    assert cells[0].sums.tobytes() == cells[1].sums.tobytes()
