@@ -74,7 +74,7 @@ with 10,000 models each has two events a round, and each of its windows of a min
 - **memory**: growth of the process, beside the version's reference, which all models of a shape share here. Bounded by
   windows that are open, `monitor.hot_index_bytes_max` and `monitor.held_bytes_max`.
 
-With many models a batch costs what its models cost, however many of its events are in it: each about 0.15 milliseconds of
+With many models a batch costs what its models cost, however many of its events are in it: each about a tenth of a millisecond of
 the join. Rows for the warehouse, entering the index, cells of windows and their state are worked out for all models of a
 batch at once; so batches of one call are put together. What detectors cost is spread over the rows that were held for them. With wide events it is mostly the reading of their JSON, 20 KB of it with 1,000 features.
 """
