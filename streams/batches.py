@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
@@ -52,12 +53,14 @@ class OffsetsOwner(Protocol):
 class Chunk:
     """Some consecutive records of one partition, as they were fetched. ``number`` counts from 0 in each ``seek``."""
 
-    __slots__ = ("log_end", "number", "records", "seek")
+    __slots__ = ("came_s", "log_end", "number", "records", "seek")
 
     def __init__(self, records: RecordBatch, log_end: int = 0) -> None:
         self.records = records
         #: Where the log ended, as far as was known when this was handed over.
         self.log_end = log_end
+        #: When it was here, by a clock that does not go back.
+        self.came_s = time.monotonic()
         self.seek = 0
         self.number = 0
 

@@ -79,6 +79,10 @@ class Broadcast:
         if self._thread.is_alive():
             self._thread.join()
 
+    def asked_since(self, name: str, since_s: float) -> bool:
+        """Whether all that was committed to topic ``name`` before this time, of a clock that does not go back, has been read."""
+        return self._asked_s[name] > since_s
+
     def refresh(self, *names: str) -> None:
         """Return when everything committed to topics ``names`` before the call has been read. Waits for a broker that is
         away; raises DeliveryError when there is more to read and it does not come, or when told to give up."""

@@ -27,7 +27,7 @@ from streams.sink import ClickHouseSink
 log = logging.getLogger(__name__)
 #: Of one insert, and how long it may gather them. A record may be a batch of many rows.
 RECORDS_MAX = 100_000
-BYTES_MAX = 16_777_216
+BYTES_MAX = 33_554_432
 FLUSH_S = 0.5
 _READ_S = 0.2
 Offsets = dict[TopicPartition, int]

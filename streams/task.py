@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -235,7 +236,8 @@ class Task:
             while not self._stopping:
                 chunks = await self._inbox.take(self._wait_s())
                 self._tell_lag()
-                if any(_has_rows(chunk) for chunk in chunks):
+                came_s = max((chunk.came_s for chunk in chunks if _has_rows(chunk)), default=-math.inf)
+                if not self._shared.broadcast.asked_since("models", came_s):
                     await self._io(self._shared.broadcast.refresh, "models")
                 read = await self._cpu(self._apply, chunks)
                 if self._shared.raw_log is not None and not self._stopping:

@@ -247,7 +247,12 @@ def test_a_model_is_known_as_soon_as_its_publication_was_acknowledged(settings: 
         producer = Producer(settings.producer(**{"linger.ms": 0}))
         producer.produce(settings.topic("models"), record.model_dump_json().encode(), b"m")
         producer.flush(10)
+        published_s = time.monotonic()
+        # Who was here before it was published has nothing to ask; who came after it, everything.
+        assert not broadcast.asked_since("models", published_s)
         broadcast.refresh("models")
+        assert broadcast.asked_since("models", published_s)
+        assert not broadcast.asked_since("models", time.monotonic())
         assert model_records(broadcast.since("models", 0)) == [record]
         assert broadcast.since("models", broadcast.next_offset("models")) == []
     finally:
