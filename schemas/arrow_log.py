@@ -19,6 +19,7 @@ from schemas.errors import BadMessage
 from schemas.native import (
     Buffers,
     coded,
+    keys_coded,
     maps,
     native_block,
     nullable,
@@ -137,7 +138,10 @@ class _Gathered:
             self._whole(values)
         return native_block(
             rows,
-            [(name, kind, made(kept, kind)) for (name, kind), made in zip(columns, self._made, strict=True)],
+            [
+                (name, keys_coded(kind), made(kept, kind))
+                for (name, kind), made in zip(columns, self._made, strict=True)
+            ],
         )
 
     def _only(self, usable: NDArray[np.bool_]) -> None:

@@ -18,6 +18,7 @@ from schemas.native import (
     Buffers,
     coded,
     coded_maps,
+    keys_coded,
     maps,
     native_block,
     nullable,
@@ -35,10 +36,11 @@ Coded = tuple[list[str], NDArray[np.int64]]
 #: Texts that nobody but the log asks for.
 UNREAD = ("entity", "trace_id", "region")
 _ROWS_AT_ONCE = 256
-_COLUMNS = [
-    (name, "Map(LowCardinality(String), LowCardinality(String))" if name == "categories" else kind)
-    for name, kind in TABLES["prediction_log"].columns
-]
+#: Columns that are plain texts in the table, and leave in another way.
+_SENT_AS = dict.fromkeys(("model_version", "role", "status"), "LowCardinality(String)") | {
+    "categories": "Map(LowCardinality(String), LowCardinality(String))"
+}
+_COLUMNS = [(name, _SENT_AS.get(name, keys_coded(kind))) for name, kind in TABLES["prediction_log"].columns]
 
 
 def write_rows(

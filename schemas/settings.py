@@ -282,8 +282,11 @@ class MonitorSection(Section):
         description="Static name of this worker in its group: restarted under the same name, it has its partitions "
         "back at once instead of after the session timeout. Unique among running workers; empty: none.",
     )
-    commit_rows_max: int = Field(default=50_000, ge=1)
-    commit_interval: DurationMs = 500
+    commit_rows_max: int = Field(default=50_000, ge=1, description="Records in one transaction of a task.")
+    commit_interval: DurationMs = Field(
+        default=500,
+        description="How long what a task has applied waits for its transaction; longer while the task is behind.",
+    )
     chunk_records: int = Field(default=10_000, ge=1, description="Records in one batch handed to an agent.")
     ticker: Literal["wall", "off"] = "wall"
     tick_interval: DurationMs = 1_000

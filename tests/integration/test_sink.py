@@ -20,6 +20,7 @@ from schemas.events import FORMAT_ARROW, HEADER_FORMAT
 from schemas.native import (
     coded,
     coded_maps,
+    keys_coded,
     maps,
     native_block,
     nullable,
@@ -176,8 +177,9 @@ def _of_maps(offset: int, width: int, categories: str | None) -> RowBlock:
         "String": same_text("", 2),
     }
     columns = []
+    sent_as = {"categories": categories or BOTH_CODED, "model_version": "LowCardinality(String)"}
     for name, declared in TABLES["prediction_log"].columns:
-        kind = (categories or BOTH_CODED) if name == "categories" else declared
+        kind = sent_as.get(name, keys_coded(declared))
         columns.append((name, kind, held.get(name) or same.get(kind) or numbers(np.zeros(2), kind)))
     return native_block(2, columns)
 
