@@ -55,12 +55,12 @@ class Chunk:
 
     __slots__ = ("came_s", "log_end", "number", "records", "seek")
 
-    def __init__(self, records: RecordBatch, log_end: int = 0) -> None:
+    def __init__(self, records: RecordBatch, log_end: int = 0, came_s: float | None = None) -> None:
         self.records = records
         #: Where the log ended, as far as was known when this was handed over.
         self.log_end = log_end
         #: When it was here, by a clock that does not go back.
-        self.came_s = time.monotonic()
+        self.came_s = time.monotonic() if came_s is None else came_s
         self.seek = 0
         self.number = 0
 
@@ -82,9 +82,8 @@ class Chunk:
     def cut(self, count: int) -> tuple[Chunk, Chunk]:
         """The first ``count`` records, and the others."""
         records = self.records
-        return Chunk(records.part(0, count), self.log_end), Chunk(
-            records.part(count, len(records)), self.log_end
-        )
+        first, others = records.part(0, count), records.part(count, len(records))
+        return Chunk(first, self.log_end, self.came_s), Chunk(others, self.log_end, self.came_s)
 
     def to_batch(self, topic: str) -> RecordBatch:
         """As the core takes it, under the logical name ``topic``."""

@@ -131,12 +131,11 @@ class OutlierDetector:
 
     def reset(self) -> None:
         self._rate.reset()
-        self._state = _State(rate=self._rate.state)
         self._scorer: Scorer | None = None
         if self._given is not None:
             self._scorer, calibrated = self._given
             self._rate.load(msgspec.structs.replace(calibrated, open=Window()))
-            self._state.rate = self._rate.state
+        self._state = _State(rate=self._rate.state)
 
     def _learnt(self, sample: Floats) -> tuple[Scorer, Floats]:
         """The scorer fitted on every second row of a sample, and the scores of all."""

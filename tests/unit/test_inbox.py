@@ -135,3 +135,12 @@ async def test_how_long_what_is_read_has_waited_is_known_until_there_is_no_more(
     assert inputs.box.waited_ms(10_000) == 6_000
     await inputs.taken()
     assert inputs.box.waited_ms(10_000) == 0
+
+
+async def test_parts_of_a_chunk_came_when_it_did() -> None:
+    """Nothing has to be asked anew for what waited for the leading input."""
+    inputs = Inputs()
+    whole = chunk("feedback", [5, 9_000])
+    await inputs.put(whole, chunk("predictions", [10], 0, 50), chunk("predictions", [9_500], 1))
+    parts = [one for one in await inputs.box.take(0.0) if one.topic == "feedback"]
+    assert [one.came_s for one in (*parts, *whole.cut(1))] == [whole.came_s] * (len(parts) + 2)

@@ -29,7 +29,7 @@ ARROW_PEERS = (("pyarrow", "arrow_columns", False, None),)
 Peers = Sequence[tuple[str, str, bool, int | None]]
 
 
-def measure(kafka: KafkaSettings, load: Load, peers: Peers = JSON_PEERS) -> Iterator[tuple[str, float]]:
+def measure(kafka: KafkaSettings, load: Load, peers: Peers) -> Iterator[tuple[str, float]]:
     """(name, events per CPU-second) of each."""
     for name, file, foreign, most in peers:
         events = min(load.events, most or load.events)

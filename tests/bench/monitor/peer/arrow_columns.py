@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
-
 import pyarrow as pa
-from aiokafka import AIOKafkaConsumer
-from meter import Meter
+from reading import read
 
 
 def columns(value: bytes) -> int:
@@ -23,22 +19,4 @@ def columns(value: bytes) -> int:
     return int(table.num_rows)
 
 
-async def consume(bootstrap: str, topic: str, meter: Meter) -> None:
-    consumer = AIOKafkaConsumer(
-        topic,
-        bootstrap_servers=bootstrap, auto_offset_reset="earliest", max_poll_records=20_000, fetch_max_bytes=8 << 20,
-        max_partition_fetch_bytes=4 << 20, enable_auto_commit=False,
-    )  # fmt: skip
-    await consumer.start()
-    try:
-        while True:
-            got = await consumer.getmany(timeout_ms=1_000)
-            rows = sum(columns(record.value) for records in got.values() for record in records)
-            if rows and meter.add(rows):
-                break
-        meter.say()
-    finally:
-        await consumer.stop()
-
-
-asyncio.run(consume(sys.argv[1], sys.argv[2], Meter(int(sys.argv[3]))))
+read(lambda records: sum(columns(record.value) for record in records))
