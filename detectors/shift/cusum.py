@@ -219,9 +219,11 @@ class Cusum:
             up.take(cells, out=steps[2 * line], mode="wrap")
             down.take(cells, out=steps[2 * line + 1], mode="wrap")
             readable |= cells != NONE
-        settled = 0
+        # The row from which on there are enough; if that is yet to come, the verdict may change with it.
+        settled, settles = 0, length
         if self._readable < self._spec.rows_min:
             settled = int(np.searchsorted(self._readable + np.cumsum(readable), self._spec.rows_min))
+            settles = settled
         sums = np.cumsum(steps, axis=1)
         # S = C - min(-S0, least C so far), all rows at once.
         floor = np.minimum.accumulate(sums, axis=1)
@@ -233,7 +235,7 @@ class Cusum:
             crossed = over if over < length and int(sums[:, over].max()) >= self._bar else length
         elif settled < length and int(sums[:, settled:].max()) >= self._bar:
             crossed = settled + int((sums[:, settled:] >= self._bar).any(axis=0).argmax())
-        end = min(length, 1 + min(crossed, over, settled or length))
+        end = min(length, 1 + min(crossed, over, settles))
         before = self._state
         self._keep(sums[:, :end], rows.time_ms[mine[:end]])
         self._seen += end
