@@ -20,10 +20,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What decides whether a change may land says the same thing each time it is asked, on a machine of any speed: the same
 # examples, none kept from the last run, no limit of time on one of them. Whoever looks for new ones has `make search`.
 settings.register_profile(
-    "repeatable", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "repeatable",
+    max_examples=50,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile(
-    "search", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+    "search", max_examples=500, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("repeatable")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from detectors.base import STREAM_COLUMNS, Change, Context, Detector, Patient, Rows, Spec, Stream
@@ -26,6 +26,7 @@ from schemas.contracts import (
 )
 from schemas.errors import ConfigurationError, SnapshotError
 from schemas.verdicts import State
+from tests.support_examples import examples
 
 HOUR_MS = 3_600_000
 GRID = tuple(float(q) for q in np.linspace(-3, 3, 101))
@@ -131,12 +132,7 @@ CASES = [
     for stream in spec_class(kind).streams
 ]
 EVERY = pytest.mark.parametrize(("kind", "stream"), CASES)
-FEW = settings(
-    max_examples=12,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+FEW = examples(8, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 pytestmark = [
     # The libraries behind the adapters warn of their own affairs while they are imported.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

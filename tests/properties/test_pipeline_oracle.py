@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.blocks import decode_block
@@ -21,6 +21,7 @@ from streams.core.delivery import Manifest, StageContext, Upserts
 from streams.core.oracle import Step
 from streams.core.pipeline import JoinCore, create
 from streams.core.records import Record
+from tests.support_examples import examples
 from tests.support_upserts import spread
 
 T0 = 1_700_000_000_000 // 3_600_000 * 3_600_000
@@ -207,7 +208,7 @@ def _check(shell: Shell, steps: list[Step]) -> None:
     assert not -outcomes
 
 
-@settings(max_examples=300, deadline=None)
+@examples(75)
 @given(histories, st.data())
 def test_any_history_cut_and_restart_equals_the_oracle(steps: list[Step], data: st.DataObject) -> None:
     """Any order, batch cut, duplicate, late row, early label, revision, kill and warehouse outage: the same figures."""
@@ -261,7 +262,7 @@ def _told(shell: Shell) -> list[Any]:
     return sorted(rows)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(40)
 @given(st.lists(predictions() | labels, max_size=40), st.data())
 def test_however_the_two_inputs_interleave_the_result_is_the_same(
     steps: list[Step], data: st.DataObject

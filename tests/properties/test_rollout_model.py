@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.core.rollout import World, decide
@@ -28,6 +28,7 @@ from schemas.control import (
     TrainingFinished,
 )
 from schemas.verdicts import Evidence, State
+from tests.support_examples import examples
 
 CONTRACT = ModelContract(
     model="m",
@@ -127,7 +128,7 @@ def serve(log: list[Entry], topics: Topics, until: int) -> None:
             topics.revisions.append(state)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(25)
 @given(LOGS)
 def test_what_holds_in_every_revision(log: list[Entry]) -> None:
     """Weights are shares of healthy versions, one rollout at a time, revisions count up, phases and fields agree."""
@@ -151,7 +152,7 @@ def test_what_holds_in_every_revision(log: list[Entry]) -> None:
             assert revision.effective_ms == 0
 
 
-@settings(max_examples=100, deadline=None)
+@examples(25)
 @given(LOGS, st.lists(st.integers(0, 60), max_size=4))
 def test_a_crash_anywhere_changes_nothing(log: list[Entry], crashes: list[int]) -> None:
     """Killed after any messages and started from what was committed: the same revisions, answers and facts."""
@@ -165,7 +166,7 @@ def test_a_crash_anywhere_changes_nothing(log: list[Entry], crashes: list[int]) 
     assert {f.decision_id for f in broken.facts} == {f.decision_id for f in straight.facts}
 
 
-@settings(max_examples=100, deadline=None)
+@examples(25)
 @given(LOGS)
 def test_a_command_acts_once_and_every_one_is_answered(log: list[Entry]) -> None:
     """However often it is sent; its answer is in some revision."""

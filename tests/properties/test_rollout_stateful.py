@@ -47,6 +47,7 @@ from schemas.measures import Measurement
 from schemas.rollout import Gate, Metric, Region
 from schemas.verdicts import Evidence, State
 from tests.properties.rollout_shell import BROKEN, HIGH_RISK, UNVERIFIED, Shell, Topics
+from tests.support_examples import examples
 
 METRIC = Metric(name="p99", source="latency_p99", limit=100, interval=4, rows_min=10)
 JUDGED = Metric(name="loss", source="loss", judge=True, interval=4)
@@ -411,9 +412,7 @@ class ByRegions(Controller):
 
 
 TestController, TestByRegions = Controller.TestCase, ByRegions.TestCase
-TestController.settings = TestByRegions.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestController.settings = TestByRegions.settings = examples(60, stateful_step_count=40)
 
 
 @pytest.mark.parametrize(("broken", "given"), BROKEN)

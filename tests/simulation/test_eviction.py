@@ -23,13 +23,14 @@ from streams.core.waiting import Key
 from tests.simulation.process import Run
 from tests.simulation.scheduler import Simulation, schedule
 from tests.simulation.world import CONTRACT, MINUTE, PARTITIONS, expected
+from tests.support_examples import times
 
 ENTRIES_MAX = 2
 #: Long enough that workers die while labels are being looked up and while what they changed is on its way.
 TURNS = 1_500
-SCHEDULES = 25
+SCHEDULES = times(10)
 #: Of the two that are each a half of the third one.
-SCHEDULES_OF_HALF = 12
+SCHEDULES_OF_HALF = times(5)
 #: A prediction is taken for so large that fingerprints take no room beside it.
 ROW_BYTES = 10_000
 #: Windows leave memory an hour after their end; labels count for ten days.

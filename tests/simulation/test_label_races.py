@@ -16,13 +16,14 @@ from streams.core.oracle import Step
 from streams.core.pipeline import JoinCore
 from streams.core.records import Record
 from tests.support_cold import LATE, SETTLED, Copied, core_of
+from tests.support_examples import times
 from tests.support_join import HOUR, T0, Stream, prediction, truth
 from tests.support_upserts import Upsert, spread
 
 #: ``look``: what has been written is copied, the answer of the look before is delivered, and the next question is put.
 MOMENTS = ("label", "again", "revised", "evict", "settle", "look", "restart")
 #: Every so many of the 10,080 orders, others for each first moment; 1 takes three minutes, and passes.
-STRIDE = 12
+STRIDE = 360 // times(10)
 EVENTS = {
     "label": truth(label_time_ms=SETTLED),
     "again": truth(label_time_ms=SETTLED),

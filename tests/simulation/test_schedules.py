@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import streams.store
@@ -18,16 +18,17 @@ from tests.simulation.mutants import MUTANTS
 from tests.simulation.process import Run
 from tests.simulation.scheduler import Simulation, schedule, simulate
 from tests.simulation.world import PARTITIONS, expected
+from tests.support_examples import examples, times
 
 #: Of the seeded loop here; ``python -m tests.simulation`` plays as many as one likes.
-SCHEDULES = 100
+SCHEDULES = times(60)
 #: A planted bug is found within so many schedules, each from a number of its own.
 SCHEDULES_MAX = 400
 #: Where the search for the rare ones begins: at the first number that found them when it began at 0.
 RARE = {"GroupOffsets": 16, "RestartedVersions": 68, "NoRereading": 96, "Unfenced": 103}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(10, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.integers(0, 239), max_size=300), st.integers(0, 10_000))
 def test_any_schedule_ends_in_the_oracles_figures(choices: list[int], seed: int) -> None:
     """Crashes before any effect, zombies, refusals, late answers, compaction, retention: hypothesis picks and shrinks."""

@@ -6,11 +6,12 @@ import msgspec
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import StateCorrupt
 from streams.core.alike import ALIKE_MIN, packed, unpacked
+from tests.support_examples import examples
 
 
 def alike(count: int, seed: int = 1) -> dict[str, bytes | None]:
@@ -20,7 +21,7 @@ def alike(count: int, seed: int = 1) -> dict[str, bytes | None]:
     return {f"window/m{at:05d}": b"head" + number + number for at, number in enumerate(numbers)}
 
 
-@settings(deadline=None, max_examples=60)
+@examples(15)
 @given(
     st.dictionaries(st.text(max_size=4), st.none() | st.binary(max_size=6), max_size=8),
     st.lists(
@@ -58,7 +59,7 @@ def test_segments_of_the_forms_before_are_read() -> None:
     assert unpacked("log/4", plain) == unpacked("log/4", zstandard.compress(plain)) == (5, entries)
 
 
-@settings(deadline=None, max_examples=100)
+@examples(25)
 @given(st.data())
 def test_damage_is_named(data: st.DataObject) -> None:
     """Cut short or written over, it is refused with its name, or read as something of another content."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.arrow import encode_arrow
@@ -18,6 +18,7 @@ from schemas.row_binary import RowBlock
 from streams.core.archive import log_copy, log_rows
 from streams.core.records import Record, RecordBatch
 from tests.support_archive import rows_of
+from tests.support_examples import examples
 
 AT_MS = 1_700_000_000_000
 ROWS = 4
@@ -69,7 +70,7 @@ def batches(draw: st.DrawFn, topic: str) -> pa.Table:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@examples(75)
 @given(st.sampled_from(["predictions", "feedback"]), st.data())
 def test_rows_of_a_batch_are_the_same_whoever_makes_them(topic: str, data: st.DataObject) -> None:
     """Bad rows are left out of both; addresses count up from the first."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.arrow import encode_arrow, read_arrow
@@ -16,6 +16,7 @@ from schemas.arrow_plain import Odd, PlainBatches
 from schemas.codecs import PredictionColumns, PredictionDecoder
 from schemas.errors import BadMessage
 from schemas.messages import Bad, Messages
+from tests.support_examples import examples
 from tests.support_join import CONTRACT, T0, prediction
 
 DECODER = PredictionDecoder([CONTRACT])
@@ -56,7 +57,7 @@ def _rows(of: PredictionColumns) -> list[Any]:
     return list(rows)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(50)
 @given(st.data())
 def test_what_is_ordinary_is_read_as_whatever_else_is(data: st.DataObject) -> None:
     """Texts of another type are read by other code: rows and what is wrong with which are the same, in one message or in several."""
@@ -97,7 +98,7 @@ def test_a_thousand_rows_are_not_odd() -> None:
                 batch.keys(name, 200)
 
 
-@settings(max_examples=400, deadline=None)
+@examples(100)
 @given(st.integers(0, 10**6), st.integers(0, 255), st.integers(0, 10**6), st.integers(0, 255))
 def test_a_damaged_batch_is_bad_as_pyarrow_says(first: int, by: int, second: int, other: int) -> None:
     """Offsets that point anywhere are not followed, texts that are none not taken: memory is what it was sent as, or refused."""

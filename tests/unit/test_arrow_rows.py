@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.arrow import encode_arrow
@@ -18,6 +18,7 @@ from streams.core.archive import is_own, is_plain, log_copy, table_of
 from streams.core.raw_log import stretch_of
 from streams.core.records import Record, RecordBatch
 from tests.support_archive import rows_of
+from tests.support_examples import examples
 from tests.support_join import CONTRACT, T0, prediction
 
 FEATURES = prediction()["features"]
@@ -68,7 +69,7 @@ def _rows(copied: list[tuple[str, Any]]) -> list[str]:
     return [repr(row) for row in sorted(rows_of(copied), key=lambda one: one[1][-3:])]
 
 
-@settings(max_examples=300, deadline=None)
+@examples(75)
 @given(st.data())
 def test_rows_are_the_same_whoever_makes_them(data: st.DataObject) -> None:
     """Batches of several models and columns, good and bad, from here and sent on: nothing is lost or twice."""

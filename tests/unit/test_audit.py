@@ -10,7 +10,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from deploy.audit.check import Fault, check
 from deploy.audit.facts import LoggedFact, Record, anchors_of
@@ -21,6 +21,7 @@ from schemas.errors import SignatureError
 from schemas.record import POLICY, Head, head_of, link
 from schemas.signing import Signer, Verifier
 from schemas.verdicts import Evidence
+from tests.support_examples import examples
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +221,7 @@ def test_facts_outside_of_any_order_are_found(keys: tuple[Signer, Signer]) -> No
     assert "unknown key (none)" in first(unsigned, believing(ours)).what
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@examples(40)
 @given(data=st.data())
 def test_no_tampering_goes_unnoticed(data: st.DataObject, keys: tuple[Signer, Signer]) -> None:
     """Any sequence of removals, exchanges, repetitions and changed bytes that leaves another log is a fault."""

@@ -11,7 +11,7 @@ from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from faust.types import TP
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -19,6 +19,7 @@ from streams.batches import chunk_scheduler, share_out
 from streams.core.records import Record, RecordBatch
 from streams.fetched import _PartitionRecords, _Response
 from streams.record_batches import read
+from tests.support_examples import examples
 
 
 def _raw(records: list[Record], kind: int = 0, **header: int) -> bytes:
@@ -130,7 +131,7 @@ def test_what_an_aborted_transaction_wrote_is_not_handed_out() -> None:
     assert ([record.offset for record in batch], end) == ([1, 3], 8)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(75)
 @given(st.data())
 def test_a_broken_response_is_refused_and_never_read_past_its_end(data: st.DataObject) -> None:
     """The bytes may be anything: records or an error."""

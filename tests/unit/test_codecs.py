@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -20,6 +20,7 @@ from schemas.ids import partition_of
 from schemas.labels import LabelColumns, LabelDecoder, encode_label
 from schemas.messages import Messages
 from schemas.spans import Spans
+from tests.support_examples import examples
 from tests.support_join import CONTRACT, T0, prediction, truth
 
 DECODER = PredictionDecoder([CONTRACT, CONTRACT.model_copy(update={"model": "other"})])
@@ -49,7 +50,7 @@ def _modelled(event: dict[str, Any]) -> bool:
     return True
 
 
-@settings(max_examples=400, deadline=None)
+@examples(100)
 @given(
     st.dictionaries(
         st.sampled_from(
@@ -76,7 +77,7 @@ def test_decoder_and_public_model_agree_on_every_field(changes: dict[str, Any]) 
     assert _decoded(event) == _modelled(event), changes
 
 
-@settings(max_examples=200, deadline=None)
+@examples(50)
 @given(
     st.dictionaries(
         st.sampled_from(["prediction_id", "model", "revision", "trace_id", "extra"]), scalars, max_size=2
@@ -360,7 +361,7 @@ def test_texts_of_every_arrow_type_and_number_decode_alike(kind: pa.DataType, va
         assert columns.ids == [f"p{at}" for at in kept if names[at]]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(40)
 @given(
     st.binary(max_size=300)
     | st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(text, inner)).map(

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
@@ -37,6 +37,7 @@ from tests.support_detect import (
     tick,
     version,
 )
+from tests.support_examples import examples
 from tests.support_story import EVERY_MS, heard, interleaved, steps
 
 
@@ -64,7 +65,7 @@ def test_the_story_is_told() -> None:
     assert all(T0 <= s.event_time_ms <= T0 + 6 * 24 * HOUR for s in EXPECTED)
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(
     seed=st.integers(0, 10_000), hours=st.sampled_from([1, 2, 5, 13, 48]), batch=st.sampled_from([1, 7, 400])
 )
@@ -75,7 +76,7 @@ def test_no_order_shows(seed: int, hours: int, batch: int) -> None:
     assert len({s.signal_id for s in found}) == len(found)
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(seed=st.integers(0, 10_000), kills=st.lists(st.floats(0, 1), min_size=1, max_size=4))
 def test_killed_and_restored(seed: int, kills: list[float]) -> None:
     """Killed after any commits, and read again from the manifest's offset: nothing is said twice, nothing is missed."""

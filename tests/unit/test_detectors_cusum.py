@@ -134,6 +134,20 @@ def test_a_drift_is_held_and_then_over() -> None:
     assert 3_400 < found[2].index <= 3_600
 
 
+@pytest.mark.parametrize("cut", [0, 8, 9, 10])
+def test_the_first_verdict_comes_with_the_row_that_makes_enough(cut: int) -> None:
+    """Wherever the stream was cut before, also where that row is a batch's first."""
+    rng = np.random.default_rng(7)
+    detector = built(rng.normal(size=(500, 2)), rows_min=10)
+    rows = rows_of(rng.normal(size=(30, 2)))
+    changes = [
+        change.index + start
+        for start, end in ((0, cut), (cut, 30))
+        for change in detector.update(rows.take(slice(start, end)))
+    ]
+    assert changes == [9]
+
+
 def test_the_budget_becomes_rows_at_the_references_pace() -> None:
     """One false page in 30 days, 1,000 rows a day, four sums: log(4 x 30,000); without a pace, ``run_rows``."""
     pool = np.random.default_rng(5).normal(size=(1_000, 2))

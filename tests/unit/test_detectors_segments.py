@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -34,6 +34,7 @@ from schemas.contracts import (
 from schemas.errors import ConfigurationError, SnapshotError
 from schemas.reference import describe
 from schemas.verdicts import Family, State
+from tests.support_examples import examples
 
 HOUR = 3_600_000
 LOSS = ("score", "label", "loss", "where")
@@ -175,7 +176,7 @@ INNER: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("inner", INNER, ids=[inner["kind"] for inner in INNER])
-@settings(max_examples=10, deadline=None, derandomize=True)
+@examples(10)
 @given(seed=st.integers(0, 99), cuts=st.lists(st.integers(0, 900), max_size=5), at=st.integers(0, 900))
 def test_neither_cuts_nor_restarts_show(inner: dict[str, Any], seed: int, cuts: list[int], at: int) -> None:
     """For detectors of blocks and of rows alike: the same changes, the same state."""

@@ -37,7 +37,7 @@ def at_the_edge(run: int, promised: int, *, streams: int = 60, **spec: float) ->
 
 
 @pytest.mark.parametrize(
-    ("width", "run", "streams"), [(10, 1_000, 100), (10, 10_000, 40), (100, 1_000, 40), (1_000, 1_000, 6)]
+    ("width", "run", "streams"), [(10, 1_000, 100), (10, 10_000, 40), (100, 1_000, 40), (1_000, 1_000, 3)]
 )
 def test_resampled_flights_stay_within_the_budget(width: int, run: int, streams: int) -> None:
     """Whole rows of real flights drawn anew, references of 5,000 rows: at most half page within half of the run."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.blocks import ObservationBlock
@@ -31,6 +31,7 @@ from tests.support_detect import (
     tick,
     version,
 )
+from tests.support_examples import examples
 
 MINUTE = 60_000
 
@@ -110,7 +111,7 @@ def test_holding_rows_changes_nothing_that_is_said(detectors: tuple[DetectorConf
     assert behind > 300
 
 
-@settings(max_examples=4, deadline=None)
+@examples(4)
 @given(seed=st.integers(0, 99), kills=st.lists(st.floats(0, 1), min_size=1, max_size=5))
 def test_rows_that_are_held_survive_a_kill(seed: int, kills: list[float]) -> None:
     """What was held is read again, what was fed is not fed again: the signals of a worker that never died."""

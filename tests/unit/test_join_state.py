@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from streams.core.join_state import ADDED, SETTLED, Kind, WindowKey, decode_piece, encode_piece
+from tests.support_examples import examples
 
 KINDS = [Kind(WindowKey("m", 0, 60_000), "1", 0, ())]
 DTYPES = {"key": np.uint64, "check": np.uint32, "score": np.float64, "status": np.int8, "label": np.float64}
@@ -32,7 +33,7 @@ def columns(names: tuple[str, ...], numbers: list[int], rng: np.random.Generator
     return found | {"number": np.cumsum(rng.integers(1, 3, n)), "kind": np.zeros(n, np.int64)}
 
 
-@settings(deadline=None, max_examples=150)
+@examples(40)
 @given(
     st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-300, 300), min_size=1, max_size=6),
     st.integers(0, 2**31),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.blocks import NARROWED_MIN
@@ -12,6 +12,7 @@ from schemas.contracts import DetectorConfig, Feature, ModelContract, ModelRecor
 from streams.core import observe
 from streams.core.delivery import Out
 from streams.core.pipeline import JoinCore
+from tests.support_examples import examples
 from tests.support_join import T0, Stream, join_core, prediction, truth
 
 
@@ -46,7 +47,7 @@ def observed(events: list[tuple[int, float, str, int]], batches: int) -> list[Ou
     return core.outputs()
 
 
-@settings(max_examples=40, deadline=None)
+@examples(10)
 @given(
     st.lists(
         st.tuples(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.contracts import Feature, ModelContract, ModelRecord, ModelVersion, Policy, Rule
@@ -20,6 +20,7 @@ from streams.core import offline
 from streams.core.delivery import Manifest, StageContext
 from streams.core.policy import PolicyCore
 from streams.core.records import Record
+from tests.support_examples import examples
 
 CONTEXT = StageContext("policy", 0, 1, MonitorSettings())
 HARM = Rule(name="harm", severity="page", action="retrain", cooldown=2)
@@ -98,7 +99,7 @@ class Run:
 HEARD = st.lists(st.sampled_from(["drift", "stable", "tick", "tick", "v1", "v2"]), min_size=1, max_size=14)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(50)
 @given(HEARD, st.data())
 def test_whatever_order_a_task_heard_things_in_is_found(heard: list[str], data: st.DataObject) -> None:
     """Transactions tell the order between them; within one it is inferred from what was written."""

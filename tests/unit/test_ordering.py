@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
@@ -13,6 +13,7 @@ from schemas.blocks import DTYPES, ObservationBlock, decode_block, encode_block
 from schemas.contracts import DetectorConfig
 from schemas.ids import ROLES
 from streams.core.feed import Columns, InOrder
+from tests.support_examples import examples
 
 Row = tuple[int, int, str, int, int]
 few = st.integers(0, 3)
@@ -48,7 +49,7 @@ def _told(block: Columns) -> list[Row]:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@examples(40)
 @given(
     st.lists(st.tuples(rows, st.permutations(["v1", "v10", "v2"])), min_size=1, max_size=3),
     st.integers(1, 40),

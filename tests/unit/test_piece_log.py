@@ -5,11 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import StateCorrupt
 from streams.core.piece_log import ALIKE_MAX, DEAD_MIN, PieceLog
+from tests.support_examples import examples
 
 CHANGES = st.dictionaries(
     st.integers(0, 30).map(lambda n: f"piece/{n}"), st.none() | st.integers(0, 9_000), max_size=12
@@ -45,7 +46,7 @@ class Store:
         self.log = log
 
 
-@settings(max_examples=60, deadline=None)
+@examples(15)
 @given(commits=st.lists(st.tuples(CHANGES, st.booleans()), max_size=40))
 def test_what_is_read_back_is_what_was_there(commits: list[tuple[dict[str, int | None], bool]]) -> None:
     """Pieces come, change, go and come back, with a restart after any commit: never an old one, never one that was gone."""
@@ -65,7 +66,7 @@ def test_few_segments_and_little_written_again() -> None:
     for each in (1, 10, 300):
         store = Store()
         said = 0
-        for number in range(2_000):
+        for number in range(200_000 // (100 + each)):
             names = [f"piece/{(number * 37 + i * 101) % 1_000}" for i in range(each)]
             changes: dict[str, bytes | None] = dict.fromkeys(names, bytes([number % 256]) * 2_000)
             said += 2_000 * len(changes)

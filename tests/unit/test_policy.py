@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.contracts import Feature, ModelContract, ModelRecord, ModelVersion, Policy, Rule
@@ -36,6 +36,7 @@ from schemas.verdicts import Family, SignalChanged, State, Verdict
 from streams.core.delivery import Out, StageContext
 from streams.core.policy import PolicyCore, Sign
 from streams.core.records import Record
+from tests.support_examples import examples
 
 DAY = 86_400_000
 HARM = Rule(name="harm", detectors=("harm",), severity="page", action="retrain", cooldown=DAY)
@@ -468,7 +469,7 @@ DEPLOYMENTS = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(50)
 @given(
     st.lists(st.one_of(SIGNALS, TICKS, DEPLOYMENTS), max_size=40),
     st.integers(0, 40),

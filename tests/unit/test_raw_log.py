@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.row_binary import RowBlock
 from schemas.spans import Spans
 from streams.core.raw_log import RawLogQueue, Stretch
 from streams.core.records import RecordBatch
+from tests.support_examples import examples
 
 TP = ("predictions", 0)
 #: Offsets of the records there are: transaction markers leave holes.
@@ -106,7 +107,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@examples(100)
 @given(st.integers(0, 40), st.lists(steps, max_size=40))
 def test_every_record_is_handed_over_once_a_worker_and_in_order(
     bytes_max: int, schedule: list[tuple[str, int]]

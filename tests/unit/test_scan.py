@@ -21,6 +21,7 @@ from schemas.scan_labels import label_names, scan_labels
 from schemas.scan_names import FIELDS as SCANNED
 from schemas.scan_names import names_of
 from tests.support_documents import CONTRACTS, documents
+from tests.support_examples import examples
 from tests.support_join import prediction, truth
 
 PAD = b" " * 8
@@ -34,7 +35,7 @@ def _read(text: bytes) -> tuple[int, float, int]:
     return number(np.frombuffer(text, np.uint8), 0, len(text))
 
 
-@settings(max_examples=600, deadline=None)
+@examples(150)
 @given(
     st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**20), 10**20),
     st.sampled_from(["", "e", "g"]),
@@ -118,7 +119,7 @@ def _same(ours: Any, theirs: Any, fields: tuple[str, ...]) -> None:
         np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field), field)
 
 
-@settings(max_examples=250, deadline=None)
+@examples(60)
 @given(st.lists(documents("prediction"), max_size=6))
 def test_predictions_are_the_same_whoever_reads_them(
     messages: list[tuple[bytes | None, bytes, bool]],
@@ -139,7 +140,7 @@ def test_predictions_are_the_same_whoever_reads_them(
                            "payload_bytes"))  # fmt: skip
 
 
-@settings(max_examples=250, deadline=None)
+@examples(60)
 @given(st.lists(documents("label"), max_size=6))
 def test_labels_are_the_same_whoever_reads_them(messages: list[tuple[bytes | None, bytes, bool]]) -> None:
     """As above, of ground truths."""

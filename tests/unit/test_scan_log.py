@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from schemas.errors import BadMessage
@@ -21,6 +21,7 @@ from streams.core.archive import log_copy, log_rows, scanner_of
 from streams.core.records import Record, RecordBatch
 from tests.support_archive import rows_of
 from tests.support_documents import documents
+from tests.support_examples import examples
 from tests.support_join import prediction, truth
 
 Headers = dict[str, bytes]
@@ -48,7 +49,7 @@ def _plain(row: tuple[Any, ...]) -> str:
     return repr(row)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(75)
 @given(st.sampled_from(["predictions", "feedback"]), st.data())
 def test_rows_are_the_same_whoever_makes_them(topic: str, data: st.DataObject) -> None:
     """Events of many models, good and bad, in any order of their fields: nothing is lost, nothing twice, nothing different."""
@@ -106,7 +107,7 @@ def test_batches_of_arrow_and_empty_messages_are_not_read_as_json() -> None:
     assert rows_of(log_copy(batch)) == []
 
 
-@settings(max_examples=500, deadline=None)
+@examples(120)
 @given(
     st.binary(max_size=12) | st.text(max_size=8).map(lambda text: text.encode("utf-8", "surrogatepass")),
     st.integers(0, 9),

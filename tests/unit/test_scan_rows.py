@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.codecs import PredictionDecoder
@@ -21,6 +21,7 @@ from streams.core.raw_log import stretch_of
 from streams.core.records import Record, RecordBatch
 from tests.support_archive import rows_of
 from tests.support_documents import CONTRACTS, documents
+from tests.support_examples import examples
 from tests.support_join import CONTRACT, prediction
 
 DECODER = PredictionDecoder(CONTRACTS.values())
@@ -57,7 +58,7 @@ def _expected(batches: list[RecordBatch]) -> list[str]:
     return [repr(row) for row in sorted(found, key=lambda one: one[1][-3:])]
 
 
-@settings(max_examples=400, deadline=None)
+@examples(100)
 @given(st.data())
 def test_rows_are_the_same_whoever_makes_them(data: st.DataObject) -> None:
     """Events of several models, good and bad, their fields in any order, from here and sent on: nothing is lost or twice."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.core.ratelimit import TokenBucket
@@ -16,6 +16,7 @@ from deploy.scoring.core import ScoringCore
 from deploy.scoring.wire import CompiledContract, decode_head
 from schemas.events import PredictionMade, Score
 from tests.support_deploy import CONTRACT, artifact
+from tests.support_examples import examples
 from tests.support_scoring import Incoming, ask, deploy, dump, make_core, run
 
 
@@ -56,7 +57,7 @@ def test_bytes_that_break_decoders_are_dead_lettered(core: ScoringCore, value: b
     assert [s.status for s in scores if s.request_id == "q0"] == ["ok"]
 
 
-@settings(max_examples=300, deadline=None)
+@examples(75)
 @given(st.binary(max_size=60) | st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(

@@ -8,13 +8,14 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.edges import Edges
 from schemas.rows import NANO, PROBABILITY_MIN
 from streams.core import tally
 from streams.core.layouts import HEAD, INVALID, LEAST, LOWER, MISSING, MOST, UPPER
+from tests.support_examples import examples
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 edges = st.one_of(
@@ -25,7 +26,7 @@ edges = st.one_of(
 ).map(lambda some: tuple(sorted(set(some))))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(75)
 @given(
     edges,
     st.lists(st.tuples(finite | st.floats(-12, 12) | st.just(math.nan), st.integers(0, 2)), max_size=60),
@@ -66,7 +67,7 @@ def test_numbers_are_counted_as_one_by_one(
             assert block[HEAD:].tolist() == bins[cell].tolist()
 
 
-@settings(max_examples=200, deadline=None)
+@examples(50)
 @given(st.lists(st.tuples(st.floats(-0.5, 1.5), st.sampled_from([0.0, 1.0])), max_size=50))
 def test_losses_are_those_of_the_c_library(rows: list[tuple[float, float]]) -> None:
     """Compiled or not: a machine that counts again what another one counted comes to the same."""
@@ -78,7 +79,7 @@ def test_losses_are_those_of_the_c_library(rows: list[tuple[float, float]]) -> N
     assert found.tolist() == [round(loss * NANO) for loss in expected]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(25)
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans(), st.sampled_from([-1, 1]), st.booleans(), st.integers(0, 2)),
                 min_size=1, max_size=40))  # fmt: skip
 def test_outcomes_are_counted_in_each_of_their_cells(rows: list[tuple[float, bool, int, bool, int]]) -> None:

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.rows import TABLES
@@ -17,6 +17,7 @@ from streams.core.layouts import HEAD, INVALID, LOWER, MISSING, OTHER, ROWS, UPP
 from streams.core.tally import FACTS, FACTS_WIDTH
 from streams.core.window_rows import Told, counts_rows, features_rows, row_key
 from streams.core.window_state import Group
+from tests.support_examples import examples
 from tests.support_upserts import spread
 
 #: A category may be called as what is none of them, and then there are two of its name.
@@ -42,7 +43,7 @@ def told(start_ms: int, layout: Layout, numbers: list[int], latencies: dict[int,
     return Told(group, cell, row_key(group.key, key, 3))
 
 
-@settings(deadline=None, max_examples=60)
+@examples(15)
 @given(
     st.lists(
         st.tuples(

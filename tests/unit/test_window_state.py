@@ -26,6 +26,7 @@ from streams.core.join_state import WindowKey
 from streams.core.layouts import OTHER, Layout, Part, Plans
 from streams.core.window_state import Group, Layouts, decode_group, encode_groups, put_by
 from streams.core.windows import Windows
+from tests.support_examples import examples
 from tests.support_join import CONTRACT, HOUR, T0, Stream, join_core, prediction
 from tests.support_upserts import spread
 
@@ -56,7 +57,7 @@ def counted(of: ModelContract, rows: list[tuple[float, ...]], plans: Plans, cell
     tally.features(flat, at, step, none, none, number, start, plans.arrays, cell.sums, reals)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(50)
 @given(st.lists(ROWS, min_size=1, max_size=4), st.integers(0, 9))
 def test_what_cells_have_counted_is_read_back_to_the_last_bit(
     cells: list[list[tuple[float, ...]]], more: int

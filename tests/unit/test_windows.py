@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.arrow import encode_arrow
@@ -34,6 +34,7 @@ from streams.core.members import Segments, coded
 from streams.core.pipeline import JoinCore
 from streams.core.together import Together
 from streams.core.windows import Windows
+from tests.support_examples import examples
 from tests.support_join import CONTRACT, HOUR, T0, Stream, blocks, join_core, prediction, truth
 from tests.support_upserts import spread
 
@@ -383,7 +384,7 @@ def test_a_window_is_bounded_and_made_of_whole_steps(window: str, step: str | in
         Monitoring.model_validate({"window": window, "window_step": step})
 
 
-@settings(max_examples=20, deadline=None)
+@examples(10)
 @given(
     st.lists(
         st.sampled_from([-3.0, -2.0, -0.1, 0.0, 0.25, 0.5, 1.0, 1.5, 9e30, None]), min_size=1, max_size=12
