@@ -58,6 +58,13 @@ def open_arrow(value: bytes | memoryview | None) -> tuple[pa.Schema, list[pa.Rec
     return schema, batches
 
 
+def model_of(schema: pa.Schema, errors: str = "strict") -> str:
+    """The model that all rows of a batch of predictions are of; "" if its schema names none. Raises UnicodeDecodeError, unless
+    ``errors`` says otherwise."""
+    name: bytes = (schema.metadata or {}).get(b"model", b"")
+    return name.decode(errors=errors)
+
+
 def whole_table(schema: pa.Schema, batches: Sequence[pa.RecordBatch]) -> pa.Table:
     """What :func:`open_arrow` found as a table, every row of it looked at. Raises BadMessage."""
     try:

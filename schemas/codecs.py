@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.arrow import PREDICTION_COLUMNS, encode_arrow_predictions, open_arrow, read_arrow, whole_table
+from schemas.arrow import model_of, open_arrow, whole_table
 from schemas.arrow_predictions import ROLE_CODES, STATUS_CODES, ArrowBuilder, ArrowMessage
 from schemas.columns import PredictionColumns, by_model, coded, renumbered
 from schemas.contracts import ModelContract
@@ -27,11 +27,6 @@ from schemas.scan import Scanned, scan
 from schemas.scan_names import names_of
 from schemas.scan_rows import LogRows
 from schemas.spans import Spans
-
-__all__ = [
-    "PREDICTION_COLUMNS", "Bad", "Messages", "PredictionColumns", "PredictionDecoder", "coded", "encode_arrow_predictions",
-    "encode_prediction", "read_arrow",
-]  # fmt: skip
 
 _Text = Annotated[str, msgspec.Meta(max_length=ID_CHARS_MAX)]
 #: Checked once for each version in a batch: a pattern in the decoder would cost as much as all the rest of an event.
@@ -187,7 +182,7 @@ class PredictionDecoder:
 
     def _opened(self, at: int, value: memoryview | None) -> ArrowMessage:
         schema, batches = open_arrow(value)
-        model = (schema.metadata or {}).get(b"model", b"").decode("utf-8", "replace")
+        model = model_of(schema, "replace")
         if model not in self.contracts:
             whole_table(schema, batches)
             raise BadMessage(
@@ -337,7 +332,7 @@ def _sane(columns: PredictionColumns, time_ms: int | None, bad: list[Bad]) -> Pr
             )
         else:
             why = ("not-finite", "score is infinite")
-        bad.append(Bad(int(columns.message[i]), int(columns.row[i]), *why))
+        bad.append(Bad(int(columns.message[i]), int(columns.row[i]), *why, alone=True))
     return columns.take(np.flatnonzero(~faulty))
 
 

@@ -77,7 +77,10 @@ def without(
     columns: PredictionColumns, faults: Mapping[int, tuple[str, str]], bad: list[Bad]
 ) -> PredictionColumns:
     """The rows that have no fault, and only the versions that these have."""
-    bad += [Bad(int(columns.message[at]), int(columns.row[at]), *why) for at, why in sorted(faults.items())]
+    bad += [
+        Bad(int(columns.message[at]), int(columns.row[at]), *why, alone=True)
+        for at, why in sorted(faults.items())
+    ]
     kept = np.ones(len(columns), np.bool_)
     kept[list(faults)] = False
     left = columns.take(np.flatnonzero(kept))

@@ -155,7 +155,10 @@ class DeadLetter(Event):
     reason: str
     detail: str
     key_base64: str | None = None
-    value_base64: str = Field(description="The message's bytes; cut at 256 KiB, then ``truncated`` is true.")
+    value_base64: str = Field(
+        description="The message's bytes, of a row of an Arrow batch that row as a batch of one; cut at 256 KiB, then "
+        "``truncated`` is true."
+    )
     truncated: bool = False
     headers: dict[str, str] = Field(default_factory=dict)
     timestamp_ms: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import msgspec
@@ -163,12 +163,12 @@ class LabelDecoder:
             for row, data in enumerate(rows):
                 label, why = self._judged(data)
                 if label is None:
-                    wrong.append(Bad(at, row, *why))
+                    wrong.append(Bad(at, row, *why, alone=True))
                 else:
                     good.append((at, row, label))
             # What is wrong with all rows alike is wrong with the batch, and said once.
             alike = len(wrong) == len(rows) and len({(one.reason, one.detail) for one in wrong}) == 1
-            bad += wrong[:1] if alike else wrong
+            bad += [replace(wrong[0], alone=False)] if alike else wrong
         labels, at_each = [label for _, _, label in good], [(at, row) for at, row, _ in good]
         return [*parts, LabelColumns.of(self._models, labels, at_each)]
 

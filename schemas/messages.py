@@ -28,12 +28,14 @@ Message = tuple[bytes | None, bytes | None, bool]
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """One row that cannot be used: position of its message, row in it, reason and detail."""
+    """One row that cannot be used: position of its message, row in it, reason and detail; ``alone``: that row and not the whole
+    message."""
 
     message: int
     row: int
     reason: str
     detail: str
+    alone: bool = False
 
 
 @dataclass(slots=True)

@@ -18,8 +18,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
+from schemas.arrow import model_of, read_arrow
 from schemas.arrow_log import arrow_rows
-from schemas.codecs import read_arrow
 from schemas.control import COMMANDS, Alert, CanaryAnalysis, ControlTick, Decision, Deployment
 from schemas.errors import BadMessage
 from schemas.events import (
@@ -269,7 +269,7 @@ def _arrow_block(batch: RecordBatch, opened: Sequence[tuple[int, pa.Table]]) -> 
         begins = [
             _origin(batch.headers.get(at, {}), batch.partition, int(batch.offsets[at])) for at, _ in opened
         ]
-        model = (first.schema.metadata or {}).get(b"model", b"").decode()
+        model = model_of(first.schema)
     except ValueError:
         return None
     table = first if len(opened) == 1 else pa.concat_tables([table for _, table in opened])
@@ -322,7 +322,7 @@ def _events(record: Record) -> list[tuple[int, Any, Callable[[Any, Address], Row
             raise BadMessage("absurd-timestamp", "not within the years 2000 to 2100")
         return [(0, event, to_row)]
     table = read_arrow(record.value)
-    model = (table.schema.metadata or {}).get(b"model", b"").decode()
+    model = model_of(table.schema)
     found = []
     for place, document in enumerate(table.to_pylist()):
         if record.topic == "predictions":

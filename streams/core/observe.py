@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.blocks import DTYPES, NARROWED_MIN, About, ObservationBlock, encode_block, encode_blocks
-from schemas.codecs import coded
+from schemas.columns import coded
 from schemas.contracts import ModelContract
 from schemas.events import HEADER_ORIGIN
 from schemas.hashing import KeyHashes

@@ -7,41 +7,33 @@ outcome row. Ticks move event time, close windows, and go on to every observatio
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.codecs import PREDICTION_COLUMNS, Bad, Messages, PredictionDecoder, read_arrow
+from schemas.codecs import PredictionDecoder
 from schemas.contracts import ModelContract, ModelRecord, Reference
 from schemas.errors import Halted
-from schemas.events import (
-    FORMAT_ARROW,
-    HEADER_FORMAT,
-    HEADER_KIND,
-    HEADER_ORIGIN,
-    KIND_TICK,
-    DeadLetter,
-    Tick,
-)
+from schemas.events import FORMAT_ARROW, HEADER_FORMAT, HEADER_KIND, KIND_TICK, Tick
 from schemas.hashing import KeyHashes, key_hashes
-from schemas.ids import RowId
 from schemas.labels import LabelColumns, LabelDecoder
+from schemas.messages import Bad, Messages
 from schemas.scan_rows import LogRows
 from streams.core.archive import is_own, is_plain
 from streams.core.arriving import look_at
+from streams.core.astray import came_astray, sent_on
 from streams.core.cold import ANSWERS, ColdLabels, Question, known_labels
+from streams.core.dead_letters import dead_letter, dead_letters
 from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upserts
 from streams.core.distinct import distinct
 from streams.core.join import Arrivals, JoinIndex, LabelRows, drain
 from streams.core.join_meta import BEGINNING_MS, Meta, restored
 from streams.core.join_pieces import JoinPieces
 from streams.core.members import Members, Segments, coded
-from streams.core.observe import Observed, Predictions, address, addresses_of, outcome_block
+from streams.core.observe import Observed, Predictions, addresses_of, outcome_block
 from streams.core.outcomes import OutcomeRows
 from streams.core.records import Input, Record, RecordBatch, batches, joined
 from streams.core.together import Together
@@ -51,7 +43,6 @@ NO_ROOM = (
     "monitor.early_labels_max labels of this partition wait already, for their prediction or for ClickHouse to be looked up "
     "in: send it again when there is room, or raise the limit"
 )
-DEAD_LETTER_BYTES_MAX = 262_144
 #: The share of bad messages is judged over at least this many.
 BAD_WINDOW_ROWS = 1_000
 #: From so many models on it is dearer to handle the few rows of each in every batch than to put batches together.
@@ -102,7 +93,6 @@ class JoinCore:
         #: Why the core refuses to go on, once it does.
         self.halted: str | None = None
         self._sequence = 0
-        self._opened: tuple[bytes, str, list[dict[str, Any]]] | None = None
         self._measured = _Measured()
         #: Rows of the raw log, made on the way where this worker writes it.
         self._logs = limits.warehouse and context.settings.clickhouse.raw_log == "monitor"
@@ -151,7 +141,6 @@ class JoinCore:
         self._meta.changed = self._meta.changed or self._index.first_number != first_number
 
     def _run(self, records: RecordBatch) -> None:
-        self._opened = None
         if not len(records):
             return
         if records.topic == "predictions":
@@ -189,36 +178,13 @@ class JoinCore:
     ) -> NDArray[np.bool_]:
         """Which rows are taken in here: of this partition, or sent here before; the others are sent on."""
         where = hashes.partitions(self._partitions)
-        stays: NDArray[np.bool_] = where == self._partition
-        for at in np.flatnonzero(~stays).tolist():
-            record = records[int(rows.message[at])]
-            if HEADER_ORIGIN in record.headers:
-                stays[at] = True
-            else:
-                self._send_on(record, int(rows.row[at]), rows.keys[at] or b"", int(where[at]))
-        return stays
-
-    def _send_on(self, record: Record, row: int, key: bytes, partition: int) -> None:
-        value = record.value or b""
-        if record.headers.get(HEADER_FORMAT) == FORMAT_ARROW:
-            value = self._row_as_json(value, row, record.topic)
-        headers = {k: v for k, v in record.headers.items() if k != HEADER_FORMAT}
-        headers[HEADER_ORIGIN] = str(RowId(record.topic, record.partition, record.offset, row)).encode()
-        self._outs.append(Out(record.topic, key, value, partition, headers))
-        self._measured.rerouted[record.topic] = self._measured.rerouted.get(record.topic, 0) + 1
-
-    def _row_as_json(self, value: bytes, row: int, topic: str) -> bytes:
-        """One row of an Arrow batch as the JSON document it stands for."""
-        if self._opened is None or self._opened[0] is not value:
-            table = read_arrow(value)
-            model = (table.schema.metadata or {}).get(b"model", b"").decode()
-            self._opened = (value, model, table.to_pylist())
-        _, model, rows = self._opened
-        data = {name: item for name, item in rows[row].items() if item is not None}
-        if topic == "predictions":
-            event = {name: data.pop(name) for name in PREDICTION_COLUMNS if name in data}
-            data = {**event, "model": model, "features": data}
-        return msgspec.json.encode(data)
+        astray = came_astray(records, rows, where != self._partition)
+        if astray.any():
+            outs = list(sent_on(records, rows, astray, where))
+            self._outs += outs
+            rerouted = self._measured.rerouted
+            rerouted[records.topic] = rerouted.get(records.topic, 0) + len(outs)
+        return ~astray
 
     def _take(self, records: RecordBatch, rows: Together) -> None:
         """Count what is new, put it into the index and on the way to the detectors."""
@@ -296,9 +262,11 @@ class JoinCore:
             )
             outcomes = self._index.label(rows, oldest_ms[contract.model], contract.monitoring.last_label)
             self._settle(contract, outcomes)
-            for one in at[self._index.refused].tolist():
-                message, row = int(labels.message[one]), int(labels.row[one])
-                self._dead_letter(records[message], Bad(message, row, "no-room", NO_ROOM))
+            refused = [
+                Bad(int(labels.message[one]), int(labels.row[one]), "no-room", NO_ROOM, alone=True)
+                for one in at[self._index.refused].tolist()
+            ]
+            self._lay_down(dead_letters(records, refused), refused)
 
     def _oldest_waiting_ms(self) -> dict[str, int]:
         """By model: a label older than this no longer waits for its prediction.
@@ -332,7 +300,8 @@ class JoinCore:
         try:
             tick = msgspec.json.decode(record.value or b"", type=_TickValue)
         except msgspec.DecodeError as error:
-            self._dead_letter(record, Bad(0, 0, "not-json", f"a tick that cannot be read: {error}"))
+            bad = Bad(0, 0, "not-json", f"a tick that cannot be read: {error}")
+            self._lay_down([dead_letter(record, bad)], [bad])
             return
         meta = self._meta
         if record.topic == "predictions":
@@ -372,8 +341,13 @@ class JoinCore:
         if self._meta.judged >= 2 * BAD_WINDOW_ROWS:
             self._meta.judged, self._meta.bad = self._meta.judged // 2, self._meta.bad // 2
         self._meta.changed = True
+        self._lay_down(dead_letters(records, bad), bad)
+
+    def _lay_down(self, letters: Iterable[Out], bad: Sequence[Bad]) -> None:
+        self._outs += letters
+        dead = self._measured.dead
         for one in bad:
-            self._dead_letter(records[one.message], one)
+            dead[one.reason] = dead.get(one.reason, 0) + 1
 
     def _judge(self, records: RecordBatch, bad: list[Bad], total: int) -> None:
         """Halt when a broken producer would empty the stream into ``dead-letters``.
@@ -391,26 +365,6 @@ class JoinCore:
                 f"{first.reason}: {first.detail}. Mend the producer, or raise monitoring.bad_share_max to let them pass"
             )
             raise Halted(self.halted)
-
-    def _dead_letter(self, record: Record, bad: Bad) -> None:
-        value = record.value or b""
-        origin = address(record, bad.row)
-        letter = DeadLetter(
-            topic=origin.topic,
-            partition=origin.partition,
-            offset=origin.offset,
-            row=origin.row,
-            reason=bad.reason,
-            detail=bad.detail[:2_000],
-            key_base64=None if record.key is None else base64.b64encode(record.key[:1_000]).decode(),
-            value_base64=base64.b64encode(value[:DEAD_LETTER_BYTES_MAX]).decode(),
-            truncated=len(value) > DEAD_LETTER_BYTES_MAX,
-            headers={name: v.decode("utf-8", "replace") for name, v in record.headers.items()},
-            timestamp_ms=record.timestamp_ms,
-        )
-        key = f"{record.topic}/{record.partition}".encode()
-        self._outs.append(Out("dead-letters", key, letter.model_dump_json().encode(), 0))
-        self._measured.dead[bad.reason] = self._measured.dead.get(bad.reason, 0) + 1
 
     def logged(self) -> list[LogRows]:
         """Rows of the raw log made of what the last call of ``apply`` brought."""

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from schemas.arrow import encode_arrow, read_arrow
 from schemas.arrow_plain import Odd, PlainBatches
-from schemas.codecs import PredictionColumns, PredictionDecoder
+from schemas.codecs import PredictionDecoder
+from schemas.columns import PredictionColumns
 from schemas.errors import BadMessage
 from schemas.messages import Bad, Messages
 from tests.support_examples import examples

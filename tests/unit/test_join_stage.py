@@ -7,10 +7,11 @@ import json
 import pyarrow as pa
 import pytest
 
-from schemas.arrow import encode_arrow
+from schemas.arrow import encode_arrow, read_arrow
 from schemas.contracts import ModelRecord
 from schemas.events import HEADER_KIND, HEADER_ORIGIN, Tick
 from schemas.ids import RowId, partition_of
+from streams.core import astray
 from streams.core.delivery import Manifest, Out
 from streams.core.join_rows import ROW_BYTES
 from streams.core.pipeline import MODELS_MANY, JoinCore
@@ -21,6 +22,7 @@ from tests.support_join import (
     T0,
     Stream,
     blocks,
+    dead,
     join_core,
     prediction,
     truth,
@@ -97,6 +99,36 @@ def test_a_stray_row_of_an_arrow_batch_is_sent_on_as_json() -> None:
         [1],
         [2.0, 2.0],
     )
+
+
+@pytest.mark.parametrize("topic", ["predictions", "feedback"])
+def test_a_batch_for_another_partition_is_opened_once(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each of its rows, which would take a worker minutes."""
+    ids = [name for name in map(str, range(3_000)) if partition_of(name.encode(), 2) == 1]
+    columns: dict[str, list[object]] = {"prediction_id": [*ids]}
+    if topic == "predictions":
+        columns |= {"version": ["v1"] * len(ids), "event_time_ms": [T0] * len(ids), "score": [0.5] * len(ids)}
+        columns |= {"distance": [1.0] * len(ids), "origin": ["EWR"] * len(ids)}
+    else:
+        columns |= {
+            "model": ["flights"] * len(ids),
+            "label": [1.0] * len(ids),
+            "label_time_ms": [T0] * len(ids),
+        }
+    value = encode_arrow(pa.table(columns).replace_schema_metadata({b"model": b"flights"}))
+    opened = []
+    monkeypatch.setattr(astray, "read_arrow", lambda value: opened.append(1) or read_arrow(value))
+    core = join_core(0, 2)
+    core.apply([Stream(0).arrow(value, topic)], 0)
+    sent = [out for out in core.outputs() if out.topic == topic]
+    assert [out.key for out in sent] == [name.encode() for name in ids]
+    assert [out.headers[HEADER_ORIGIN].decode() for out in sent] == [
+        str(RowId(topic, 0, 0, row)) for row in range(len(ids))
+    ]
+    assert opened == [1]
+    there = join_core(1, 2)
+    there.apply([Record(topic, 1, at, out.key, out.value, out.headers) for at, out in enumerate(sent)], 0)
+    assert not dead(there.outputs())
 
 
 def test_a_revision_is_one_row_back_and_one_forward_at_the_same_time() -> None:

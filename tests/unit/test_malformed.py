@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from schemas.arrow import encode_arrow
+from schemas.arrow import encode_arrow, read_arrow
 from schemas.errors import DeliveryError
 from schemas.events import MESSAGE_BYTES_MAX, REJECTIONS
 from streams.core.records import Record
@@ -173,6 +173,31 @@ def test_one_bad_row_of_an_arrow_batch_leaves_the_others(columns: dict[str, Any]
     assert (letter.reason, letter.offset, letter.row) == (reason, 0, 1)
     (block,) = blocks(outs)
     assert block.row.tolist() == [0, 2]
+    # The letter holds that row as a batch, which is no better when it is sent again.
+    value = base64.b64decode(letter.value_base64)
+    again = join_core()
+    again.apply([Stream().arrow(value)], 0)
+    (same,) = dead(again.outputs())
+    assert (same.reason, same.row, read_arrow(value).num_rows) == (reason, 0, 1)
+
+
+def test_a_batch_with_many_bad_rows_is_not_written_once_for_each() -> None:
+    """Letters of a third of its rows take a small multiple of what the batch does, coded columns or not."""
+    rows = 900
+    ids = [f"a{at}" for at in range(rows)]
+    scores = [float("inf") if at % 3 == 0 else 0.5 for at in range(rows)]
+    table = batch(
+        rows, event_time_ms=[T0] * rows, score=scores, origin=pa.array(["EWR"] * rows).dictionary_encode(), entity=pa.array(ids).dictionary_encode(),
+    )  # fmt: skip
+    value = encode_arrow(table)
+    core = join_core()
+    core.apply([Stream().arrow(value)], 0)
+    letters = dead(core.outputs())
+    assert [letter.row for letter in letters] == list(range(0, rows, 3))
+    assert not any(letter.truncated for letter in letters)
+    opened = [read_arrow(base64.b64decode(letter.value_base64)).to_pylist() for letter in letters]
+    assert opened == [[row] for row in table.to_pylist()[::3]]
+    assert max(len(letter.value_base64) for letter in letters) < 4_000
 
 
 def test_before_time_is_known_only_the_years_are_checked() -> None:
