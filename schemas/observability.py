@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from schemas.errors import ConfigurationError
+from schemas.library_logs import Repeats
 from schemas.metrics import METRICS
 from schemas.settings import ServiceSettings
 
@@ -45,29 +46,6 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
-
-
-class Repeats(logging.Filter):
-    """Lets a library say the same thing once in ``interval_s``: a broker that is away is worth a line, not a flood."""
-
-    def __init__(
-        self, libraries: tuple[str, ...] = ("aiokafka", "faust", "mode"), interval_s: float = 5.0
-    ) -> None:
-        super().__init__()
-        self._libraries = libraries
-        self._interval_s = interval_s
-        self._said: dict[tuple[str, object], float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.name.partition(".")[0] not in self._libraries:
-            return True
-        what = (record.name, record.msg)
-        if record.created - self._said.get(what, -self._interval_s) < self._interval_s:
-            return False
-        if len(self._said) > 1_000:  # messages that were formatted before they were logged
-            self._said.clear()
-        self._said[what] = record.created
-        return True
 
 
 def configure_logs(settings: ServiceSettings) -> None:

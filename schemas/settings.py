@@ -18,6 +18,7 @@ from schemas.contracts import DurationMs
 from schemas.controller_settings import ControllerSection as ControllerSection
 from schemas.controller_settings import OidcSection as OidcSection
 from schemas.errors import ConfigurationError
+from schemas.library_logs import LIBRDKAFKA
 from schemas.retention import RETENTION_MS_MIN, TIME_COLUMNS
 from schemas.section import Section
 from schemas.stores import RegistryAddress, S3Settings
@@ -68,6 +69,7 @@ class KafkaSettings(Section):
             "client.id": self.client_id,
             "security.protocol": self.security.lower(),
             "log.connection.close": False,
+            "logger": LIBRDKAFKA,
             # After an outage the next attempt is near.
             "reconnect.backoff.max.ms": 2_000,
         }
@@ -115,6 +117,10 @@ class KafkaSettings(Section):
             }
         )
         return base | extra
+
+    def asker(self) -> dict[str, Any]:
+        """Configuration of a consumer that is asked where topics end and never polled: what it would log nobody would fetch."""
+        return self.consumer(None, log_level=2)
 
 
 class ClickHouseSettings(Section):

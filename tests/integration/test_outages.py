@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -96,6 +97,9 @@ def test_a_worker_sits_out_a_broker_that_was_killed_and_one_that_stopped(
     assert Counter(rows) == Counter(range(1_000))
     assert worker.rss_bytes() < before_bytes + 50_000_000
     assert worker.terminate() == 0
+    # Whatever a client library had to say of it became a line of the log, and no flood: it tries again twenty times a second.
+    said = [json.loads(line)["logger"] for line in worker.log]
+    assert 1 <= said.count("librdkafka") < 4 * OUTAGE_S, said.count("librdkafka")
 
 
 def test_a_worker_that_starts_before_its_broker_waits_for_it(broker: OwnBroker, workers: Workers) -> None:

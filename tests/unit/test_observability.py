@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 
 import httpx
 import pytest
+from confluent_kafka import Consumer, Producer
 
 from schemas.errors import ConfigurationError
-from schemas.observability import JsonLines, Metrics, Repeats
+from schemas.library_logs import LIBRDKAFKA, Repeats
+from schemas.observability import JsonLines, Metrics
+from schemas.settings import KafkaSettings
 
 
 def test_a_name_that_is_not_on_the_list_cannot_be_exported() -> None:
@@ -73,3 +77,23 @@ def test_a_librarys_repeated_line_is_kept_once_an_interval_and_our_own_always() 
     assert said == [True, False, False, True, False]
     assert passes("aiokafka.cluster", "something else", 6.0)
     assert all(passes("streams.task", "loaded", at) for at in (0.0, 0.1))
+
+
+def test_what_librdkafka_says_of_a_broker_that_is_away_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By whichever of its clients, through our log and not beside it; what is said of something else is said, too."""
+    kafka = KafkaSettings(bootstrap="127.0.0.1:1")
+    clients = [Consumer(kafka.consumer()), Producer(kafka.producer()), Consumer(kafka.asker())]
+    deadline_s = time.monotonic() + 30
+    while time.monotonic() < deadline_s and not caplog.records:
+        for client in clients[:2]:
+            client.poll(0.05)
+    for _ in range(40):
+        for client in clients[:2]:
+            client.poll(0.02)
+    said = [record.getMessage() for record in caplog.records if record.name == "librdkafka"]
+    assert len(said) == 1, said
+    assert "Connection refused" in said[0]
+    LIBRDKAFKA.error("%s [%s] %s", "FAIL", "driftline#consumer-1", "[thrd:main]: certificate verify failed")
+    assert "certificate" in caplog.records[-1].getMessage()
