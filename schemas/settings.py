@@ -38,6 +38,11 @@ OTHER_KEYS = frozenset(
 )
 
 
+#: Of a client that nobody polls while there is nothing to do: what it would log would wait in memory until then. Those beside it
+#: in its process that are polled say the same.
+QUIET = {"log_level": 2}
+
+
 class KafkaSettings(Section):
     """How to reach Kafka; every client of every service is built from this."""
 
@@ -119,8 +124,8 @@ class KafkaSettings(Section):
         return base | extra
 
     def asker(self) -> dict[str, Any]:
-        """Configuration of a consumer that is asked where topics end and never polled: what it would log nobody would fetch."""
-        return self.consumer(None, log_level=2)
+        """Configuration of a consumer that is asked where topics end, and never polled."""
+        return self.consumer(None, **QUIET)
 
 
 class ClickHouseSettings(Section):

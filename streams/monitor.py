@@ -156,6 +156,8 @@ async def _watch(settings: MonitorSettings, app: MonitorApp, tasks: TaskSet, tic
             unready_since_s = None
         if now_s - looked_s >= _ASK_INTERVAL_S:
             looked_s = now_s
+            for task in tasks.tasks:
+                task.serve()
             readings = await _read(settings, tasks, ends)
             absence.note(readings is not None)
             tasks.metrics.set("driftline_broker_up", int(readings is not None))

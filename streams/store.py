@@ -175,6 +175,13 @@ class TaskStore:
                 f"task {self.task}: a transaction can be neither made nor aborted: {cause}"
             ) from second
 
+    def serve(self) -> None:
+        """Hear what the client has to say while there is nothing to commit: in an outage that would pile up. Never waits; any
+        thread may."""
+        producer = self._producer
+        if producer is not None:
+            producer.poll(0)
+
     def close(self) -> None:
         """Let go of the producer; what is not committed was never there."""
         self._producer = None

@@ -219,6 +219,10 @@ class Task:
         """The last manifest's offsets, for lag display."""
         return self._ledger.offsets
 
+    def serve(self) -> None:
+        """To be called every now and then, whether or not there is work; never waits."""
+        self._store.serve()
+
     @property
     def received(self) -> dict[tuple[str, int], int]:
         """The first offset not yet taken in of each input."""

@@ -44,7 +44,7 @@ from schemas.events import HEADER_KIND, HEADER_TRACE, KIND_TICK
 from schemas.failpoints import failpoint
 from schemas.observability import Metrics, configure_logs
 from schemas.record import head_of
-from schemas.settings import ControllerSettings
+from schemas.settings import QUIET, ControllerSettings
 from schemas.signing import Signer, Verifier
 from schemas.verdicts import SignalChanged
 
@@ -136,7 +136,7 @@ class Controller:
         self._offsets: dict[int, int] = {}
         self._producer: Producer | None = None
         self._unsettled = False
-        self._commands = Producer(self._kafka.producer(**{"message.timeout.ms": _SUBMIT_MS}))
+        self._commands = Producer(self._kafka.producer(**{"message.timeout.ms": _SUBMIT_MS, **QUIET}))
         self._input: Broadcast | None = None
         self._looked_ms = -1
         self._measurer = Measurer(
@@ -162,7 +162,7 @@ class Controller:
         self.view.begin()
         producer = self._producer = Producer(
             self._kafka.producer(
-                **{"transactional.id": f"{self._kafka.topic_prefix}controller", "linger.ms": 0}
+                **{"transactional.id": f"{self._kafka.topic_prefix}controller", "linger.ms": 0, **QUIET}
             )
         )
         try:

@@ -9,7 +9,7 @@ from confluent_kafka import Producer
 from deploy.scoring.core import ScoringCore
 from schemas.control import ScorerReport
 from schemas.ids import content_hash
-from schemas.settings import KafkaSettings
+from schemas.settings import QUIET, KafkaSettings
 from schemas.signing import Signer
 
 _DAY_MS = 86_400_000
@@ -30,7 +30,7 @@ class Reports:
         self._instance = instance
         self._core = core
         self._signer = signer
-        self._producer = Producer(kafka.producer(**{"linger.ms": 0}))
+        self._producer = Producer(kafka.producer(**{"linger.ms": 0, **QUIET}))
         self._event_time_ms = event_time_ms
 
     def report(

@@ -32,14 +32,14 @@ from schemas.errors import BrokerError, DeliveryError, DriftlineError, Fenced
 from schemas.failpoints import failpoint
 from schemas.observability import Metrics, configure_logs
 from schemas.presence import is_fatal
-from schemas.settings import KafkaSettings, ScorerSettings
+from schemas.settings import QUIET, KafkaSettings, ScorerSettings
 from schemas.signing import Signer, Verifier
 
 log = logging.getLogger(__name__)
 
 GROUP = "driftline-scorer"
 #: Of the shadows' producer, beside what every producer has.
-SHADOWS = {"queue.buffering.max.messages": 1_000_000, "delivery.report.only.error": True}
+SHADOWS = {"queue.buffering.max.messages": 1_000_000, "delivery.report.only.error": True, **QUIET}
 TRANSACTION_TIMEOUT_MS = 15_000
 EXIT_UNEXPECTED = 70
 _IDLE_S = 0.02
@@ -372,6 +372,7 @@ def transactional(kafka: KafkaSettings, name: str) -> dict[str, Any]:
             "linger.ms": 0,
             # A transaction holds two records a request; produce() must not run out of room.
             "queue.buffering.max.messages": 1_000_000,
+            **QUIET,
         }
     )
 

@@ -14,7 +14,7 @@ from deploy.outage import FENCED
 from schemas.base import Message
 from schemas.control import Alert
 from schemas.errors import BrokerError, Fenced
-from schemas.settings import KafkaSettings
+from schemas.settings import QUIET, KafkaSettings
 
 _TIMEOUT_S = 30.0
 _TRANSACTION_TIMEOUT_MS = 5_000
@@ -32,6 +32,7 @@ class Outbox:
                     "transactional.id": f"{kafka.topic_prefix}driftline-trainer",
                     # A trainer that dies within one holds up everyone who reads `control` until it is timed out.
                     "transaction.timeout.ms": _TRANSACTION_TIMEOUT_MS,
+                    **QUIET,
                 }
             )
         )
