@@ -39,7 +39,7 @@ class Outages:
         self, kafka: KafkaSettings, who: str, metrics: Metrics, stop: threading.Event, backoff_s: float = 0.25
     ) -> None:
         self._backoff_s = backoff_s
-        self._consumer = Consumer(kafka.asker())
+        self._consumer = Consumer(kafka.consumer())
         self._topic = kafka.topic("models")
         self._metrics = metrics
         self._stop = stop

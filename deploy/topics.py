@@ -24,6 +24,7 @@ def create_topics(kafka: KafkaSettings) -> list[str]:
     try:
         existing = admin.list_topics(timeout=TIMEOUT_S).topics
     except KafkaException as error:
+        admin.poll(0)  # It logs why.
         raise PlatformError(f"Kafka at {kafka.bootstrap} does not answer: {error}") from error
     for name, partitions in wanted.items():
         if name in existing and len(existing[name].partitions) != partitions:

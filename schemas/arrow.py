@@ -75,6 +75,15 @@ def whole_table(schema: pa.Schema, batches: Sequence[pa.RecordBatch]) -> pa.Tabl
     return table
 
 
+def documents(table: pa.Table) -> list[dict[str, Any]]:
+    """Each row as what a JSON document would hold. Raises BadMessage where a column's values are nothing that Python has."""
+    try:
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except (pa.ArrowException, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        raise BadMessage("wrong-type", f"a column cannot be read row by row: {error}") from error
+    return rows
+
+
 _BAD = (pa.ArrowException, OSError, ValueError, EOFError)
 
 
@@ -210,11 +219,14 @@ class ArrowRows:
     def _whole(self, name: str) -> pa.Array:
         """A column of texts in one piece."""
         column = self._chunked(name)
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        if pa.types.is_string_view(column.type):
-            column = column.cast(pa.large_string())
-        return column.combine_chunks()
+        try:
+            if pa.types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
+            if pa.types.is_string_view(column.type):
+                column = column.cast(pa.large_string())
+            return column.combine_chunks()
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise BadMessage("wrong-type", f"column {name}: {error}") from error
 
     def _spans(self, column: pa.Array) -> Spans:
         kind: Any = np.int64 if pa.types.is_large_string(column.type) else np.int32

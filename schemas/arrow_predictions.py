@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from schemas.arrow import PREDICTION_COLUMNS, ArrowRows, whole_table
+from schemas.arrow import PREDICTION_COLUMNS, ArrowRows, is_text, whole_table
 from schemas.arrow_plain import FINITE, INFINITE, MISSING, Odd, PlainBatches, numbered
 from schemas.arrow_rows import UNREAD, Coded, write_rows
 from schemas.columns import PredictionColumns, not_finite, renumbered, without
@@ -134,6 +134,10 @@ class ArrowBuilder:
         batches = [_Table(one.at, one.size, whole_table(one.schema, one.batches)) for one in messages]
         table = batches[0].table if len(batches) == 1 else pa.concat_tables([one.table for one in batches])
         batch = ArrowRows(table, self._columns, _NEEDED)
+        for name in UNREAD:
+            kind = table.schema.field(name).type if name in table.schema.names else pa.null()
+            if not (is_text(kind) or pa.types.is_null(kind)):
+                raise BadMessage("wrong-type", f"column {name} is of {kind}, not of texts")
         matrix = self._matrix(batch)
         times, score = batch.integers("event_time_ms"), batch.floats("score", np.nan)
         latency = batch.floats("latency_ms", 0.0)

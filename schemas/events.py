@@ -156,7 +156,7 @@ class DeadLetter(Event):
     detail: str
     key_base64: str | None = None
     value_base64: str = Field(
-        description="The message's bytes, of a row of an Arrow batch that row as a batch of one; cut at 256 KiB, then "
+        description="The message's bytes, of a row of an Arrow batch that row as a batch of one, if it can be told apart; cut at 256 KiB, then "
         "``truncated`` is true."
     )
     truncated: bool = False

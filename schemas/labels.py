@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from schemas.arrow import ArrowRows, is_text, open_arrow, whole_table
+from schemas.arrow import ArrowRows, documents, is_text, open_arrow, whole_table
 from schemas.arrow_plain import Odd, PlainBatches
 from schemas.compiled import compiled
 from schemas.contracts import ModelContract
@@ -152,7 +152,7 @@ class LabelDecoder:
                     if whole is not None:
                         parts.append(whole)
                         continue
-                    rows = table.to_pylist()
+                    rows = documents(table)
                 else:
                     key, value, _ = messages[at]
                     rows = [checked(_LABELS.decode, key, value)]

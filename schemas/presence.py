@@ -16,10 +16,13 @@ ASK_TIMEOUT_S = 5.0
 
 
 def answers(client: Consumer | Producer, topic: str) -> bool:
-    """Whether a broker answers at all, asked about ``topic`` (which the question does not create)."""
+    """Whether a broker answers at all, asked about ``topic`` (which the question does not create). If none does, the client may log
+    why: nobody else would hear one that is only asked."""
     try:
         client.list_topics(topic, timeout=ASK_TIMEOUT_S)
     except KafkaException:
+        if isinstance(client, Producer) or not client.assignment():
+            client.poll(0)
         return False
     return True
 

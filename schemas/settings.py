@@ -38,8 +38,8 @@ OTHER_KEYS = frozenset(
 )
 
 
-#: Of a client that nobody polls while there is nothing to do: what it would log would wait in memory until then. Those beside it
-#: in its process that are polled say the same.
+#: Of a producer that nobody polls while there is nothing to send: what it would log would wait in memory until then. The consumers
+#: beside it say the same.
 QUIET = {"log_level": 2}
 
 
@@ -122,10 +122,6 @@ class KafkaSettings(Section):
             }
         )
         return base | extra
-
-    def asker(self) -> dict[str, Any]:
-        """Configuration of a consumer that is asked where topics end, and never polled."""
-        return self.consumer(None, **QUIET)
 
 
 class ClickHouseSettings(Section):

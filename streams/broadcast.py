@@ -55,7 +55,7 @@ class Broadcast:
             self._kafka.consumer(None, **{"enable.partition.eof": True, "fetch.wait.max.ms": 100})
         )
         # A broker answers one request a connection at a time: beside a waiting fetch the question would wait too.
-        self._asker = Consumer(self._kafka.asker())
+        self._asker = Consumer(self._kafka.consumer())
         # Asked by name, "the beginning" would be looked for again after half a second when no broker is known yet.
         starts = {topic: log_bounds(self._consumer, topic, 0, self._stop)[0] for topic in self._logical}
         self._consumer.assign([TopicPartition(topic, 0, start) for topic, start in starts.items()])

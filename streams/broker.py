@@ -57,7 +57,7 @@ class Ends:
     """
 
     def __init__(self, kafka: KafkaSettings) -> None:
-        self._consumer = Consumer(kafka.asker())
+        self._consumer = Consumer(kafka.consumer())
         self._known_topic = kafka.topic("models")
 
     def ask(self, inputs: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int] | None:

@@ -223,7 +223,7 @@ def read_to_end(
 
 def log_starts(kafka: KafkaSettings, inputs: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
     """First offset that retention has left of each (logical topic, partition). Raises DeliveryError."""
-    consumer = Consumer(kafka.asker())
+    consumer = Consumer(kafka.consumer())
     try:
         return {
             (topic, partition): log_bounds(consumer, kafka.topic(topic), partition)[0]

@@ -11,7 +11,9 @@ from hypothesis import settings
 
 def times(few: int) -> int:
     """``few``, or ten times as many in a search."""
-    return few if settings.default is None or settings.default.derandomize else 10 * few
+    profile = settings.default
+    assert profile is not None
+    return few if profile.derandomize else 10 * few
 
 
 def examples(few: int, **more: Any) -> settings:

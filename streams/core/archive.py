@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from schemas.arrow import model_of, read_arrow
+from schemas.arrow import documents, model_of, read_arrow
 from schemas.arrow_log import arrow_rows
 from schemas.control import COMMANDS, Alert, CanaryAnalysis, ControlTick, Decision, Deployment
 from schemas.errors import BadMessage
@@ -324,7 +324,7 @@ def _events(record: Record) -> list[tuple[int, Any, Callable[[Any, Address], Row
     table = read_arrow(record.value)
     model = model_of(table.schema)
     found = []
-    for place, document in enumerate(table.to_pylist()):
+    for place, document in enumerate(documents(table)):
         if record.topic == "predictions":
             features = {name: document.pop(name) for name in list(document) if name not in _PREDICTION_FIELDS}
             document = {name: value for name, value in document.items() if value is not None}

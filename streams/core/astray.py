@@ -61,8 +61,9 @@ def _documents(record: Record, places: NDArray[Any]) -> Iterator[bytes]:
         return
     table = read_arrow(value)
     model = model_of(table.schema)
-    for document in table.take(places).to_pylist():
-        data = {name: item for name, item in document.items() if item is not None}
+    documents = table.to_pylist()
+    for place in places.tolist():
+        data = {name: item for name, item in documents[place].items() if item is not None}
         if record.topic == "predictions":
             event = {name: data.pop(name) for name in PREDICTION_COLUMNS if name in data}
             data = {**event, "model": model, "features": data}

@@ -21,6 +21,8 @@ from streams.core.records import Record, RecordBatch
 
 #: Of a message or row; what is longer is cut.
 VALUE_BYTES_MAX = 262_144
+#: What columns of unusual types make the library raise.
+_ODD = (pa.ArrowException, TypeError, ValueError, ArithmeticError, LookupError)
 
 
 def dead_letters(records: RecordBatch, bad: Sequence[Bad]) -> Iterator[Out]:
@@ -29,11 +31,8 @@ def dead_letters(records: RecordBatch, bad: Sequence[Bad]) -> Iterator[Out]:
     for one in bad:
         if record is None or one.message != message:
             message, record = one.message, records[one.message]
-            table = None
-        if one.alone and table is None and record.headers.get(HEADER_FORMAT) == FORMAT_ARROW:
-            table = _opened(record)
-        alone = None if table is None or not one.alone else _alone(table, one.row)
-        yield dead_letter(record, one, alone)
+            table = _opened(record) if one.alone else None
+        yield dead_letter(record, one, _alone(table, one.row) if one.alone and table is not None else None)
 
 
 def dead_letter(record: Record, bad: Bad, alone: bytes | None = None) -> Out:
@@ -58,24 +57,40 @@ def dead_letter(record: Record, bad: Bad, alone: bytes | None = None) -> Out:
 
 
 def _opened(record: Record) -> pa.Table | None:
+    """The batch that a record is, if it can be read; of what its schema says besides, only whose it is."""
+    if record.headers.get(HEADER_FORMAT) != FORMAT_ARROW:
+        return None
     try:
         table = read_arrow(record.value)
-    except BadMessage:
+        model = (table.schema.metadata or {}).get(b"model")
+        return table.replace_schema_metadata(None if model is None else {b"model": model}).combine_chunks()
+    except (BadMessage, *_ODD):
         return None
-    # A coded column would bring the texts of all rows with each of them.
-    coded = {
-        at: field.type.value_type
-        for at, field in enumerate(table.schema)
-        if pa.types.is_dictionary(field.type)
-    }
-    for at, kind in coded.items():
-        table = table.set_column(at, table.schema.field(at).with_type(kind), table.column(at).cast(kind))
-    return table
 
 
 def _alone(table: pa.Table, row: int) -> bytes | None:
     """One row of a batch as a batch; None: it cannot be told apart."""
+    one = table.slice(row, 1)
     try:
-        return encode_arrow(table.take([row]))
-    except pa.ArrowException:
+        columns = [_whole(column) for column in one.columns]
+        return encode_arrow(
+            pa.Table.from_arrays(columns, names=one.column_names).replace_schema_metadata(one.schema.metadata)
+        )
+    except _ODD:
         return None
+
+
+def _whole(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    """One value of a column without what other rows hold: codes are written with all texts, views with all they look at."""
+    kind = column.type
+    if pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return column
+    return pa.array(column.to_pylist(), _plain(kind))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind

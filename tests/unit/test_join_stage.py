@@ -29,6 +29,8 @@ from tests.support_join import (
 )  # fmt: skip
 from tests.support_upserts import spread
 
+TEXT_TYPES = (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.string_view())
+
 
 def _other_partition(name: str) -> str:
     return next(f"{name}{at}" for at in range(100) if partition_of(f"{name}{at}".encode(), 2) == 1)
@@ -101,8 +103,11 @@ def test_a_stray_row_of_an_arrow_batch_is_sent_on_as_json() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", TEXT_TYPES, ids=str)
 @pytest.mark.parametrize("topic", ["predictions", "feedback"])
-def test_a_batch_for_another_partition_is_opened_once(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_for_another_partition_is_opened_once(
+    topic: str, kind: pa.DataType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not once for each of its rows, which would take a worker minutes."""
     ids = [name for name in map(str, range(3_000)) if partition_of(name.encode(), 2) == 1]
     columns: dict[str, list[object]] = {"prediction_id": [*ids]}
@@ -115,7 +120,9 @@ def test_a_batch_for_another_partition_is_opened_once(topic: str, monkeypatch: p
             "label": [1.0] * len(ids),
             "label_time_ms": [T0] * len(ids),
         }
-    value = encode_arrow(pa.table(columns).replace_schema_metadata({b"model": b"flights"}))
+    columns["trace_id"] = ["t"] * len(ids)
+    texts = {name: pa.array(of).cast(kind) if isinstance(of[0], str) else of for name, of in columns.items()}
+    value = encode_arrow(pa.table(texts).replace_schema_metadata({b"model": b"flights"}))
     opened = []
     monkeypatch.setattr(astray, "read_arrow", lambda value: opened.append(1) or read_arrow(value))
     core = join_core(0, 2)

@@ -14,7 +14,8 @@ import pytest
 from schemas.arrow import encode_arrow, read_arrow
 from schemas.errors import DeliveryError
 from schemas.events import MESSAGE_BYTES_MAX, REJECTIONS
-from streams.core.records import Record
+from streams.core.archive import log_copy
+from streams.core.records import Record, RecordBatch
 from tests.support_join import HOUR, T0, Stream, blocks, dead, join_core, prediction, truth
 from tests.support_upserts import spread
 
@@ -181,23 +182,64 @@ def test_one_bad_row_of_an_arrow_batch_leaves_the_others(columns: dict[str, Any]
     assert (same.reason, same.row, read_arrow(value).num_rows) == (reason, 0, 1)
 
 
-def test_a_batch_with_many_bad_rows_is_not_written_once_for_each() -> None:
-    """Letters of a third of its rows take a small multiple of what the batch does, coded columns or not."""
+@pytest.mark.parametrize(
+    "shape", ["plain", "coded", "coded views", "views", "small record batches", "much said in the schema"]
+)
+def test_a_batch_with_many_bad_rows_is_not_written_once_for_each(shape: str) -> None:
+    """Letters of a third of its rows take a small multiple of what the batch does, whatever holds its texts."""
     rows = 900
     ids = [f"a{at}" for at in range(rows)]
+    kind = {
+        "coded": pa.dictionary(pa.int32(), pa.string()),
+        "coded views": pa.dictionary(pa.int32(), pa.string_view()),
+        "views": pa.string_view(),
+    }.get(shape, pa.string())
+    entities = pa.array([f"a customer whose name is long {one}" for one in ids])
+    entity = (
+        pa.DictionaryArray.from_arrays(np.arange(rows, dtype=np.int32), entities.cast(kind.value_type))
+        if pa.types.is_dictionary(kind)
+        else entities.cast(kind)
+    )
     scores = [float("inf") if at % 3 == 0 else 0.5 for at in range(rows)]
-    table = batch(
-        rows, event_time_ms=[T0] * rows, score=scores, origin=pa.array(["EWR"] * rows).dictionary_encode(), entity=pa.array(ids).dictionary_encode(),
-    )  # fmt: skip
-    value = encode_arrow(table)
+    table = batch(rows, event_time_ms=[T0] * rows, score=scores, entity=entity)
+    if shape == "small record batches":
+        table = pa.concat_tables([table.slice(at, 3) for at in range(0, rows, 3)])
+    if shape == "much said in the schema":
+        table = table.replace_schema_metadata({b"model": b"flights", b"pandas": b"x" * 50_000})
     core = join_core()
-    core.apply([Stream().arrow(value)], 0)
+    core.apply([Stream().arrow(encode_arrow(table))], 0)
     letters = dead(core.outputs())
     assert [letter.row for letter in letters] == list(range(0, rows, 3))
-    assert not any(letter.truncated for letter in letters)
     opened = [read_arrow(base64.b64decode(letter.value_base64)).to_pylist() for letter in letters]
     assert opened == [[row] for row in table.to_pylist()[::3]]
     assert max(len(letter.value_base64) for letter in letters) < 4_000
+
+
+@pytest.mark.parametrize(
+    "entity",
+    [
+        pa.array([[1], [2], [3]]), pa.array([{"a": 1}] * 3), pa.array([1, 2, 3]), pa.array([2**62] * 3, pa.duration("s")),
+        pa.array([2**62] * 3, pa.timestamp("s")), pa.array([1] * 3, pa.timestamp("ms", "Nowhere/Atlantis")),
+        pa.DictionaryArray.from_arrays(np.zeros(3, np.int32), pa.array([[1]])), pa.array([b"x"] * 3, pa.binary_view()),
+    ],
+    ids=lambda entity: str(entity.type),
+)  # fmt: skip
+@pytest.mark.parametrize("faulty", [True, False], ids=["beside a bad row", "alone"])
+@pytest.mark.parametrize("topic", ["predictions", "feedback"])
+def test_a_column_that_holds_no_texts_ends_nobody(topic: str, faulty: bool, entity: pa.Array) -> None:
+    """Whether the rows are of this partition or of others, in the join and in the raw log."""
+    ids = [f"a{at}" for at in range(3)]
+    if topic == "predictions":
+        table = batch(entity=entity, score=[0.5, float("inf") if faulty else 0.5, 0.5])
+    else:
+        table = pa.table(
+            {"prediction_id": ids, "model": ["flights"] * 3, "label": [1.0, -1.0 if faulty else 1.0, 0.0], "label_time_ms": [T0] * 3, "trace_id": entity}
+        )  # fmt: skip
+    core = join_core(0, 4)
+    record = Stream(0).arrow(encode_arrow(table), topic)
+    core.apply([record], 0)
+    assert {letter.reason for letter in dead(core.outputs())} <= {"wrong-type", "invalid-value", "not-finite"}
+    list(log_copy(RecordBatch.of([record])))
 
 
 def test_before_time_is_known_only_the_years_are_checked() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import time
 
 import httpx
 import pytest
@@ -14,6 +13,7 @@ from confluent_kafka import Consumer, Producer
 from schemas.errors import ConfigurationError
 from schemas.library_logs import LIBRDKAFKA, Repeats
 from schemas.observability import JsonLines, Metrics
+from schemas.presence import answers
 from schemas.settings import KafkaSettings
 
 
@@ -79,21 +79,29 @@ def test_a_librarys_repeated_line_is_kept_once_an_interval_and_our_own_always() 
     assert all(passes("streams.task", "loaded", at) for at in (0.0, 0.1))
 
 
-def test_what_librdkafka_says_of_a_broker_that_is_away_is_logged_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """By whichever of its clients, through our log and not beside it; what is said of something else is said, too."""
+def test_what_librdkafka_says_goes_into_our_log(caplog: pytest.LogCaptureFixture) -> None:
+    """A client that is only asked, too, when the answer is that nobody is there."""
     kafka = KafkaSettings(bootstrap="127.0.0.1:1")
-    clients = [Consumer(kafka.consumer()), Producer(kafka.producer()), Consumer(kafka.asker())]
-    deadline_s = time.monotonic() + 30
-    while time.monotonic() < deadline_s and not caplog.records:
-        for client in clients[:2]:
-            client.poll(0.05)
-    for _ in range(40):
-        for client in clients[:2]:
-            client.poll(0.02)
-    said = [record.getMessage() for record in caplog.records if record.name == "librdkafka"]
-    assert len(said) == 1, said
-    assert "Connection refused" in said[0]
-    LIBRDKAFKA.error("%s [%s] %s", "FAIL", "driftline#consumer-1", "[thrd:main]: certificate verify failed")
-    assert "certificate" in caplog.records[-1].getMessage()
+    for client in (Consumer(kafka.consumer()), Producer(kafka.producer())):
+        caplog.clear()
+        LIBRDKAFKA.filters.clear()
+        LIBRDKAFKA.addFilter(Repeats((LIBRDKAFKA.name,), interval_s=3_600.0))
+        assert not answers(client, "models")
+        (said,) = [record.getMessage() for record in caplog.records if record.name == "librdkafka"]
+        assert "Connection refused" in said
+
+
+def test_what_librdkafka_says_of_a_broker_that_is_away_is_logged_once() -> None:
+    """By whichever of its clients and threads, after however many tries; what is said of something else is said, too."""
+    repeats = Repeats((LIBRDKAFKA.name,), interval_s=5.0)
+
+    def passes(client: str, text: str, created: float) -> bool:
+        record = logging.makeLogRecord({"name": LIBRDKAFKA.name, "msg": "%s [%s] %s", "created": created})
+        record.args = ("FAIL", client, text)
+        return repeats.filter(record)
+
+    refused = "10.0.0.1:9092/bootstrap: Connect to ipv4#10.0.0.1:9092 failed: Connection refused (after {}ms in state CONNECT{})"
+    assert passes("c-1", "[thrd:10.0.0.1:9092/bootstrap]: " + refused.format(0, ""), 0.0)
+    assert not passes("c-2", "[thrd:main]: " + refused.format(12, ", 1 identical error(s) suppressed"), 1.0)
+    assert passes("c-2", "[thrd:main]: 10.0.0.1:9092/1: SSL handshake failed: certificate verify failed", 1.0)
+    assert passes("c-1", "[thrd:main]: " + refused.format(1, ""), 5.0)
