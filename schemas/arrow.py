@@ -75,11 +75,15 @@ def whole_table(schema: pa.Schema, batches: Sequence[pa.RecordBatch]) -> pa.Tabl
     return table
 
 
+#: What the library raises where a column's values are nothing that Python has.
+UNREADABLE = (pa.ArrowException, TypeError, ValueError, ArithmeticError, LookupError)
+
+
 def documents(table: pa.Table) -> list[dict[str, Any]]:
     """Each row as what a JSON document would hold. Raises BadMessage where a column's values are nothing that Python has."""
     try:
         rows: list[dict[str, Any]] = table.to_pylist()
-    except (pa.ArrowException, TypeError, ValueError, ArithmeticError, LookupError) as error:
+    except UNREADABLE as error:
         raise BadMessage("wrong-type", f"a column cannot be read row by row: {error}") from error
     return rows
 

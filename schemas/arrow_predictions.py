@@ -135,7 +135,7 @@ class ArrowBuilder:
         table = batches[0].table if len(batches) == 1 else pa.concat_tables([one.table for one in batches])
         batch = ArrowRows(table, self._columns, _NEEDED)
         for name in UNREAD:
-            kind = table.schema.field(name).type if name in table.schema.names else pa.null()
+            kind = batch.kind(name) if name in batch else pa.null()
             if not (is_text(kind) or pa.types.is_null(kind)):
                 raise BadMessage("wrong-type", f"column {name} is of {kind}, not of texts")
         matrix = self._matrix(batch)

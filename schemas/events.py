@@ -7,13 +7,15 @@ accept the same documents; a test holds the two together.
 
 from __future__ import annotations
 
+import base64
 import operator
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.ids import Role
+from schemas.ids import Role, RowId
 
 #: Header that tells a batch from a single event. Absent means ``json``.
 HEADER_FORMAT = "driftline-format"
@@ -145,6 +147,10 @@ class Score(Event):
     trace_id: str | None = None
 
 
+#: Of a message or row in a dead letter; what is longer is cut.
+DEAD_LETTER_BYTES_MAX = 262_144
+
+
 class DeadLetter(Event):
     """A message that could not be used, as it came, with its address. Topic ``dead-letters``."""
 
@@ -162,6 +168,32 @@ class DeadLetter(Event):
     truncated: bool = False
     headers: dict[str, str] = Field(default_factory=dict)
     timestamp_ms: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        address: RowId,
+        reason: str,
+        detail: str,
+        key: bytes | None,
+        value: bytes,
+        headers: Iterable[tuple[str, bytes | None]],
+        timestamp_ms: int,
+    ) -> Self:
+        """The letter of what came as these bytes."""
+        return cls(
+            topic=address.topic,
+            partition=address.partition,
+            offset=address.offset,
+            row=address.row,
+            reason=reason,
+            detail=detail,
+            key_base64=None if key is None else base64.b64encode(key).decode(),
+            value_base64=base64.b64encode(value[:DEAD_LETTER_BYTES_MAX]).decode(),
+            truncated=len(value) > DEAD_LETTER_BYTES_MAX,
+            headers={name: (data or b"").decode("utf-8", "replace") for name, data in headers},
+            timestamp_ms=timestamp_ms,
+        )
 
 
 Rejection = Literal[

@@ -19,22 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What decides whether a change may land says the same thing each time it is asked, on a machine of any speed: the same
 # examples, none kept from the last run, no limit of time on one of them. Whoever looks for new ones has `make search`.
-settings.register_profile(
-    "repeatable",
-    max_examples=50,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-settings.register_profile(
-    "search",
-    max_examples=500,
-    derandomize=False,
-    deadline=None,
-    print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+AT_ANY_SPEED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("repeatable", AT_ANY_SPEED, max_examples=50, derandomize=True, database=None)
+settings.register_profile("search", AT_ANY_SPEED, max_examples=500, derandomize=False, print_blob=True)
 settings.load_profile("repeatable")
 
 #: Scripts that run in an environment of their own.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from schemas.blocks import ObservationBlock, decode_block
 from schemas.contracts import DetectorConfig, Feature, ModelContract, ModelRecord, Monitoring
@@ -23,6 +24,8 @@ from streams.core.outcomes import OutcomeRows
 from streams.core.pipeline import JoinCore, create
 from streams.core.records import Record
 
+#: Of columns of Arrow batches that hold texts.
+TEXT_TYPES = (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.string_view())
 HOUR = 3_600_000
 T0 = 1_700_000_000_000 // HOUR * HOUR
 WINDOW = WindowKey("m", T0, HOUR)

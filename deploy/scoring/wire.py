@@ -7,7 +7,6 @@ wrong type, a missing or an unknown feature is refused here, at the edge, with i
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Protocol
@@ -18,12 +17,12 @@ from msgspec.structs import astuple
 from schemas.contracts import ModelContract
 from schemas.errors import BadMessage
 from schemas.events import ID_CHARS_MAX, MESSAGE_BYTES_MAX, DeadLetter
+from schemas.ids import RowId
 
 #: What msgspec raises on bytes it cannot read; text that is no UTF-8 and nesting without end are no DecodeErrors.
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _INT64 = 2**63
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_VALUE_BYTES_MAX = 262_144
 _TIME_MAX_MS = 7_258_118_400_000
 
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
@@ -228,18 +227,14 @@ def _int64(value: object) -> int:
 
 def dead_letter(record: Record, error: BadMessage) -> DeadLetter:
     """``record`` as it came, with its address and why it could not be used."""
-    key, value = record.key(), record.value() or b""
-    return DeadLetter(
-        topic="scoring-requests",
-        partition=record.partition() or 0,
-        offset=record.offset() or 0,
-        reason=error.reason,
-        detail=error.detail[:1_000],
-        key_base64=base64.b64encode(key).decode() if key is not None else None,
-        value_base64=base64.b64encode(value[:_VALUE_BYTES_MAX]).decode(),
-        truncated=len(value) > _VALUE_BYTES_MAX,
-        headers={name: (data or b"").decode("utf-8", "replace") for name, data in record.headers() or ()},
-        timestamp_ms=record.timestamp()[1],
+    return DeadLetter.of(
+        RowId("scoring-requests", record.partition() or 0, record.offset() or 0, 0),
+        error.reason,
+        error.detail[:1_000],
+        record.key(),
+        record.value() or b"",
+        record.headers() or (),
+        record.timestamp()[1],
     )
 
 

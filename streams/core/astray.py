@@ -23,14 +23,6 @@ from streams.core.records import Record, RecordBatch
 from streams.core.together import Together
 
 
-def came_astray(
-    records: RecordBatch, rows: Together | LabelColumns, away: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    """``(n,)``: which of the rows that are ``away`` are to be sent on: those that nobody has sent on before."""
-    known = [at for at, held in records.headers.items() if HEADER_ORIGIN in held]
-    return away & ~np.isin(rows.message, known) if known else away
-
-
 def sent_on(
     records: RecordBatch, rows: Together | LabelColumns, astray: NDArray[np.bool_], where: NDArray[Any]
 ) -> Iterator[Out]:

@@ -6,23 +6,17 @@ mends it can send it again as it is, and a batch with many such rows is not writ
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from schemas.arrow import encode_arrow, read_arrow
+from schemas.arrow import UNREADABLE, encode_arrow, read_arrow
 from schemas.errors import BadMessage
 from schemas.events import FORMAT_ARROW, HEADER_FORMAT, DeadLetter
 from schemas.messages import Bad
 from streams.core.delivery import Out
 from streams.core.observe import address
 from streams.core.records import Record, RecordBatch
-
-#: Of a message or row; what is longer is cut.
-VALUE_BYTES_MAX = 262_144
-#: What columns of unusual types make the library raise.
-_ODD = (pa.ArrowException, TypeError, ValueError, ArithmeticError, LookupError)
 
 
 def dead_letters(records: RecordBatch, bad: Sequence[Bad]) -> Iterator[Out]:
@@ -37,20 +31,14 @@ def dead_letters(records: RecordBatch, bad: Sequence[Bad]) -> Iterator[Out]:
 
 def dead_letter(record: Record, bad: Bad, alone: bytes | None = None) -> Out:
     """The letter of a record, or of what of it is ``alone``."""
-    value = (record.value or b"") if alone is None else alone
-    origin = address(record, bad.row)
-    letter = DeadLetter(
-        topic=origin.topic,
-        partition=origin.partition,
-        offset=origin.offset,
-        row=origin.row,
-        reason=bad.reason,
-        detail=bad.detail[:2_000],
-        key_base64=None if record.key is None else base64.b64encode(record.key[:1_000]).decode(),
-        value_base64=base64.b64encode(value[:VALUE_BYTES_MAX]).decode(),
-        truncated=len(value) > VALUE_BYTES_MAX,
-        headers={name: v.decode("utf-8", "replace") for name, v in record.headers.items()},
-        timestamp_ms=record.timestamp_ms,
+    letter = DeadLetter.of(
+        address(record, bad.row),
+        bad.reason,
+        bad.detail[:2_000],
+        None if record.key is None else record.key[:1_000],
+        (record.value or b"") if alone is None else alone,
+        record.headers.items(),
+        record.timestamp_ms,
     )
     key = f"{record.topic}/{record.partition}".encode()
     return Out("dead-letters", key, letter.model_dump_json().encode(), 0)
@@ -64,7 +52,7 @@ def _opened(record: Record) -> pa.Table | None:
         table = read_arrow(record.value)
         model = (table.schema.metadata or {}).get(b"model")
         return table.replace_schema_metadata(None if model is None else {b"model": model}).combine_chunks()
-    except (BadMessage, *_ODD):
+    except (BadMessage, *UNREADABLE):
         return None
 
 
@@ -76,7 +64,7 @@ def _alone(table: pa.Table, row: int) -> bytes | None:
         return encode_arrow(
             pa.Table.from_arrays(columns, names=one.column_names).replace_schema_metadata(one.schema.metadata)
         )
-    except _ODD:
+    except UNREADABLE:
         return None
 
 

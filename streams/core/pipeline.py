@@ -24,7 +24,7 @@ from schemas.messages import Bad, Messages
 from schemas.scan_rows import LogRows
 from streams.core.archive import is_own, is_plain
 from streams.core.arriving import look_at
-from streams.core.astray import came_astray, sent_on
+from streams.core.astray import sent_on
 from streams.core.cold import ANSWERS, ColdLabels, Question, known_labels
 from streams.core.dead_letters import dead_letter, dead_letters
 from streams.core.delivery import Manifest, Out, StageContext, TopicPartition, Upserts
@@ -178,8 +178,9 @@ class JoinCore:
     ) -> NDArray[np.bool_]:
         """Which rows are taken in here: of this partition, or sent here before; the others are sent on."""
         where = hashes.partitions(self._partitions)
-        astray = came_astray(records, rows, where != self._partition)
+        astray: NDArray[np.bool_] = where != self._partition
         if astray.any():
+            astray &= is_own(records)[rows.message]
             outs = list(sent_on(records, rows, astray, where))
             self._outs += outs
             rerouted = self._measured.rerouted

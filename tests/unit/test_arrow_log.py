@@ -19,11 +19,11 @@ from streams.core.archive import log_copy, log_rows
 from streams.core.records import Record, RecordBatch
 from tests.support_archive import rows_of
 from tests.support_examples import examples
+from tests.support_join import TEXT_TYPES
 
 AT_MS = 1_700_000_000_000
 ROWS = 4
 texts = st.sampled_from(["a", "Zürich", "", "x" * 200, "x" * 201, "ok", "canary"])
-TEXT_TYPES = (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.string_view())
 OPTIONAL: dict[str, st.SearchStrategy[Any]] = {
     "role": st.sampled_from(["stable", "shadow", "nobody"]),
     "status": st.sampled_from(["ok", "error", ""]),

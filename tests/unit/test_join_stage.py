@@ -20,6 +20,7 @@ from tests.support_join import (
     CONTRACT,
     HOUR,
     T0,
+    TEXT_TYPES,
     Stream,
     blocks,
     dead,
@@ -28,8 +29,6 @@ from tests.support_join import (
     truth,
 )  # fmt: skip
 from tests.support_upserts import spread
-
-TEXT_TYPES = (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.string_view())
 
 
 def _other_partition(name: str) -> str:
